@@ -1,0 +1,34 @@
+# Everything from a fresh clone, with only python3.11 and make.
+PY    ?= python3.11
+VENV  ?= .venv
+BIN   := $(VENV)/bin
+
+.PHONY: setup demo test test-full lint bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "uv==0.13.8"
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[all]" --group dev
+	touch $@
+
+demo: setup
+	$(BIN)/python -m vssm demo --out runs/demo
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-full: setup
+	$(BIN)/python -m pytest -q --full
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: setup
+	$(BIN)/python benchmarks/models.py
+
+clean:
+	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache vssm/lib
