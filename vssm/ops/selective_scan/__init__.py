@@ -1,0 +1,128 @@
+"""The selective scan (S6) over sequences, and the states themselves.
+
+    dt_t = softplus(dt_t + dt_bias)                       (bias and softplus are optional)
+    h_t  = exp(dt_t A) h_{t-1} + dt_t B_t u_t             h_{-1} = initial_state, or 0
+    y_t  = <C_t, h_t> + D u_t                             (D is optional)
+
+VMamba (arXiv 2401.10166), section 3, equations 3 and 4; `initial_state` is their h_a.
+"""
+
+import torch
+from torch import Tensor
+
+from vssm.ops import dispatch, library
+from vssm.ops.checks import same_device, same_dtype
+from vssm.ops.selective_scan import op as _op  # noqa: F401  (registers the operators)
+from vssm.ops.selective_scan import reference
+
+__all__ = ["selective_scan", "selective_scan_states"]
+
+
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run K groups of C channels through the scan; the channels of a group share B and C.
+
+    Args:
+        u: input (B, K*C, L), any strides, L >= 1; float32, float64, bfloat16 or float16.
+        dt: step sizes (B, K*C, L), dtype of u; before bias and softplus.
+        A: (K*C, N), negative for a decaying state.
+        B: (B, K, N, L), or (B, N, L) for one group; dtype of u.
+        C: like B.
+        D: skip weight (K*C,), or None.
+        dt_bias: (K*C,), or None.
+        dt_softplus: apply softplus to dt + dt_bias (the identity above 20).
+        initial_state: state before the first step (B, K*C, N), or None for zero.
+        return_last_state: also return h_{L-1} (B, K*C, N).
+
+    Returns:
+        y (B, K*C, L) in at least float32 (float64 stays float64), with the last state if asked for.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; the message names the argument.
+
+    Everything is computed in at least float32. The backward recomputes the states; nothing of size L*N is stored.
+    Cost: 9 B L K C N + B L K C multiply-adds.
+    """
+    B, C = _with_groups(B), _with_groups(C)
+    _check(u, dt, A, B, C, D, dt_bias, initial_state)
+    path = dispatch.requested()
+    if path == "reference":
+        dtype = library.at_least_float32(u, A)
+        y, last = reference.scan(
+            *(None if t is None else t.to(dtype) for t in (u, dt, A, B, C, D, dt_bias)),
+            dt_softplus,
+            None if initial_state is None else initial_state.to(dtype),
+        )
+    else:
+        y, last = torch.ops.vssm.selective_scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path)
+    return (y, last) if return_last_state else y
+
+
+def selective_scan_states(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    initial_state: Tensor | None = None,
+) -> Tensor:
+    """The states h (B, K*C, N, L) of `selective_scan`, before C is applied. Arguments as there."""
+    B = _with_groups(B)
+    _check(u, dt, A, B, None, None, dt_bias, initial_state)
+    path = dispatch.requested()
+    if path == "reference":
+        dtype = library.at_least_float32(u, A)
+        return reference.states(
+            *(t.to(dtype) for t in (u, dt, A, B)),
+            None if dt_bias is None else dt_bias.to(dtype),
+            dt_softplus,
+            None if initial_state is None else initial_state.to(dtype),
+        )
+    return torch.ops.vssm.selective_scan_states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path)
+
+
+def _with_groups(x: Tensor) -> Tensor:
+    return x.unsqueeze(1) if x.dim() == 3 else x
+
+
+def _check(u, dt, A, B, C, D, dt_bias, initial_state) -> None:
+    if u.dim() != 3:
+        raise ValueError(f"u must be (B, K*C, L), got {tuple(u.shape)}")
+    batch, channels, length = u.shape
+    if batch == 0 or channels == 0 or length == 0:
+        raise ValueError(
+            f"u must not be empty, got {tuple(u.shape)}; the scan needs B, K*C and L of at least 1"
+        )
+    if A.dim() != 2 or A.shape[0] != channels:
+        raise ValueError(f"A must be (K*C, N) with K*C = {channels} as in u, got {tuple(A.shape)}")
+    if B.dim() != 4:
+        raise ValueError(f"B must be (B, K, N, L) or (B, N, L), got {B.dim()} dimensions: {tuple(B.shape)}")
+    groups, state = B.shape[1], A.shape[1]
+    if channels % groups:
+        raise ValueError(f"u has {channels} channels, which the K = {groups} groups of B do not divide")
+    expected = {
+        "dt": (dt, (batch, channels, length)),
+        "B": (B, (batch, groups, state, length)),
+        "C": (C, (batch, groups, state, length)),
+        "D": (D, (channels,)),
+        "dt_bias": (dt_bias, (channels,)),
+        "initial_state": (initial_state, (batch, channels, state)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"{name} must be {tuple(shape)} for u {tuple(u.shape)} and A {tuple(A.shape)}, got {tuple(tensor.shape)}"
+            )
+    same_device(u=u, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, initial_state=initial_state)
+    same_dtype(u=u, dt=dt, B=B, C=C)

@@ -1,0 +1,146 @@
+"""SS2D after its depthwise convolution: project, scan a map along several routes, merge. Whole, or split at the states.
+
+    [dt_k | B_k | C_k] = x_proj_weight_k x                      once, on the raster map
+    dt_k = softplus(dt_weight_k dt_k + dt_bias_k)
+    h_k  = exp(dt_k A_k) h_k' + dt_k B_k x                      h_k' = state at the pixel visited before on route k
+    y    = sum_k  <C_k, h_k> + D_k x
+
+VMamba (arXiv 2401.10166), section 4.2, figure 3, and appendix A. The fused path never writes the K sequences. Split:
+`ss2d_states` gives h on the image grid and `ss2d_readout` applies C, D and the merge; what changes the states in between
+(state fusion, adaptors) need not know how they came about. Spatial-Mamba is the route list `RASTER` with a fusion there.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vssm.ops import dispatch, library
+from vssm.ops.checks import same_device
+from vssm.ops.routes import CROSS, Route, encode
+from vssm.ops.ss2d import op as _op  # noqa: F401  (registers the operators)
+from vssm.ops.ss2d import reference
+from vssm.ops.ss2d.cascade import ss2d_cascade
+
+__all__ = ["ss2d", "ss2d_cascade", "ss2d_readout", "ss2d_states"]
+
+
+def ss2d(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor | None = None,
+    routes: tuple[Route, ...] = CROSS,
+) -> Tensor:
+    """Scan a map along K routes and merge.
+
+    Args:
+        x: map (B, C, H, W), any strides (channels_last is the fast memory format), any float dtype.
+        x_proj_weight: (K, R+2N, C); the rows of a route are [dt (R) | B (N) | C (N)].
+        dt_weight: (K, C, R).
+        dt_bias: (K, C), added before softplus.
+        A: (K*C, N), negative; row k*C + c is channel c of route k.
+        D: skip weight (K*C,), or None.
+        routes: K routes; CROSS, UNIDIRECTIONAL, BIDIRECTIONAL, RASTER or your own.
+
+    Returns:
+        y (B, C, H, W) in at least float32, in channels_last memory.
+
+    Raises:
+        ValueError: shapes or devices that do not fit; the message names the argument.
+
+    The projection runs in x's dtype (half under autocast), everything after it in at least float32. The backward
+    recomputes the states. Multiply-adds: B H W K C (2 (R+N) + 9N + 1), of which C K (R+2N) are the projection.
+    """
+    _check(x, x_proj_weight, dt_weight, dt_bias, A, D, routes)
+    path = dispatch.requested()
+    proj = project(x, x_proj_weight)
+    if path == "reference":
+        return reference.forward(*_widened(x, proj, dt_weight, dt_bias, A, D), routes)
+    return torch.ops.vssm.ss2d(x, proj, dt_weight, dt_bias, A, D, encode(routes), path)
+
+
+def ss2d_states(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    routes: tuple[Route, ...] = CROSS,
+) -> tuple[Tensor, Tensor]:
+    """The first half of `ss2d`: each route's states on the image grid, and the readout weights C.
+
+    Arguments as `ss2d`. Returns h (B, K, C, N, H, W) in at least float32, whose memory is (B, K, N, H, W, C), and
+    C (B, K, N, H, W) in the dtype of the projection.
+    """
+    _check(x, x_proj_weight, dt_weight, dt_bias, A, None, routes)
+    path = dispatch.requested()
+    proj = project(x, x_proj_weight)
+    _, _, C = reference.split_projection(proj, dt_weight.shape[2], A.shape[1])
+    if path == "reference":
+        x, proj, dt_weight, dt_bias, A = _widened(x, proj, dt_weight, dt_bias, A)
+        return reference.states(x, proj, dt_weight, dt_bias, A, routes), C
+    return torch.ops.vssm.ss2d_states(x, proj, dt_weight, dt_bias, A, encode(routes), path), C
+
+
+def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Tensor:
+    """The second half of `ss2d`: y = sum_k <C_k, h_k> + D_k x (B, C, H, W), in at least float32.
+
+    h (B, K, C, N, H, W) and C (B, K, N, H, W) as `ss2d_states` returns them, x (B, C, H, W), D (K*C,) or None.
+    """
+    if h.dim() != 6 or C.shape != h.shape[:2] + h.shape[3:]:
+        raise ValueError(
+            f"h must be (B, K, C, N, H, W) and C (B, K, N, H, W), got {tuple(h.shape)} and {tuple(C.shape)}"
+        )
+    _, K, channels, N, _, _ = h.shape
+    C = C.to(h.dtype)
+    if K * N == 1:
+        y = h[:, 0, :, 0] * C[:, 0]
+    else:
+        y = (h * C.unsqueeze(2)).sum(dim=(1, 3))
+    if D is not None:
+        skip = D.to(h.dtype).view(K, channels).sum(0)
+        y = torch.addcmul(y, x.to(h.dtype), skip[:, None, None])
+    return y
+
+
+def project(x: Tensor, x_proj_weight: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, K*(R+2N)): the projections of all routes in one matrix product on the raster map."""
+    return F.linear(x.permute(0, 2, 3, 1), x_proj_weight.flatten(0, 1).to(x.dtype))
+
+
+def _widened(*tensors: Tensor | None) -> list:
+    dtype = library.at_least_float32(*tensors)
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
+def _check(x, x_proj_weight, dt_weight, dt_bias, A, D, routes) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"x must be a map (B, C, H, W), got {tuple(x.shape)}")
+    batch, channels, height, width = x.shape
+    if batch == 0 or channels == 0 or height == 0 or width == 0:
+        raise ValueError(f"x must not be empty, got {tuple(x.shape)}; every size must be at least 1")
+    if x.dtype not in dispatch.FLOATS:
+        raise ValueError(f"x has dtype {x.dtype}; supported: float32, float64, bfloat16, float16")
+    K = len(routes)
+    if dt_weight.dim() != 3 or dt_weight.shape[:2] != (K, channels):
+        raise ValueError(
+            f"dt_weight must be (K, C, R) with K = {K} routes and C = {channels}, got {tuple(dt_weight.shape)}"
+        )
+    if A.dim() != 2 or A.shape[0] != K * channels:
+        raise ValueError(f"A must be (K*C, N) with K*C = {K * channels}, got {tuple(A.shape)}")
+    rank, state = dt_weight.shape[2], A.shape[1]
+    expected = {
+        "x_proj_weight": (x_proj_weight, (K, rank + 2 * state, channels)),
+        "dt_bias": (dt_bias, (K, channels)),
+        "D": (D, (K * channels,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(
+                f"{name} must be {shape} for K = {K} routes, C = {channels}, R = {rank}, N = {state}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    same_device(x=x, x_proj_weight=x_proj_weight, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
+    encode(routes)
