@@ -20,9 +20,7 @@ def same_dtype(**tensors: Tensor | None) -> None:
     """One ValueError that names the first tensor of an unsupported dtype, or of another dtype than the first one."""
     (first, reference_tensor), *rest = [(n, t) for n, t in tensors.items() if t is not None]
     if reference_tensor.dtype not in dispatch.FLOATS:
-        raise ValueError(
-            f"{first} has dtype {reference_tensor.dtype}; supported: float32, float64, bfloat16, float16"
-        )
+        raise ValueError(f"{first} has dtype {reference_tensor.dtype}; supported: float32, float64, bfloat16, float16")
     for name, tensor in rest:
         if tensor.dtype != reference_tensor.dtype:
             raise ValueError(

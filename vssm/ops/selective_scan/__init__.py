@@ -101,9 +101,7 @@ def _check(u, dt, A, B, C, D, dt_bias, initial_state) -> None:
         raise ValueError(f"u must be (B, K*C, L), got {tuple(u.shape)}")
     batch, channels, length = u.shape
     if batch == 0 or channels == 0 or length == 0:
-        raise ValueError(
-            f"u must not be empty, got {tuple(u.shape)}; the scan needs B, K*C and L of at least 1"
-        )
+        raise ValueError(f"u must not be empty, got {tuple(u.shape)}; the scan needs B, K*C and L of at least 1")
     if A.dim() != 2 or A.shape[0] != channels:
         raise ValueError(f"A must be (K*C, N) with K*C = {channels} as in u, got {tuple(A.shape)}")
     if B.dim() != 4:
@@ -122,7 +120,7 @@ def _check(u, dt, A, B, C, D, dt_bias, initial_state) -> None:
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tensor.shape != shape:
             raise ValueError(
-                f"{name} must be {tuple(shape)} for u {tuple(u.shape)} and A {tuple(A.shape)}, got {tuple(tensor.shape)}"
+                f"{name} must be {shape} for u {tuple(u.shape)} and A {tuple(A.shape)}, got {tuple(tensor.shape)}"
             )
     same_device(u=u, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, initial_state=initial_state)
     same_dtype(u=u, dt=dt, B=B, C=C)

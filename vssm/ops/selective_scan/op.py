@@ -7,8 +7,12 @@ from torch.utils.flop_counter import register_flop_formula
 from vssm.ops import dispatch, library
 from vssm.ops.selective_scan import core, two_level
 
-dispatch.register("selective_scan", core=None, torch=None, reference=None)
-dispatch.register("selective_scan_states", core=None, torch=None, reference=None)
+def _written(device, dtype):  # temporary, until the core lands
+    return None if hasattr(core, "forward") else "not written yet"
+
+
+dispatch.register("selective_scan", core=_written, torch=None, reference=None)
+dispatch.register("selective_scan_states", core=_written, torch=None, reference=None)
 
 _INPUTS = "Tensor u, Tensor dt, Tensor A, Tensor B, "
 _OPTIONS = "Tensor? dt_bias, bool dt_softplus, Tensor? initial_state, str path"
@@ -22,10 +26,7 @@ def widen(tensors: tuple) -> tuple:
 def as_inputs(grads, inputs) -> list[Tensor]:
     """Gradients in the dtype of their inputs; an absent one becomes the empty tensor that a schema can return."""
     first = inputs[0]
-    return [
-        first.new_empty(0) if g is None or x is None else g.to(x.dtype)
-        for g, x in zip(grads, inputs, strict=True)
-    ]
+    return [first.new_empty(0) if g is None or x is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)]
 
 
 # ---- selective_scan ----
@@ -77,9 +78,7 @@ def _scan_autograd(ctx, gy, glast):
     return (*rest, None, dinitial, None)
 
 
-library.define(
-    f"selective_scan({_INPUTS}Tensor C, Tensor? D, {_OPTIONS}) -> (Tensor, Tensor)", _scan, _scan_fake
-)
+library.define(f"selective_scan({_INPUTS}Tensor C, Tensor? D, {_OPTIONS}) -> (Tensor, Tensor)", _scan, _scan_fake)
 library.define(
     f"selective_scan_backward(Tensor gy, Tensor? glast, {_INPUTS}Tensor C, Tensor? D, {_OPTIONS}) -> Tensor[]",
     _scan_backward,

@@ -57,13 +57,11 @@ def _decay_and_drive(u: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> tuple[Tenso
 
 
 def states(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, h0: Tensor | None) -> Tensor:
-    """All states (B, K, L, C, N). u, dt (B, K, L, C), dt after softplus; A (K, C, N); B (B, K, L, N); h0 (B, K, C, N)."""
+    """All states (B, K, L, C, N). u, dt (B, K, L, C), dt after softplus; A (K, C, N); B (B, K, L, N); h0 (B, K, C, N)"""
     decay, drive = _decay_and_drive(u, dt, A, B)
     batch, K, length, C, N = drive.shape
     flat_h0 = None if h0 is None else h0.reshape(batch * K, C * N)
-    h = linear_recurrence(
-        decay.reshape(batch * K, length, C * N), drive.reshape(batch * K, length, C * N), flat_h0
-    )
+    h = linear_recurrence(decay.reshape(batch * K, length, C * N), drive.reshape(batch * K, length, C * N), flat_h0)
     return h.reshape(batch, K, length, C, N)
 
 
@@ -119,7 +117,7 @@ def _step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool) -> tuple[
 def forward(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state):
     """(y, last state); see the public function. All inputs already in the compute dtype."""
     batch, channels, length = u.shape
-    K, N = B.shape[1], A.shape[1]
+    N = A.shape[1]
     y = u.new_empty(batch, channels, length)
     last = u.new_empty(batch, channels, N)
     for s in slabs(batch, channels * length * N):

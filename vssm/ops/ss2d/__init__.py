@@ -6,8 +6,8 @@
     y    = sum_k  <C_k, h_k> + D_k x
 
 VMamba (arXiv 2401.10166), section 4.2, figure 3, and appendix A. The fused path never writes the K sequences. Split:
-`ss2d_states` gives h on the image grid and `ss2d_readout` applies C, D and the merge; what changes the states in between
-(state fusion, adaptors) need not know how they came about. Spatial-Mamba is the route list `RASTER` with a fusion there.
+`ss2d_states` gives h on the image grid and `ss2d_readout` applies C, D and the merge; what changes the states between
+them (fusion, adaptors) need not know how they came about. Spatial-Mamba is the route list `RASTER` with a fusion there.
 """
 
 import torch

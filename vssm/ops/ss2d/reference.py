@@ -21,10 +21,7 @@ def _sequences(x, proj, dt_weight, state, routes):
     dt_low, B, C = split_projection(proj, dt_weight.shape[2], state)
     dt = torch.einsum("bkrhw,kcr->bkchw", dt_low, dt_weight)
     u = torch.stack([to_sequence(x, route) for route in routes], dim=1)
-    dt, B, C = (
-        torch.stack([to_sequence(t[:, k], route) for k, route in enumerate(routes)], dim=1)
-        for t in (dt, B, C)
-    )
+    dt, B, C = (torch.stack([to_sequence(t[:, k], route) for k, route in enumerate(routes)], dim=1) for t in (dt, B, C))
     return u.flatten(1, 2), dt.flatten(1, 2), B, C
 
 
@@ -45,9 +42,7 @@ def forward(
     return torch.stack([to_map(y[:, k], route, height, width) for k, route in enumerate(routes)]).sum(0)
 
 
-def states(
-    x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, routes: tuple[Route, ...]
-) -> Tensor:
+def states(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, routes: tuple[Route, ...]) -> Tensor:
     """h (B, K, C, N, H, W): each route's states, put back on the map."""
     height, width = x.shape[2:]
     u, dt, B, _ = _sequences(x, proj, dt_weight, A.shape[1], routes)
