@@ -1,0 +1,67 @@
+"""What the operators around the scan share: layer_norm, bias_act, depthwise_conv3x3, state_fusion.
+
+They are cheap next to a matrix product, so the cost of a call counts, and a compiler that sees their plain form can
+fuse it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vssm.ops import dispatch
+
+
+def call(op: torch._ops.OpOverload, *args):
+    """Call an operator; outside of grad mode, skip its autograd layer (4 of 8 microseconds, which B=1 notices)."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def prefers_plain(path: str) -> bool:
+    """Under torch.compile and torch.export a free choice is the plain form: it fuses, and exports everywhere."""
+    return not path and torch.compiler.is_compiling()
+
+
+def result_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The widest dtype among the tensors given."""
+    dtype: torch.dtype | None = None
+    for t in tensors:
+        if t is not None and t.dtype != dtype:
+            dtype = t.dtype if dtype is None else torch.promote_types(dtype, t.dtype)
+    assert dtype is not None
+    return dtype
+
+
+def to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """Every tensor given in one dtype; None stays None."""
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
+def as_inputs(inputs: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """Gradients in the dtype of their inputs; an absent one becomes the empty tensor that a schema can return."""
+    like = next(x for x in inputs if x is not None)
+    return [like.new_empty(0) if g is None or x is None else g.to(x.dtype) for x, g in zip(inputs, grads, strict=True)]
+
+
+def check_float(x: Tensor, name: str = "x") -> None:
+    """One ValueError for a dtype that no path computes."""
+    if x.dtype not in dispatch.FLOATS:
+        raise ValueError(
+            f"{name} has dtype {x.dtype}; supported: float32, float64, bfloat16, float16; convert it with .float()"
+        )
+
+
+def check_per_channel(name: str, t: Tensor | None, channels: int) -> None:
+    """One ValueError for a weight or bias that is not one number per channel."""
+    if t is not None and (t.dim() != 1 or t.shape[0] != channels):
+        raise ValueError(f"{name} must be ({channels},), one number per channel of x, got {tuple(t.shape)}")
+
+
+def empty_map(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised map (B, C, H, W) like x with the channels of a pixel contiguous in memory."""
+    return torch.empty(
+        x.shape, dtype=x.dtype if dtype is None else dtype, device=x.device, memory_format=torch.channels_last
+    )

@@ -1,0 +1,106 @@
+"""Structure-aware state fusion: every state becomes a weighted sum of its neighbours in the plane.
+
+    f[c, y, x] = sum_i alpha_i sum_{u, v in -1..1} K_i[c, u, v] h[c, y + u d_i, x + v d_i]
+
+with coordinates clamped to the map (the border repeats). Spatial-Mamba (arXiv 2410.15091), equation 4, dilations
+d = 1, 3, 5.
+"""
+
+import torch
+from torch import Tensor
+
+from vssm.ops import dispatch
+from vssm.ops.library import at_least_float32
+from vssm.ops.pointwise import call, check_float, prefers_plain
+from vssm.ops.state_fusion import op as _op  # noqa: F401  (registers the operators)
+from vssm.ops.state_fusion import reference, torch_path
+from vssm.ops.state_fusion.fold import fold_kernels as _fold
+
+__all__ = ["fold_kernels", "state_fusion"]
+
+FORMS = ("taps", "folded")
+
+
+def state_fusion(
+    h: Tensor,
+    kernels: list[Tensor],
+    alphas: Tensor,
+    dilations: list[int] = (1, 3, 5),  # pyright: ignore[reportArgumentType] (TorchScript knows lists only)
+    form: str = "taps",
+) -> Tensor:
+    """Fuse a map of states with n dilated depthwise 3x3 kernels.
+
+    Args:
+        h: (B, C, H, W), any strides and any size, also smaller than a dilation; float32, float64, bfloat16, float16.
+        kernels: n tensors (C, 1, 3, 3), any supported dtype.
+        alphas: (n,), one weight per kernel.
+        dilations: n positive integers. None at all means no fusion: h is returned as it is.
+        form: "taps", n convolutions, or "folded", one convolution with `fold_kernels`, folded anew in every call. The
+            two agree to rounding; the compiled core has one kernel for both, which visits each distinct tap once.
+
+    Returns:
+        Like h, dtype of h, in channels_last memory. Arithmetic is in at least float32.
+
+    Raises:
+        ValueError: an unknown form, or a shape, dtype or dilation that does not fit; the message names the argument.
+
+    Cost as the paper counts it: 9 n B C H W multiply-adds.
+    """
+    if torch.jit.is_scripting():
+        return torch.ops.vssm.state_fusion(h, kernels, alphas, dilations, form, "")
+    else:
+        kernels, dilations = list(kernels), list(dilations)
+        _check(h, kernels, alphas, dilations, form)
+        if not dilations:
+            return h
+        path = dispatch.requested()
+        if path == "reference" or (prefers_plain(path) and torch.compiler.is_exporting()):
+            dtype = at_least_float32(h, alphas, *kernels)
+            wide = h.to(dtype), [k.to(dtype) for k in kernels], alphas.to(dtype), dilations
+            fused = reference.state_fusion(*wide) if path == "reference" else torch_path.forward(*wide, form)
+            return fused.to(h.dtype)
+        return call(torch.ops.vssm.state_fusion.default, h, kernels, alphas, dilations, form, path)
+
+
+def fold_kernels(
+    kernels: list[Tensor],
+    alphas: Tensor,
+    dilations: list[int] = (1, 3, 5),  # pyright: ignore[reportArgumentType]
+) -> Tensor:
+    """Fold the kernels of `state_fusion` into one: (C, 1, S, S) with S = 1 + 2 max(dilations); differentiable.
+
+    Arguments and errors as in `state_fusion`, with at least one dilation.
+    """
+    kernels, dilations = list(kernels), list(dilations)
+    _check_kernels(kernels, alphas, dilations)
+    if not dilations:
+        raise ValueError("fold_kernels needs at least one kernel, got none; without kernels there is no fusion")
+    return _fold(kernels, alphas, dilations)
+
+
+def _check(h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int], form: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"unknown form {form!r}: choose one of {', '.join(FORMS)}")
+    check_float(h, "h")
+    if h.dim() != 4:
+        raise ValueError(f"h must be (B, C, H, W), got {tuple(h.shape)}; a state dim of 1 goes with .squeeze(...)")
+    _check_kernels(kernels, alphas, dilations, h.shape[1])
+
+
+def _check_kernels(kernels: list[Tensor], alphas: Tensor, dilations: list[int], channels: int | None = None) -> None:
+    if len(kernels) != len(dilations):
+        raise ValueError(
+            f"{len(kernels)} kernels for {len(dilations)} dilations {dilations}; give one kernel per dilation"
+        )
+    for dilation in dilations:
+        if dilation < 1:
+            raise ValueError(f"dilations must be positive, got {dilations}")
+    for i, kernel in enumerate(kernels):
+        if channels is None:
+            channels = kernel.shape[0]
+        if tuple(kernel.shape) != (channels, 1, 3, 3):
+            raise ValueError(
+                f"kernels[{i}] must be ({channels}, 1, 3, 3) as h has {channels} channels, got {tuple(kernel.shape)}"
+            )
+    if tuple(alphas.shape) != (len(dilations),):
+        raise ValueError(f"alphas must be ({len(dilations)},), one per dilation, got {tuple(alphas.shape)}")

@@ -1,0 +1,28 @@
+"""State fusion as the equation says it: the judge of every other path.
+
+Spatial-Mamba (arXiv 2410.15091), equation 4: structure-aware state fusion.
+"""
+
+import torch
+from torch import Tensor
+
+
+def state_fusion(h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int]) -> Tensor:
+    """sum_i alpha_i sum_{u,v in -1..1} K_i[c, u, v] h[c, clamp(y + u d_i), clamp(x + v d_i)]; h itself if no i."""
+    if not dilations:
+        return h
+    rows, columns = torch.arange(h.shape[-2], device=h.device), torch.arange(h.shape[-1], device=h.device)
+    fused = torch.zeros_like(h)
+    for kernel, alpha, dilation in zip(kernels, alphas, dilations, strict=True):
+        for u in (-1, 0, 1):
+            for v in (-1, 0, 1):
+                y = (rows + u * dilation).clamp(0, h.shape[-2] - 1)
+                x = (columns + v * dilation).clamp(0, h.shape[-1] - 1)
+                fused = fused + alpha * kernel[:, 0, u + 1, v + 1, None, None] * h[:, :, y][..., x]
+    return fused
+
+
+def readout(fused: Tensor, C: Tensor, u: Tensor, D: Tensor | None) -> Tensor:
+    """y = C * fused + D * u; C (B, 1, H, W) is shared by the channels, D (C,) by the pixels."""
+    y = C * fused
+    return y if D is None else y + D[:, None, None] * u

@@ -1,0 +1,54 @@
+"""State fusion with torch's own convolutions: over the map padded with its own border, one per kernel, or folded."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vssm.ops.state_fusion.fold import fold_kernels, unfold_gradient
+
+_aten = torch.ops.aten
+
+
+def _padded(h: Tensor, reach: int) -> Tensor:
+    return F.pad(h, (reach, reach, reach, reach), mode="replicate")
+
+
+def forward(h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int], form: str) -> Tensor:
+    """See the public function. All inputs in the compute dtype, at least one dilation; channels_last memory."""
+    C = h.shape[1]
+    with torch.autocast(h.device.type, enabled=False):
+        if form == "folded":
+            fused = F.conv2d(_padded(h, max(dilations)), fold_kernels(kernels, alphas, dilations), groups=C)
+        else:
+            fused = F.conv2d(_padded(h, dilations[0]), alphas[0] * kernels[0], dilation=dilations[0], groups=C)
+            for i in range(1, len(dilations)):
+                d = dilations[i]
+                fused = fused + F.conv2d(_padded(h, d), alphas[i] * kernels[i], dilation=d, groups=C)
+    return fused.contiguous(memory_format=torch.channels_last)
+
+
+def _convolution_backward(g: Tensor, h: Tensor, weight: Tensor, reach: int, dilation: int) -> tuple[Tensor, Tensor]:
+    C = h.shape[1]
+    dpadded, dweight, _ = _aten.convolution_backward(
+        g, _padded(h, reach), weight, None, [1, 1], [0, 0], [dilation] * 2, False, [0, 0], C, [True, True, False]
+    )
+    return _aten.replication_pad2d_backward(dpadded, h, [reach] * 4), dweight
+
+
+def backward(
+    g: Tensor, h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int], form: str
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """dh (channels_last memory), dkernels, dalphas."""
+    if form == "folded":
+        reach = max(dilations)
+        dh, dfolded = _convolution_backward(g, h, fold_kernels(kernels, alphas, dilations), reach, 1)
+        dkernels, dalphas = unfold_gradient(dfolded, kernels, alphas, dilations)
+    else:
+        dh, dkernels, each = torch.zeros_like(h), [], []
+        for i, d in enumerate(dilations):
+            dpart, dweight = _convolution_backward(g, h, alphas[i] * kernels[i], d, d)
+            dh = dh + dpart
+            dkernels.append(alphas[i] * dweight)
+            each.append((kernels[i] * dweight).sum())
+        dalphas = torch.stack(each)
+    return dh.contiguous(memory_format=torch.channels_last), dkernels, dalphas
