@@ -3,10 +3,14 @@
 `explain()` says which path runs here and why; `use("torch")` demands one.
 """
 
+from vssm.ops.bias_act import bias_act
+from vssm.ops.depthwise import depthwise_conv3x3
 from vssm.ops.dispatch import PathUnavailable, SlowPathWarning, explain, use
+from vssm.ops.layer_norm import add_layer_norm, layer_norm
 from vssm.ops.routes import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route
 from vssm.ops.selective_scan import selective_scan, selective_scan_states
 from vssm.ops.ss2d import ss2d, ss2d_cascade, ss2d_readout, ss2d_states
+from vssm.ops.state_fusion import fold_kernels, state_fusion
 
 __all__ = [
     "BIDIRECTIONAL",
@@ -16,12 +20,18 @@ __all__ = [
     "PathUnavailable",
     "Route",
     "SlowPathWarning",
+    "add_layer_norm",
+    "bias_act",
+    "depthwise_conv3x3",
     "explain",
+    "fold_kernels",
+    "layer_norm",
     "selective_scan",
     "selective_scan_states",
     "ss2d",
     "ss2d_cascade",
     "ss2d_readout",
     "ss2d_states",
+    "state_fusion",
     "use",
 ]
