@@ -7,12 +7,8 @@ from torch.utils.flop_counter import register_flop_formula
 from vssm.ops import dispatch, library
 from vssm.ops.selective_scan import core, two_level
 
-def _written(device, dtype):  # temporary, until the core lands
-    return None if hasattr(core, "forward") else "not written yet"
-
-
-dispatch.register("selective_scan", core=_written, torch=None, reference=None)
-dispatch.register("selective_scan_states", core=_written, torch=None, reference=None)
+dispatch.register("selective_scan", core=None, torch=None, reference=None)
+dispatch.register("selective_scan_states", core=None, torch=None, reference=None)
 
 _INPUTS = "Tensor u, Tensor dt, Tensor A, Tensor B, "
 _OPTIONS = "Tensor? dt_bias, bool dt_softplus, Tensor? initial_state, str path"

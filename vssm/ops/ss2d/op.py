@@ -8,12 +8,8 @@ from vssm.ops.routes import visit_order
 from vssm.ops.selective_scan.op import as_inputs, scan_flops, widen
 from vssm.ops.ss2d import core, two_level
 
-def _written(device, dtype):  # temporary, until the core lands
-    return None if hasattr(core, "forward") else "not written yet"
-
-
-dispatch.register("ss2d", core=_written, torch=None, reference=None)
-dispatch.register("ss2d_states", core=_written, torch=None, reference=None)
+dispatch.register("ss2d", core=None, torch=None, reference=None)
+dispatch.register("ss2d_states", core=None, torch=None, reference=None)
 
 _INPUTS = "Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, "
 

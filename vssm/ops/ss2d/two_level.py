@@ -40,6 +40,12 @@ class _Slab:
         self.dt = F.softplus(self.raw)
         self.h = states(self.u, self.dt, self.A, self.B, None)
 
+    def readout(self) -> Tensor:
+        """<C, h> (B, K, L, C)."""
+        if self.h.shape[-1] == 1:  # a sum over one element costs three times the product
+            return self.h.squeeze(-1) * self.C
+        return (self.h * self.C.unsqueeze(3)).sum(-1)
+
 
 def _order(order: Tensor, x: Tensor) -> Tensor:
     return order.to(device=x.device, dtype=torch.long)
@@ -58,7 +64,7 @@ def forward(x, proj, dt_weight, dt_bias, A, D, order):
     y = x.new_empty(batch, height, width, channels)
     for s in _walk(x, dt_weight, A):
         slab = _Slab(x[s], proj[s], dt_weight, dt_bias, A, order)
-        out = (slab.h * slab.C.unsqueeze(3)).sum(-1)
+        out = slab.readout()
         merged = sum(out[:, k, inverse[k]] for k in range(order.shape[0]))
         y[s] = merged.view(-1, height, width, channels)
     if D is not None:

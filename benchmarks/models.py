@@ -1,0 +1,179 @@
+"""Whole models on this machine, side by side with their peers: images/s, training steps, memory, threads, size.
+
+    python benchmarks/models.py                       every part, eager
+    python benchmarks/models.py --part eval train     some parts
+    python benchmarks/models.py --compiled            also with torch.compile (slow to start)
+    python benchmarks/models.py --official DIR        also the official VMamba-T, from a checkout of its repository
+    python benchmarks/models.py --path torch          our models without the C++ core
+
+All models of one row run in turn in one process, so the ratios hold when the machine's speed drifts. Medians of
+`--runs` rounds. Random weights, 224x224, float32. Memory is measured in a process of its own per model.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import timm
+import torch
+
+import vssm
+
+OURS = ("vmamba_tiny", "spatial_mamba_tiny")
+PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny")
+OFFICIAL = "official VMamba-T"
+SHORT = {"swin_tiny_patch4_window7_224": "swin_tiny"}
+GOALS = {  # the least that is asked of each ratio: (part, model, batch) -> {peer: ratio}
+    ("eval", "vmamba_tiny", 1): {OFFICIAL: 4.0, PEERS[0]: 1.2, PEERS[1]: 1.0},
+    ("eval", "vmamba_tiny", 8): {OFFICIAL: 5.0, PEERS[0]: 1.4, PEERS[1]: 1.0},
+    ("eval", "spatial_mamba_tiny", 1): {PEERS[0]: 1.2, PEERS[1]: 1.0},
+    ("eval", "spatial_mamba_tiny", 8): {PEERS[0]: 1.2, PEERS[1]: 1.0},
+    ("train", "vmamba_tiny", 8): {PEERS[0]: 1.15, PEERS[1]: 0.95},
+    ("train", "spatial_mamba_tiny", 8): {PEERS[0]: 1.1, PEERS[1]: 0.9},
+}
+
+
+def create(name: str, official: Path | None) -> torch.nn.Module:
+    if name != OFFICIAL:
+        return timm.create_model(name)
+    assert official is not None
+    sys.path.insert(0, str(official / "classification"))
+    module = importlib.import_module("models.vmamba")
+    # Without its CUDA extensions the official code takes its pure-torch scan; only this context manager needs a GPU.
+    importlib.import_module("models.csm_triton").torch.cuda.device = lambda _: contextlib.nullcontext()
+    return module.vmamba_tiny_s1l8()
+
+
+def evaluate(model, images):
+    with torch.inference_mode():
+        return model(images)
+
+
+def train_step(model, images):
+    model.zero_grad(set_to_none=True)
+    model(images).float().logsumexp(1).sum().backward()
+
+
+def in_turn(functions: dict, runs: int) -> dict[str, float]:
+    """Median seconds of each function, called in turn."""
+    times = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for _ in range(runs):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def speed(part: str, names: list[str], batch: int, args, size: int = 224, compiled: bool = False) -> dict[str, float]:
+    """Images per second of each model."""
+    step = evaluate if part == "eval" else train_step
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    functions = {}
+    for name in names:
+        if name == OFFICIAL and part == "train":
+            continue  # minutes per step: its indexed loop is quadratic in the length
+        model = create(name, args.official)
+        model.train(part == "train")
+        if compiled and name != OFFICIAL:
+            model = torch.compile(model)
+        functions[name] = lambda model=model: step(model, images)
+    with vssm.ops.use(args.path) if args.path else contextlib.nullcontext():
+        seconds = in_turn(functions, args.runs)
+    return {name: batch / s for name, s in seconds.items()}
+
+
+def print_ratios(part: str, batch: int, found: dict[str, float], label: str) -> None:
+    print(f"\n{label}: images/s " + ", ".join(f"{SHORT.get(n, n)} {v:.2f}" for n, v in found.items()))
+    for ours in OURS:
+        if ours not in found:
+            continue
+        for peer in (p for p in found if p not in OURS):
+            goal = GOALS.get((part, ours, batch), {}).get(peer)
+            ratio = found[ours] / found[peer]
+            verdict = "" if goal is None else f"  goal {goal:.2f}  {'ok' if ratio >= goal else 'SHORT'}"
+            print(f"  {ours:<20} / {SHORT.get(peer, peer):<18} x{ratio:.2f}{verdict}")
+
+
+def memory_of(name: str, part: str, batch: int) -> float:
+    """Peak resident MB of one model in a process of its own, above that of the imports."""
+    command = [sys.executable, __file__, "--memory-of", name, "--part", part, "--batch", str(batch)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def _measure_memory(name: str, part: str, batch: int) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = timm.create_model(name).train(part == "train")
+    images = torch.randn(batch, 3, 224, 224)
+    for _ in range(2):
+        (evaluate if part == "eval" else train_step)(model, images)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = ("eval", "train", "memory", "threads", "resolution")
+    parser.add_argument("--part", nargs="+", default=parts, choices=parts)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--official", type=Path)
+    parser.add_argument("--path", choices=("torch", "core"))
+    parser.add_argument("--only", nargs="+", help="models to run beside the peers", default=list(OURS))
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory_of:
+        return _measure_memory(args.memory_of, args.part[0], args.batch[0])
+
+    results: dict[str, dict] = {}
+    names = [*args.only, *PEERS] + ([OFFICIAL] if args.official else [])
+    torch.set_num_threads(1)
+    print(vssm.ops.explain())
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread, median of {args.runs}")
+    for part in ("eval", "train"):
+        if part not in args.part:
+            continue
+        for batch in args.batch if part == "eval" else args.batch[-1:]:
+            for compiled in (False, True) if args.compiled else (False,):
+                label = f"{part} B={batch}{' compiled' if compiled else ''}"
+                results[label] = speed(part, names, batch, args, compiled=compiled)
+                print_ratios(part, batch, results[label], label)
+    if "resolution" in args.part:
+        small = speed("eval", names, 1, args)
+        large = speed("eval", names, 1, args, size=768)
+        results["eval 768"] = large
+        print_ratios("resolution", 1, large, "eval B=1 at 768x768")
+        for name in names:
+            print(f"  {SHORT.get(name, name):<20} time(768)/time(224) = {small[name] / large[name]:.2f} (pixels: 11.76)")
+    if "threads" in args.part:
+        one = speed("eval", [*args.only, *PEERS], 8, args)
+        torch.set_num_threads(2)
+        two = speed("eval", [*args.only, *PEERS], 8, args)
+        torch.set_num_threads(1)
+        results["two threads / one"] = {name: two[name] / one[name] for name in one}
+        print("\ntwo threads against one, eval B=8 (goal: 1.70, or swin_tiny's if lower)")
+        for name in one:
+            print(f"  {SHORT.get(name, name):<20} x{two[name] / one[name]:.2f}")
+    if "memory" in args.part:
+        for part in ("eval", "train"):
+            found = {name: memory_of(name, part, 8) for name in [*args.only, *PEERS]}
+            results[f"memory {part} B=8, MB"] = found
+            print(f"\npeak memory, {part} B=8, MB above the imports (goal: at most 1.10 of swin_tiny)")
+            for name, value in found.items():
+                print(f"  {SHORT.get(name, name):<20} {value:7.0f}  x{value / found[PEERS[0]]:.2f}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
