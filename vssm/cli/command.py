@@ -1,0 +1,101 @@
+"""The table of subcommands, and what becomes of an error.
+
+A subcommand is a module of this folder with `main(argv) -> exit code`. It parses its arguments first and imports
+torch, timm and Lightning only afterwards (seconds each), so that help and typing errors answer at once.
+Exit codes: 0 done; 1 the command could not do it (one message, no traceback); 2 it was typed wrongly.
+"""
+
+import importlib
+import sys
+
+from vssm.cli.parsing import Stop, UsageError, nearest, print_error
+
+COMMANDS = {
+    "fit": "train a model on a folder of images, or on the bundled digits",
+    "validate": "measure a checkpoint on the validation images",
+    "predict": "name what is in an image, or in a folder of them",
+    "models": "list the models by name and size",
+    "complexity": "count a model's parameters and multiply-adds by operator",
+    "convert": "turn an official .pth checkpoint into a .safetensors of ours",
+    "recipes": "list the training recipes for `vssm fit --config`",
+    "info": "say which device, core library and kernels run here, and why",
+    "demo": "train two small models on handwritten digits, in minutes on two cores",
+}
+
+HELP_FLAGS = ("-h", "--help", "help")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit code; `--debug` anywhere keeps the traceback of an error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except UsageError as error:
+        print_error(str(error))
+        return 2
+    except Stop as stop:
+        print_error(str(stop))
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        return 130
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+        if debug or extra is None:
+            raise
+        print_error(f"this command needs {error.name}, which is not installed: pip install 'vssm[{extra}]'")
+        return 1
+    except (OSError, ValueError) as error:
+        # What a user can cause is raised as one of these, with its remedy in the message; the rest is our bug.
+        if debug:
+            raise
+        print_error(f"{_describe(error)}\n(--debug shows where this was raised)")
+        return 1
+
+
+_EXTRA_OF = {name: "train" for name in ("lightning", "jsonargparse", "torchmetrics", "rich", "matplotlib", "sklearn")}
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in HELP_FLAGS:
+        print(help_text())
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"vssm {version('vssm')}")
+        return 0
+    if name not in COMMANDS:
+        kind = "option" if name.startswith("-") else "command"
+        raise UsageError(f"vssm has no {kind} {name!r}{nearest(name, COMMANDS)}; `vssm --help` lists all")
+    return importlib.import_module(f"vssm.cli.{name}").main(rest)
+
+
+def help_text() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vssm COMMAND ...",
+            "",
+            "Visual state space models: train them, judge them, use them.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "options:",
+            "  --version  print the version",
+            "  --debug    with any command: show the traceback of an error",
+            "",
+            "`vssm COMMAND --help` explains one command. A first try: vssm demo",
+        ]
+    )

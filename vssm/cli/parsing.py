@@ -1,0 +1,54 @@
+"""What every subcommand's parser shares: errors of one line with the nearest right word."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+
+class UsageError(Exception):
+    """The command was typed wrongly; printed as one line, exit code 2."""
+
+
+class Stop(Exception):
+    """The command ends early with a message that says all there is to say, for example how to resume."""
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; nearest: a, b` for the known words that look like `word`, else nothing."""
+    found = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f"; nearest: {', '.join(found)}" if found else ""
+
+
+def print_error(message: str) -> None:
+    print(f"vssm: error: {message}", file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UsageError instead of printing its usage and leaving."""
+
+    def __init__(self, command: str, description: str, **options):
+        super().__init__(prog=f"vssm {command}", description=description, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            unknown = message.removeprefix(prefix).split()[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            message = f"unknown argument {unknown}{nearest(unknown, known)}"
+        raise UsageError(f"{message} (`{self.prog} --help` explains)")
+
+
+def parse(parser: Parser, argv: list[str]) -> argparse.Namespace | None:
+    """The parsed arguments, or None when help was asked for and printed."""
+    try:
+        return parser.parse_args(argv)
+    except SystemExit as leave:
+        if leave.code:
+            raise
+        return None

@@ -1,0 +1,64 @@
+"""Handwritten digits that need no download: 1797 scans of 8x8, bundled with scikit-learn, enlarged to 32x32.
+
+The scans were made at NIST by 43 writers (Kaynak 1995; "Optical Recognition of Handwritten Digits", UCI).
+"""
+
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vssm.data.augment import random_affine
+from vssm.data.preprocess import Preprocess
+
+CLASSES = tuple("0123456789")
+TEST_FRACTION = 0.2
+# Mean and standard deviation of all pixels of the enlarged scans, grey values in 0..1.
+MEAN, STD = (0.309,), (0.349,)
+
+
+class Digits(Dataset):
+    """Normalised images (1, size, size) with their digit, and where in scikit-learn's array each came from."""
+
+    def __init__(self, images: Tensor, labels: Tensor, positions: np.ndarray, background: float, augment: bool):
+        self.images, self.labels, self.positions = images, labels, positions
+        self.background, self.augment = background, augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.images[index]
+        if self.augment:
+            image = random_affine(image, fill=self.background)
+        return image, int(self.labels[index])
+
+
+def preprocess(size: int = 32, interpolation: str = "bicubic") -> Preprocess:
+    return Preprocess((1, size, size), MEAN, STD, interpolation, crop_pct=1.0)
+
+
+def load_digits(
+    size: int = 32, augment: bool = True, split_seed: int = 0, interpolation: str = "bicubic"
+) -> tuple[Digits, Digits]:
+    """Training (1437) and test (360) digits; the 20 % for the test are drawn with `split_seed`, equal per class."""
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
+
+    scans, labels = cast(tuple[np.ndarray, np.ndarray], datasets.load_digits(return_X_y=True))
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=split_seed
+    )
+    transform = preprocess(size, interpolation).transform()
+    grey = np.round(scans.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    images = torch.stack([torch.as_tensor(transform(Image.fromarray(scan))) for scan in grey])
+    background = -MEAN[0] / STD[0]
+
+    def subset(positions: np.ndarray, augment: bool) -> Digits:
+        chosen = torch.from_numpy(positions)
+        return Digits(images[chosen], torch.from_numpy(labels)[chosen].long(), positions, background, augment)
+
+    return subset(train, augment), subset(test, augment=False)

@@ -1,0 +1,111 @@
+"""A folder of images, one folder per class: root/train/CLASS/..., root/val/CLASS/..."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from vssm.data.preprocess import IMAGE_SUFFIXES, open_image
+
+
+class ImageFolder(Dataset):
+    """Image files of one split, sorted by class and name, so that an index means the same on every machine.
+
+    Args:
+        folder: holds one folder per class
+        transform: what is done to the PIL image
+        channels: 3 reads RGB, 1 reads grey
+        classes: the names and order to use; the folder's own, sorted, when not given
+
+    Raises FileNotFoundError, NotADirectoryError or ValueError: folder missing or a file, no class folders, a class
+    without images, or (with `classes`) folders that are not those classes.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        transform: Callable[[Image.Image], object],
+        channels: int = 3,
+        classes: Sequence[str] | None = None,
+    ):
+        self.folder = Path(folder)
+        self.transform = transform
+        self.channels = channels
+        found = class_names(self.folder)
+        if classes is not None:
+            _check_same_classes(self.folder, found, classes)
+        self.classes = tuple(found if classes is None else classes)
+        self.samples: list[tuple[Path, int]] = []
+        for label, name in enumerate(self.classes):
+            images = image_files(self.folder / name) if name in found else []
+            if not images and classes is None:
+                raise ValueError(
+                    f"{self.folder / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+                    "fill it or remove the folder"
+                )
+            self.samples.extend((path, label) for path in images)
+        if not self.samples:
+            raise ValueError(f"{self.folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[object, int]:
+        path, label = self.samples[index]
+        return self.transform(open_image(path, self.channels)), label
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image file below `folder`, by its suffix, sorted; names that start with a dot are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def class_names(folder: Path) -> list[str]:
+    """The class folders of one split, sorted. Raises when there is no such folder or no class in it."""
+    require_folder(folder, "one folder of images per class")
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise ValueError(
+            f"{folder} has no class folders; expected {folder}/CLASS/IMAGE, one folder of images per class"
+        )
+    return names
+
+
+def require_folder(folder: Path, content: str) -> None:
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist; expected a folder with {content}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; expected a folder with {content}")
+
+
+def split_folders(root: str | Path) -> tuple[Path, Path]:
+    """`root/train` and `root/val`, both checked to be there."""
+    root = Path(root)
+    content = "train/CLASS/IMAGE and val/CLASS/IMAGE"
+    require_folder(root, content)
+    train, val = root / "train", root / "val"
+    for folder in (train, val):
+        if not folder.exists():
+            raise FileNotFoundError(f"{root} has no folder {folder.name}; expected {content}")
+        require_folder(folder, "one folder of images per class")
+    return train, val
+
+
+def _check_same_classes(folder: Path, found: Sequence[str], expected: Sequence[str]) -> None:
+    """A validation split may lack a class, but may not have one that training does not know."""
+    unknown = sorted(set(found) - set(expected))
+    if unknown:
+        raise ValueError(
+            f"{folder} has {_some(unknown)}, which the training classes do not include "
+            f"(training knows {_some(sorted(expected))}); rename or remove"
+        )
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -1,0 +1,72 @@
+"""How an image file becomes a model's input: stored in every checkpoint, so that training, validation and prediction agree."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data.transforms_factory import create_transform
+
+IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize so that the centre crop keeps `crop_pct` of the shorter side, scale to 0..1, normalise per channel."""
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+
+    @property
+    def channels(self) -> int:
+        return self.input_size[0]
+
+    def transform(self):
+        """The evaluation transform: PIL image in the right mode -> float32 tensor (C, H, W)."""
+        return create_transform(
+            input_size=self.input_size,
+            is_training=False,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+        )
+
+    def __call__(self, path: str | Path) -> torch.Tensor:
+        """Reads one file. Raises ValueError naming it when it is not a readable image."""
+        tensor = self.transform()(open_image(path, self.channels))
+        assert isinstance(tensor, torch.Tensor)
+        return tensor
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "Preprocess":
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()})
+
+
+def open_image(path: str | Path, channels: int = 3) -> Image.Image:
+    """One image as grey (channels=1) or RGB (channels=3), turned upright as its EXIF tag says.
+
+    Raises ValueError that names the file: not an image, damaged, cut off, or too large to be decoded safely.
+    """
+    modes = {1: "L", 3: "RGB"}
+    if channels not in modes:
+        raise ValueError(f"image files are read with 1 or 3 channels, not {channels}")
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert(modes[channels])
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not an image, or of a kind that Pillow cannot read") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (OSError, SyntaxError) as error:
+        # Pillow reports damage as OSError, and for PNG as SyntaxError; a missing file is reported as itself.
+        if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
+            raise
+        raise ValueError(f"{path}: damaged image ({error})") from None

@@ -1,0 +1,93 @@
+"""The order of samples and the randomness of each, as functions of (seed, epoch, index).
+
+Nothing here depends on what ran before, on the number of workers or on the process: a run that was killed and
+resumed in the middle of an epoch sees the very images that the uninterrupted run would have seen.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Puts the random, numpy and torch (CPU) generators back to where they were before the block."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws from it)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
+
+
+def seed_all(*key: int) -> None:
+    """Seeds the three CPU generators from integers. The hash of a tuple of integers is the same in every process."""
+    seed = hash(key) & 0xFFFF_FFFF
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+
+
+class SeededSamples(Dataset):
+    """A data set whose random augmentation of sample `index` in `epoch` is always the same; keys are (epoch, index)."""
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: tuple[int, int]):
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list:
+        with generators_kept():
+            return [self._sample(*key) for key in keys]
+
+    def _sample(self, epoch: int, index: int):
+        seed_all(self.seed, epoch, index)
+        return self.dataset[index]
+
+
+class ResumableSampler(Sampler[tuple[int, int]]):
+    """A shuffle per epoch, split over `world` processes, that can start in the middle of an epoch.
+
+    Yields (epoch, index). `start` samples of this process are left out in `epoch` only: the next `set_epoch` clears
+    it. The length is always that of the whole epoch, so that progress and schedules do not change on a resume.
+    """
+
+    def __init__(self, length: int, seed: int, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1):
+        self.total = length // world if world > 1 else length
+        self.samples, self.seed, self.epoch, self.start = length, seed, epoch, start
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return self.total
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) & 0xFFFF_FFFF)
+        order = torch.randperm(self.samples, generator=generator)[self.rank :: self.world][: self.total]
+        return iter([(epoch, index) for index in order[self.start :].tolist()])
+
+
+class ShardSampler(Sampler[int]):
+    """Every sample once, in order, split over `world` processes without repeating any (unlike DistributedSampler)."""
+
+    def __init__(self, length: int, rank: int = 0, world: int = 1):
+        self.indices = range(rank, length, world)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)

@@ -1,0 +1,88 @@
+"""Image classification: a timm model, cross entropy with label smoothing, top-1 and top-5 accuracy."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import vssm.models  # noqa: F401 (registers our models with timm)
+
+
+def create_classifier(
+    name: str,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    pretrained: bool = False,
+    drop_path: float | None = None,
+    **arguments: Any,
+) -> nn.Module:
+    """Any timm model by name; `num_classes=None` keeps the model's own.
+
+    Raises ValueError with the nearest names for a name that timm does not know, and for arguments that the model's
+    builder does not take.
+    """
+    check_model_name(name)
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    if drop_path is not None:
+        arguments["drop_path_rate"] = drop_path
+    try:
+        return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **arguments)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        unknown = str(error).rpartition("argument ")[2]
+        raise ValueError(f"model {name} takes no argument {unknown}") from error
+
+
+def check_model_name(name: str) -> None:
+    """Raises ValueError with the nearest known names when timm has no model of this name."""
+    if timm.is_model(name) or ":" in name:  # hf-hub:OWNER/NAME and local-dir:PATH are timm's to resolve
+        return
+    found = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    nearest = f"; nearest: {', '.join(found)}" if found else ""
+    raise ValueError(f"no model is called {name!r}{nearest} (`vssm models` lists ours, timm.list_models() all)")
+
+
+class Classification(nn.Module):
+    """The loss that a classifier is trained with, and the metrics it is judged by.
+
+    `metrics` gathers over a whole validation pass; `results()` gives `val_loss`, `val_top1` and `val_top5` (the last
+    for more than five classes) and starts afresh. `monitor` is the one that decides which checkpoint is best.
+    """
+
+    monitor = "val_top1"
+
+    def __init__(self, model: nn.Module, num_classes: int, label_smoothing: float = 0.0):
+        from torchmetrics import MeanMetric, MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy
+
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+        ranks = [1, 5] if num_classes > 5 else [1]
+        self.accuracy = MetricCollection(
+            {f"val_top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in ranks}
+        )
+        self.mean_loss = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(images), labels, label_smoothing=self.label_smoothing)
+
+    def judge(self, images: Tensor, labels: Tensor) -> None:
+        """Adds one validation batch: cross entropy without smoothing, in float32 at least."""
+        logits = self.model(images)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        self.accuracy.update(logits, labels)
+        self.mean_loss.update(F.cross_entropy(logits, labels, reduction="sum") / len(labels), len(labels))
+
+    def results(self) -> dict[str, Tensor]:
+        results = {"val_loss": self.mean_loss.compute(), **self.accuracy.compute()}
+        self.mean_loss.reset()
+        self.accuracy.reset()
+        return results

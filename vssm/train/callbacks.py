@@ -1,0 +1,135 @@
+"""What is written while training: metrics.csv and the checkpoints."""
+
+import csv
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from vssm.train.module import TrainingModule
+from vssm.train.run_dir import RunDir, replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the old file and takes its place at the end: a killed process leaves the last good one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with replacing(Path(path)) as new:
+            torch.save(checkpoint, new)
+
+
+class SaveCheckpoints(Checkpoint):
+    """last.ckpt at the end of each epoch (and every `every_n_steps` inside it), best.ckpt by the highest `monitor`."""
+
+    def __init__(self, run: RunDir, monitor: str, every_n_steps: int = 0):
+        self.run, self.monitor, self.every_n_steps = run, monitor, every_n_steps
+        self.best_score = -float("inf")
+        self._validated = False
+        self._saved_step = 0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = self.every_n_steps > 0 and step % self.every_n_steps == 0 and step != self._saved_step
+        # The last batch of an epoch is left to the end of the epoch, which saves in any case.
+        if due and batch_idx + 1 < trainer.num_training_batches:
+            self._save_last(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = float(trainer.callback_metrics.get(self.monitor, float("nan"))) if self._validated else None
+        self._validated = False
+        improved = score is not None and score > self.best_score
+        if improved:
+            self.best_score = score
+        self._save_last(trainer)
+        if improved and trainer.is_global_zero:
+            with replacing(self.run.best) as new:
+                shutil.copyfile(self.run.last, new)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.run.last)
+        self._saved_step = trainer.global_step
+
+
+class WriteMetrics(Callback):
+    """metrics.csv: a row with the training loss every `log_every_n_steps`, and one per validation.
+
+    `step` counts optimizer steps done, `epoch` epochs begun (from 1). A resumed run removes the rows that the
+    earlier process wrote after the checkpoint it continues from, so the file reads as if nothing had happened.
+    """
+
+    columns = ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "images_per_second")
+
+    def __init__(self, run: RunDir):
+        self.path = run.metrics
+        self._images, self._seconds, self._began = 0, 0.0, 0.0
+        self._lr = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        kept = []
+        if trainer.global_step > 0 and self.path.exists():
+            kept = [row for row in read_metrics(self.path) if int(row["step"]) <= trainer.global_step]
+        with replacing(self.path) as new, open(new, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._began = time.perf_counter()
+        self._lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self._seconds += time.perf_counter() - self._began
+        self._images += len(batch[1]) * trainer.world_size
+        step = trainer.global_step
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and step % trainer.log_every_n_steps == 0 and pl_module.latest_loss is not None:  # type: ignore[attr-defined]
+            self._write(
+                trainer,
+                lr=self._lr,
+                train_loss=float(pl_module.latest_loss),
+                images_per_second=round(self._images / self._seconds, 1),
+            )
+            self._images, self._seconds = 0, 0.0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            names = [name for name in self.columns if name.startswith("val_")]
+            found = trainer.callback_metrics
+            self._write(trainer, **{name: float(found[name]) for name in names if name in found})
+
+    def _write(self, trainer: L.Trainer, **values: float) -> None:
+        if not trainer.is_global_zero:
+            return
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **values}
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv; a last line that a killed process left unfinished is dropped."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if None not in row.values() and (row["step"] or "").isdigit()]

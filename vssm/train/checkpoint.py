@@ -1,0 +1,81 @@
+"""Reading the checkpoints that `vssm fit` wrote. Needs torch and timm, not Lightning."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vssm.data.preprocess import Preprocess
+from vssm.tasks.classification import create_classifier
+from vssm.train.run_dir import RunDir
+from vssm.train.settings import Settings
+
+PREFIX = "task.model."
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a checkpoint of `vssm fit` knows: the settings, the classes, the preprocessing, the (averaged) weights."""
+
+    settings: Settings
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    weights: dict[str, Tensor]
+
+    def create_model(self) -> nn.Module:
+        """The network with its weights, in evaluation mode."""
+        chosen = self.settings.model
+        model = create_classifier(
+            chosen.name, len(self.classes), self.preprocess.channels, drop_path=chosen.drop_path, **chosen.args
+        )
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The file itself, or for a run directory its best.ckpt, else its last.ckpt."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a checkpoint or a run directory")
+    if not path.is_dir():
+        return path
+    run = RunDir(path)
+    for file in (run.best, run.last):
+        if file.exists():
+            return file
+    raise FileNotFoundError(f"{path} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
+
+
+def read_checkpoint(path: str | Path) -> TrainedModel:
+    """Raises OSError or ValueError that names the file when it is not a checkpoint of `vssm fit`."""
+    file = checkpoint_file(path)
+    content = _read(file)
+    if not isinstance(content, dict) or not isinstance(content.get("vssm"), dict):
+        raise ValueError(f"{file} was not written by `vssm fit`; for other weights name the model too (--model NAME)")
+    about = content["vssm"]
+    if about.get("format") != 1:
+        raise ValueError(f"{file} has format {about.get('format')!r}; this version of vssm reads format 1")
+    return TrainedModel(
+        Settings.from_dict(about["settings"]),
+        tuple(about["classes"]),
+        Preprocess.from_dict(about["preprocess"]),
+        {n.removeprefix(PREFIX): v for n, v in content["state_dict"].items() if n.startswith(PREFIX)},
+    )
+
+
+def load_weights(model: nn.Module, path: str | Path, head: str = "strict") -> None:
+    """Starts `model` from a checkpoint of any origin; `head="reset"` keeps the model's own fresh classifier."""
+    from vssm.weights.load import load_checkpoint
+
+    load_checkpoint(model, checkpoint_file(path), head=head)
+
+
+def _read(file: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{file} is not a readable checkpoint: {reason}") from error

@@ -1,0 +1,141 @@
+"""From data settings to data sets and loaders."""
+
+from dataclasses import dataclass
+
+import lightning as L
+import timm
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from torch.utils.data import DataLoader, Dataset
+
+from vssm.data import digits
+from vssm.data.imagefolder import ImageFolder, split_folders
+from vssm.data.preprocess import Preprocess
+from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
+from vssm.train.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and validation images, the names of the classes, and how an image becomes an input."""
+
+    train: Dataset
+    val: Dataset
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+
+
+def load_splits(settings: DataSettings, model_name: str, classes: tuple[str, ...] | None = None) -> Splits:
+    """Finds the images. Raises OSError or ValueError with the remedy when they are not there or not right.
+
+    `classes` fixes names and order, for judging a checkpoint that knows them.
+    """
+    name = settings.name or ("imagefolder" if settings.root else None)
+    if name is None:
+        raise ValueError("no images given: --data.root FOLDER (with train/ and val/), or --data digits")
+    if settings.batch_size < 1:
+        raise ValueError(f"data.batch_size is {settings.batch_size}; at least 1 is needed")
+    if name == "digits":
+        if settings.root is not None:
+            raise ValueError("data.root has no meaning for the bundled digits; leave out one of the two")
+        size, interpolation = settings.image_size or 32, settings.interpolation or "bicubic"
+        train, test = digits.load_digits(size, settings.augment, settings.split_seed, interpolation)
+        return Splits(train, test, digits.CLASSES, digits.preprocess(size, interpolation))
+    if settings.root is None:
+        raise ValueError("imagefolder needs a folder: --data.root FOLDER (with train/ and val/)")
+    preprocess = _preprocess_for(settings, model_name)
+    train_folder, val_folder = split_folders(settings.root)
+    train = ImageFolder(train_folder, _train_transform(settings, preprocess), classes=classes)
+    val = ImageFolder(val_folder, preprocess.transform(), classes=train.classes)
+    return Splits(train, val, train.classes, preprocess)
+
+
+def _preprocess_for(settings: DataSettings, model_name: str) -> Preprocess:
+    """The model's own published preprocessing, with what the settings change."""
+    published = timm.get_pretrained_cfg(model_name)
+    config = resolve_data_config(pretrained_cfg=published.to_dict() if published else {})
+    _, height, width = config["input_size"]
+    if settings.image_size is not None:
+        height = width = settings.image_size
+    return Preprocess(
+        (3, height, width),
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        settings.interpolation or config["interpolation"],
+        settings.crop_pct or config["crop_pct"],
+    )
+
+
+def _train_transform(settings: DataSettings, preprocess: Preprocess):
+    if not settings.augment:
+        return preprocess.transform()
+    return create_transform(
+        input_size=preprocess.input_size,
+        is_training=True,
+        scale=(settings.scale, 1.0),
+        hflip=settings.hflip,
+        color_jitter=settings.color_jitter,
+        auto_augment=settings.auto_augment,
+        re_prob=settings.random_erasing,
+        interpolation=preprocess.interpolation,
+        mean=preprocess.mean,
+        std=preprocess.std,
+    )
+
+
+class Loaders(L.LightningDataModule):
+    """The loaders of one run. A resumed run starts its first epoch at the batch where the earlier one stopped."""
+
+    def __init__(self, splits: Splits, settings: DataSettings, seed: int):
+        super().__init__()
+        self.splits, self.settings, self.seed = splits, settings, seed
+
+    @property
+    def train_batches(self) -> int:
+        """Batches per epoch and process. The last incomplete one is dropped, unless it is the only one."""
+        trainer = self._trainer
+        batches = max(1, self._train_share // self.settings.batch_size)
+        limit = trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    @property
+    def _train_share(self) -> int:
+        return len(self.splits.train) // self._trainer.world_size  # type: ignore[arg-type]
+
+    def train_dataloader(self) -> DataLoader:
+        # Lightning must not ask for this before it has restored its counters, or a resumed run would start the epoch
+        # anew: `estimated_stepping_batches` and its like are not to be used while the optimizer is configured.
+        trainer, settings = self._trainer, self.settings
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        sampler = ResumableSampler(
+            len(self.splits.train),  # type: ignore[arg-type]
+            self.seed,
+            epoch=trainer.fit_loop.epoch_progress.current.processed,
+            start=done * settings.batch_size if done < self.train_batches else 0,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+        drop_last = self._train_share >= settings.batch_size
+        return self._loader(SeededSamples(self.splits.train, self.seed), sampler, drop_last)
+
+    def val_dataloader(self) -> DataLoader:
+        trainer = self._trainer
+        sampler = ShardSampler(len(self.splits.val), trainer.global_rank, trainer.world_size)  # type: ignore[arg-type]
+        return self._loader(self.splits.val, sampler, drop_last=False)
+
+    @property
+    def _trainer(self) -> L.Trainer:
+        if self.trainer is None:
+            raise RuntimeError("Loaders are made for a Trainer: pass them as its datamodule")
+        return self.trainer
+
+    def _loader(self, dataset: Dataset, sampler, drop_last: bool) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.settings.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.settings.workers,
+            persistent_workers=self.settings.workers > 0,
+            pin_memory=self._trainer.strategy.root_device.type == "cuda",
+        )

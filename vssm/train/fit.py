@@ -1,0 +1,153 @@
+"""Fit and validate: from settings to a run directory. The one path that `vssm fit`, `vssm validate` and the demo take."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from torch import nn
+
+from vssm.tasks.classification import Classification, check_model_name, create_classifier
+from vssm.train.callbacks import AtomicCheckpointIO, SaveCheckpoints, WriteMetrics
+from vssm.train.checkpoint import load_weights, read_checkpoint
+from vssm.train.data import Loaders, Splits, load_splits
+from vssm.train.module import TrainingModule
+from vssm.train.run_dir import RunDir
+from vssm.train.settings import Settings
+
+
+@dataclass
+class Experiment:
+    """Images, network and loaders, ready to train or to be judged."""
+
+    settings: Settings
+    splits: Splits
+    module: TrainingModule
+    loaders: Loaders
+
+    @property
+    def model(self) -> nn.Module:
+        return self.module.task.model
+
+
+def build(settings: Settings, classes: tuple[str, ...] | None = None, weights: bool = True) -> Experiment:
+    """Finds the images, then builds the network for their classes, seeded.
+
+    `weights=False` leaves out the starting weights of the settings, for when a checkpoint will bring its own.
+    Raises OSError or ValueError with the remedy for what is missing or does not fit.
+    """
+    chosen = settings.model
+    check_model_name(chosen.name)
+    splits = load_splits(settings.data, chosen.name, classes)
+    L.seed_everything(settings.seed, verbose=False)
+    model = create_classifier(
+        chosen.name,
+        num_classes=len(splits.classes),
+        in_chans=splits.preprocess.channels,
+        pretrained=chosen.pretrained and weights,
+        drop_path=chosen.drop_path,
+        **chosen.args,
+    )
+    if chosen.init_from is not None and weights:
+        load_weights(model, chosen.init_from, chosen.head)
+    if chosen.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    description = {
+        "format": 1,
+        "classes": list(splits.classes),
+        "preprocess": splits.preprocess.as_dict(),
+        "settings": settings.as_dict(),
+    }
+    task = Classification(model, len(splits.classes), settings.optim.label_smoothing)
+    module = TrainingModule(task, settings, description)
+    return Experiment(settings, splits, module, Loaders(splits, settings.data, settings.seed))
+
+
+def fit(
+    experiment: Experiment, run: RunDir, resume: bool = False, callbacks: Sequence[Callback] = ()
+) -> dict[str, float]:
+    """Trains into `run` and returns the metrics of the last validation (averaged weights where there are any).
+
+    With `resume` it continues from `run.last` exactly: weights, averages, optimizer, schedule, order of images,
+    augmentation, stochastic depth. The network is left with the final weights.
+    """
+    settings = experiment.settings
+    own: list[Callback] = [
+        WriteMetrics(run),
+        SaveCheckpoints(run, experiment.module.task.monitor, settings.save_every_n_steps),
+    ]
+    if settings.optim.ema_decay > 0:
+        own.insert(0, EMAWeightAveraging(decay=settings.optim.ema_decay))
+    trainer = create_trainer(settings, [*own, *callbacks])
+    trainer.fit(
+        experiment.module,
+        datamodule=experiment.loaders,
+        ckpt_path=run.last if resume else None,
+        weights_only=True if resume else None,
+    )
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def validate(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> dict[str, float]:
+    """Loss and accuracy on the validation images with the network's present weights."""
+    trainer = create_trainer(experiment.settings, callbacks)
+    (results,) = trainer.validate(experiment.module, datamodule=experiment.loaders, verbose=False)
+    return {name: float(value) for name, value in results.items()}
+
+
+def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.Trainer:
+    """A Trainer that says nothing by itself, leaves the order of samples to us and replaces checkpoints atomically."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # True of Lightning's own samplers; ours start where the checkpoint says.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    has_bar = any(hasattr(callback, "enable") for callback in callbacks)
+    return L.Trainer(
+        **_trainer_arguments(settings),
+        callbacks=list(callbacks),
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_checkpointing=any(isinstance(c, SaveCheckpoints) for c in callbacks),
+        enable_progress_bar=has_bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def _trainer_arguments(settings: Settings) -> dict[str, Any]:
+    return dict(vars(settings.trainer))
+
+
+def start_run(settings: Settings) -> RunDir:
+    """Creates the run directory (a free name under runs/ when none is given) and writes config.yaml.
+
+    The processes that Lightning starts for further devices are told the directory through the environment.
+    """
+    inherited = os.environ.get("VSSM_RUN_DIR")
+    if inherited and os.environ.get("LOCAL_RANK", "0") != "0":
+        return RunDir(inherited)
+    assert settings.out is not None
+    run = RunDir.create(settings.out)
+    run.write_config(settings.as_dict())
+    os.environ["VSSM_RUN_DIR"] = str(run.path)
+    return run
+
+
+def load_experiment(checkpoint: str | Path, changes: Settings | None = None) -> Experiment:
+    """The experiment that wrote `checkpoint` (a file or a run directory), with its weights.
+
+    `changes` replaces the stored settings: other images, another batch size. The classes stay the checkpoint's.
+    """
+    stored = read_checkpoint(checkpoint)
+    settings = changes or stored.settings
+    experiment = build(settings, stored.classes, weights=False)
+    experiment.model.load_state_dict(stored.weights)
+    return experiment

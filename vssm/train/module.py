@@ -1,0 +1,65 @@
+"""The LightningModule: a task, its optimizer, and randomness that is a function of the step."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from vssm.data.sampling import seed_all
+from vssm.tasks.classification import Classification
+from vssm.train.optim import create_optimizer, create_schedule
+from vssm.train.settings import Settings
+
+
+class TrainingModule(L.LightningModule):
+    """Trains a task.
+
+    `description` (plain types) is put under "vssm" in every checkpoint: enough to rebuild model and preprocessing.
+    """
+
+    def __init__(self, task: Classification, settings: Settings, description: dict[str, Any]):
+        super().__init__()
+        self.task = task
+        self.settings = settings
+        self.description = description
+        self.latest_loss: Tensor | None = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Stochastic depth and dropout draw from generators seeded here, so a resumed step repeats the same draws.
+        key = (self.settings.seed, self.current_epoch, batch_idx, self.global_rank)
+        seed_all(*key)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(hash(key) & 0xFFFF_FFFF)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = self.task.training_loss(self._laid_out(images), labels)
+        self.latest_loss = loss.detach()
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.task.judge(self._laid_out(images), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.task.results())
+
+    def configure_optimizers(self):
+        trainer, optim = self.trainer, self.settings.optim
+        per_epoch = math.ceil(trainer.datamodule.train_batches / trainer.accumulate_grad_batches)  # type: ignore[attr-defined]
+        total = per_epoch * self.settings.trainer.max_epochs
+        if trainer.max_steps >= 0:
+            total = min(total, trainer.max_steps)
+        optimizer = create_optimizer(self.task.model, optim)
+        schedule = create_schedule(optimizer, optim, total, per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vssm"] = self.description
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        if self.settings.model.channels_last:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images

@@ -1,0 +1,153 @@
+"""A run directory: config.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt; one process at a time.
+
+Standard library and yaml only.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import IO, Any
+
+CONFIG, METRICS = "config.yaml", "metrics.csv"
+
+
+class RunDir:
+    """Paths inside one run directory, and the lock that keeps a second process out.
+
+    `create` refuses a directory that holds anything; `reopen` refuses one without a checkpoint to continue from.
+    Both hold the lock until `close` or the end of the process, however it ends.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+
+    @property
+    def config(self) -> Path:
+        return self.path / CONFIG
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / METRICS
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best.ckpt"
+
+    @classmethod
+    def create(cls, path: str | Path) -> "RunDir":
+        run = cls(path)
+        _refuse_file(run.path)
+        if run.path.exists() and any(run.path.iterdir()):
+            if run.last.exists():
+                remedy = f"continue it with --resume {run.path}, or choose another --out"
+            else:
+                remedy = "choose another --out, or remove it"
+            raise FileExistsError(f"{run.path} is already in use (it is not empty); {remedy}")
+        run.checkpoints.mkdir(parents=True)
+        run._take_lock()
+        return run
+
+    @classmethod
+    def reopen(cls, path: str | Path) -> "RunDir":
+        run = cls(path)
+        _refuse_file(run.path)
+        if not run.path.exists():
+            raise FileNotFoundError(f"{run.path} does not exist; --resume takes the directory of an earlier run")
+        for needed in (run.config, run.last):
+            if not needed.exists():
+                raise FileNotFoundError(
+                    f"{run.path} has no {needed.relative_to(run.path)}: there is nothing to resume from. "
+                    "It is written at the end of the first epoch; start again with another --out"
+                )
+        run._take_lock()
+        return run
+
+    def read_config(self) -> dict[str, Any]:
+        return read_yaml(self.config)
+
+    def write_config(self, plain: dict[str, Any]) -> None:
+        import yaml
+
+        with replacing(self.config) as new:
+            new.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held for the life of the run)
+        try:
+            _lock_file(lock)
+        except OSError:
+            lock.close()
+            raise FileExistsError(
+                f"{self.path} is in use by another process; wait for it to end, or choose another --out"
+            ) from None
+        self._lock = lock
+
+
+def free_path(path: str | Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist."""
+    path = Path(path)
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file; ValueError naming the file for anything else."""
+    import yaml
+
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(plain).__name__}")
+    return plain
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """Gives a temporary path beside `path`; what is written there takes its place only when all went well.
+
+    A process that dies, or a disk that fills up, inside the block leaves the old file as it was.
+    """
+    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield new
+        with open(new, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _refuse_file(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file; expected a run directory")
+
+
+def _lock_file(file: IO[str]) -> None:
+    """An exclusive lock that the system drops when the process ends. Raises OSError when another has it."""
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

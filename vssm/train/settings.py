@@ -1,0 +1,183 @@
+"""Everything that a training run can be told, as plain data: what a recipe holds and `vssm fit` parses.
+
+Standard library only: `vssm fit --help` reads this file and must answer before torch is imported. The names under
+`trainer` are those of `lightning.Trainer`.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+
+@dataclass
+class ModelSettings:
+    """model: the network
+
+    Args:
+        name: any timm model name; `vssm models` lists ours
+        pretrained: start from the authors' published weights
+        init_from: start from this checkpoint (official .pth, .safetensors, or one of ours)
+        head: what to do with the checkpoint's classifier: take it, or start a new one
+        drop_path: rate of stochastic depth; the model's own when not given
+        channels_last: keep images and convolution weights in channels-last memory
+        args: more arguments of the model's builder, for example --model.args.img_size 256
+    """
+
+    name: str = "vmamba_tiny"
+    pretrained: bool = False
+    init_from: str | None = None
+    head: Literal["strict", "reset"] = "strict"
+    drop_path: float | None = None
+    channels_last: bool = False
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataSettings:
+    """data: the images
+
+    Args:
+        name: digits (1797 scans of handwritten digits, bundled with scikit-learn) or imagefolder
+        root: folder with train/CLASS/ and val/CLASS/ (imagefolder)
+        image_size: side in pixels; the model's own when not given (digits: 32)
+        batch_size: images per step and device
+        workers: processes that load images; 0 loads in the main process
+        augment: vary the training images at random
+        scale: smallest share of an image's area that a random crop keeps
+        hflip: probability of a horizontal flip
+        color_jitter: strength of colour changes; unused with auto_augment
+        auto_augment: timm's policy string, for example rand-m9-mstd0.5-inc1
+        random_erasing: probability of erasing a rectangle
+        interpolation: how images are resized; the model's own when not given
+        crop_pct: share of the resized image that validation keeps; the model's own when not given
+        split_seed: seed of the stratified 20 % test split (digits)
+    """
+
+    name: Literal["digits", "imagefolder"] | None = None
+    root: str | None = None
+    image_size: int | None = None
+    batch_size: int = 64
+    workers: int = 0
+    augment: bool = True
+    scale: float = 0.08
+    hflip: float = 0.5
+    color_jitter: float = 0.4
+    auto_augment: str | None = None
+    random_erasing: float = 0.0
+    interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
+    crop_pct: float | None = None
+    split_seed: int = 0
+
+
+@dataclass
+class OptimSettings:
+    """optim: AdamW, linear warm-up, cosine
+
+    Args:
+        lr: peak learning rate
+        weight_decay: weight decay; biases, one-dimensional and the model's own exceptions go without
+        betas: AdamW's betas
+        eps: AdamW's eps
+        layer_decay: factor on the learning rate per layer group from the head down
+        warmup_epochs: epochs of linear warm-up, stepped per iteration
+        warmup_lr: learning rate that the warm-up starts from
+        min_lr: learning rate that the cosine ends at
+        label_smoothing: label smoothing of the cross entropy
+        ema_decay: decay of the averaged weights that are validated and saved; 0 turns averaging off
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    layer_decay: float | None = None
+    warmup_epochs: float = 5.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.9999
+
+
+@dataclass
+class TrainerSettings:
+    """trainer: how long and on what, in the words of lightning.Trainer
+
+    Args:
+        max_epochs: passes over the training images
+        max_steps: stop after this many optimizer steps; -1: max_epochs decides
+        accelerator: auto, cpu, gpu
+        devices: how many devices, or auto
+        num_nodes: how many machines
+        strategy: auto, ddp, ...
+        precision: 32-true, bf16-mixed, 16-mixed
+        accumulate_grad_batches: batches per optimizer step
+        gradient_clip_val: largest gradient norm; null turns clipping off
+        limit_train_batches: stop an epoch after this many batches, or this share of them
+        limit_val_batches: the same for validation
+        check_val_every_n_epoch: validate every n epochs
+        log_every_n_steps: write the training loss every n steps
+        deterministic: refuse operations that are not reproducible
+        benchmark: let cuDNN time its algorithms
+    """
+
+    max_epochs: int = 300
+    max_steps: int = -1
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = 5.0
+    limit_train_batches: int | float | None = None
+    limit_val_batches: int | float | None = None
+    check_val_every_n_epoch: int = 1
+    log_every_n_steps: int = 10
+    deterministic: bool = False
+    benchmark: bool | None = None
+
+
+@dataclass
+class Settings:
+    """One training run.
+
+    Args:
+        out: run directory to create; runs/MODEL-DATA when not given
+        seed: seed of weights, order and augmentation
+        save_every_n_steps: also write last.ckpt every n steps inside an epoch; 0: at the end of each epoch only
+    """
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    out: str | None = None
+    seed: int = 0
+    save_every_n_steps: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain types only: what config.yaml and a checkpoint hold."""
+        plain = asdict(self)
+        plain["optim"]["betas"] = list(plain["optim"]["betas"])
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "Settings":
+        """The inverse of `as_dict`. Raises ValueError for names that this version does not know."""
+        sections = {
+            "model": ModelSettings,
+            "data": DataSettings,
+            "optim": OptimSettings,
+            "trainer": TrainerSettings,
+        }
+        built: dict[str, Any] = {}
+        for name, value in plain.items():
+            kind = sections.get(name)
+            known = {f.name for f in fields(kind or cls)}
+            unknown = sorted(set(value if kind else [name]) - known)
+            if unknown:
+                where = f"{name}." if kind else ""
+                raise ValueError(f"the configuration has {where}{unknown[0]}, which this version of vssm does not know")
+            built[name] = kind(**value) if kind else value
+        if "optim" in built:
+            built["optim"].betas = tuple(built["optim"].betas)
+        return cls(**built)
