@@ -1,1 +1,14 @@
+"""Visual state space models as timm models, on operators of their own.
 
+Importing this package registers the models with timm. `create_model`, `load_checkpoint` and `complexity` are all a
+first use needs; `vssm.ops`, `vssm.nn` and `vssm.models` are what they are made of.
+"""
+
+from vssm.analysis.complexity import complexity
+from vssm.models import list_models
+from vssm.models.build import create_model
+from vssm.weights import convert, load_checkpoint
+
+__all__ = ["__version__", "complexity", "convert", "create_model", "list_models", "load_checkpoint"]
+
+__version__ = "0.1.0"

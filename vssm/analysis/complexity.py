@@ -1,0 +1,289 @@
+"""Parameters and multiply-adds of a model, counted as the papers count them.
+
+The convention is fvcore's with the papers' own handler for the scan. One multiply-add is 1. Per operator:
+
+    conv         output elements x kernel taps x input channels per group; the 27 taps of a state fusion count here,
+                 in whichever form they are computed
+    linear       every matrix product, projections of the SSM included
+    scan         9 B L K E N + B L K E for VMamba's; 7 B L K E N when only the states are computed (Spatial-Mamba's)
+    layer_norm   5 per element with weight and bias, 4 without
+    batch_norm   5 per element, as the authors measured (in training flags); 2 with batch_norm="eval"
+    pool         1 per input element of an average over a map
+    upsample     1 per output element (nearest), 4 (bilinear)
+
+Activations, exp, additions, element-wise products and permutations count 0.
+
+The model runs once on fake tensors: no memory is used, at any size.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import vssm.ops  # noqa: F401  (the operators counted below)
+
+aten = torch.ops.aten
+
+BATCH_NORM = {"train": 5, "eval": 2}
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What `complexity` counted, for one image of `input_size`.
+
+    params: trainable parameters. macs: multiply-adds in all. by_operator: the same total, split.
+    """
+
+    model: str
+    input_size: tuple[int, int, int]
+    params: int
+    macs: int
+    by_operator: dict[str, int]
+
+    def __str__(self) -> str:
+        size = " x ".join(map(str, self.input_size))
+        lines = [f"{self.model}, {size}: {self.params / 1e6:.2f} M parameters, {self.macs / 1e9:.3f} G multiply-adds"]
+        for name, macs in sorted(self.by_operator.items(), key=lambda item: -item[1]):
+            lines.append(f"  {name:<12}{macs / 1e9:>12.6f} G{100 * macs / max(self.macs, 1):>8.2f} %")
+        return "\n".join(lines)
+
+
+def complexity(
+    model: nn.Module, input_size: int | Sequence[int] | None = None, batch_norm: str = "train"
+) -> Complexity:
+    """Count the parameters and the multiply-adds of one forward of one image.
+
+    Args:
+        model: any module that takes an image batch: this package's, timm's, a feature wrapper.
+        input_size: (C, H, W), (H, W) or one side; default that of the model's pretrained_cfg.
+        batch_norm: "train" (5 per element, the papers' count) or "eval" (2).
+
+    Raises:
+        ValueError: an input_size that is missing or no size, an unknown batch_norm.
+        NotImplementedError: an operator of this package without a count.
+    """
+    if batch_norm not in BATCH_NORM:
+        raise ValueError(f"unknown batch_norm {batch_norm!r}: choose one of {', '.join(BATCH_NORM)}")
+    size = _resolve_size(model, input_size)
+    from torch._subclasses.fake_tensor import FakeTensorMode  # 0.2 s, and only needed here
+
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    counter = _Counter(BATCH_NORM[batch_norm])
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+            model(torch.empty(1, *size, dtype=like.dtype, device=like.device))
+    finally:
+        for module in was_training:
+            module.training = True
+    params = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    by_operator = {name: macs for name, macs in counter.macs.items() if macs}
+    return Complexity(type(model).__name__, size, params, sum(by_operator.values()), by_operator)
+
+
+def _resolve_size(model: nn.Module, size: int | Sequence[int] | None) -> tuple[int, int, int]:
+    if size is None:
+        size = getattr(model, "pretrained_cfg", {}).get("input_size")
+        if size is None:
+            raise ValueError(f"{type(model).__name__} has no pretrained_cfg; pass input_size=(C, H, W)")
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if len(size) == 2:
+        size = (getattr(model, "in_chans", 3), *size)
+    if len(size) != 3 or any(not isinstance(n, int) or n < 1 for n in size):
+        raise ValueError(f"input_size must be (C, H, W), (H, W) or one side, all positive, got {size}")
+    return size  # pyright: ignore[reportReturnType]
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up multiply-adds by operator while a model runs."""
+
+    def __init__(self, batch_norm: int):
+        super().__init__()
+        self.batch_norm = batch_norm
+        self.macs: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func._overloadpacket
+        rule = _RULES.get(packet)
+        if rule is None and packet is not torch.ops.prim.device:
+            if func.namespace == "vssm":
+                raise NotImplementedError(f"no count of multiply-adds for operator {func}; add one to {__name__}")
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if rule is not None:
+            self.macs.update(rule(args, kwargs, result))
+        if packet in _BATCH_NORMS:
+            self.macs["batch_norm"] += self.batch_norm * args[0].numel()
+        return result
+
+
+Rule = Callable[[tuple, dict, Any], dict[str, int]]
+_RULES: dict[Any, Rule] = {}
+_BATCH_NORMS = {
+    aten.batch_norm,
+    aten.native_batch_norm,
+    aten._native_batch_norm_legit,
+    aten._native_batch_norm_legit_no_training,
+    aten.cudnn_batch_norm,
+    aten.miopen_batch_norm,
+    aten._batch_norm_with_update,
+}
+
+
+def _rule(*packets: Any) -> Callable[[Rule], Rule]:
+    def add(function: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(packets, function))
+        return function
+
+    return add
+
+
+@_rule(*_BATCH_NORMS)
+def _(args, kwargs, out):
+    return {}  # counted by the mode, which knows the flags
+
+
+@_rule(aten.convolution, aten._convolution, aten.cudnn_convolution, aten.mkldnn_convolution)
+def _(args, kwargs, out):
+    x, weight = args[:2]
+    transposed = len(args) > 6 and bool(args[6])
+    # A transposed convolution multiplies every input element with its whole kernel.
+    elements = x.numel() * weight[0].numel() if transposed else out.numel() * weight[0].numel()
+    return {"conv": elements}
+
+
+@_rule(aten.mm, aten.bmm, aten.mv, aten.matmul, aten.linear)
+def _(args, kwargs, out):
+    return {"linear": out.numel() * args[0].shape[-1]}
+
+
+@_rule(aten.addmm, aten.baddbmm, aten.addmv)
+def _(args, kwargs, out):
+    return {"linear": out.numel() * args[1].shape[-1]}
+
+
+@_rule(
+    aten._scaled_dot_product_flash_attention_for_cpu,
+    aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_efficient_attention,
+    aten._scaled_dot_product_cudnn_attention,
+    aten._scaled_dot_product_fused_attention_overrideable,
+)
+def _(args, kwargs, out):
+    query, key, value = args[:3]
+    return {"linear": math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])}
+
+
+@_rule(aten.native_layer_norm, aten.layer_norm)
+def _(args, kwargs, out):
+    return _layer_norm(args[0], args[2] if len(args) > 2 else None)
+
+
+@_rule(aten.native_group_norm, aten.group_norm)
+def _(args, kwargs, out):
+    return {"group_norm": 5 * args[0].numel()}
+
+
+@_rule(aten.mean)
+def _(args, kwargs, out):
+    x, dims = args[0], args[1] if len(args) > 1 else kwargs.get("dim")
+    if x.dim() != 4 or not isinstance(dims, Sequence):
+        return {}
+    # An adaptive pooling to 1 x 1 arrives as the mean over both sides of a map, NCHW or NHWC.
+    return {"pool": x.numel()} if sorted(d % 4 for d in dims) in ([2, 3], [1, 2]) else {}
+
+
+@_rule(aten._adaptive_avg_pool2d)
+def _(args, kwargs, out):
+    return {"pool": args[0].numel()}
+
+
+@_rule(aten.upsample_nearest2d)
+def _(args, kwargs, out):
+    return {"upsample": out.numel()}
+
+
+@_rule(aten.upsample_bilinear2d, aten._upsample_bilinear2d_aa)
+def _(args, kwargs, out):
+    return {"upsample": 4 * out.numel()}
+
+
+# ---- operators of this package ----
+
+
+def _layer_norm(x: Tensor, weight: Tensor | None) -> dict[str, int]:
+    return {"layer_norm": (4 if weight is None else 5) * x.numel()}
+
+
+def _scan(batch: int, length: int, A: Tensor, D: Tensor | None) -> int:
+    """Scan and readout: 9 per state, 1 per channel for the skip."""
+    channels, state = A.shape
+    return batch * length * channels * (9 * state + (0 if D is None else 1))
+
+
+def _scan_states(batch: int, length: int, A: Tensor) -> int:
+    """The states alone: without the 2 per state of the readout."""
+    return 7 * batch * length * A.numel()
+
+
+@_rule(torch.ops.vssm.ss2d)
+def _(args, kwargs, out):
+    x, _, dt_weight, _, A, D = args[:6]
+    length = x.shape[2] * x.shape[3]
+    return {"linear": len(x) * length * dt_weight.numel(), "scan": _scan(len(x), length, A, D)}
+
+
+@_rule(torch.ops.vssm.ss2d_states)
+def _(args, kwargs, out):
+    x, _, dt_weight, _, A = args[:5]
+    length = x.shape[2] * x.shape[3]
+    return {"linear": len(x) * length * dt_weight.numel(), "scan": _scan_states(len(x), length, A)}
+
+
+@_rule(torch.ops.vssm.selective_scan)
+def _(args, kwargs, out):
+    u, _, A, _, _, D = args[:6]
+    return {"scan": _scan(len(u), u.shape[2], A, D)}
+
+
+@_rule(torch.ops.vssm.selective_scan_states)
+def _(args, kwargs, out):
+    u, _, A = args[:3]
+    return {"scan": _scan_states(len(u), u.shape[2], A)}
+
+
+@_rule(torch.ops.vssm.state_fusion)
+def _(args, kwargs, out):
+    h, kernels = args[:2]
+    return {"conv": h.numel() * sum(kernel[0].numel() for kernel in kernels)}
+
+
+@_rule(torch.ops.vssm.depthwise_conv3x3)
+def _(args, kwargs, out):
+    return {"conv": 9 * args[0].numel()}
+
+
+@_rule(torch.ops.vssm.layer_norm)
+def _(args, kwargs, out):
+    return _layer_norm(args[0], args[1])
+
+
+@_rule(torch.ops.vssm.add_layer_norm)
+def _(args, kwargs, out):
+    return _layer_norm(args[0], args[2])
+
+
+@_rule(torch.ops.vssm.bias_act)
+def _(args, kwargs, out):
+    return {}

@@ -1,0 +1,16 @@
+"""The model families. Importing this package registers their names with timm."""
+
+from vssm.models import spatial_mamba as _spatial_mamba
+from vssm.models import vmamba as _vmamba
+from vssm.models.hierarchy import Hierarchy
+from vssm.models.spatial_mamba import SpatialMamba, SpatialMambaConfig
+from vssm.models.vmamba import VMamba, VMambaConfig
+
+__all__ = ["NAMES", "Hierarchy", "SpatialMamba", "SpatialMambaConfig", "VMamba", "VMambaConfig", "list_models"]
+
+NAMES = (*_vmamba.VARIANTS, *_vmamba.SHORT_NAMES, *_spatial_mamba.VARIANTS)
+
+
+def list_models() -> list[str]:
+    """The names this package registers with timm."""
+    return sorted(NAMES)

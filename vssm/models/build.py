@@ -1,0 +1,89 @@
+"""From a variant's configuration and a caller's keywords to a timm model."""
+
+import difflib
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import timm
+from torch import nn
+
+from timm.models._builder import build_model_with_cfg, resolve_pretrained_cfg
+
+from vssm.models.hierarchy import Hierarchy
+from vssm.weights.catalog import no_weights_error
+from vssm.weights.download import download
+from vssm.weights.load import checkpoint_filter_fn
+from vssm.weights.read import read_checkpoint
+
+ModelT = TypeVar("ModelT", bound=Hierarchy)
+
+
+def create(
+    model_cls: type[ModelT],
+    cfg: Any,
+    name: str,
+    pretrained: bool,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> ModelT:
+    """Build `name`: keywords that are fields of `cfg` override it, the others go to timm and to the model.
+
+    With pretrained=True the weights come from the published file of the variant (see `vssm.weights.catalog`), or
+    from what `pretrained_cfg_overlay` names.
+    """
+    names = {field.name for field in fields(cfg)}
+    overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
+    # Lists, as a YAML file or a command line gives them, are as good as tuples.
+    overrides = {key: tuple(v) if isinstance(v, list) else v for key, v in overrides.items()}
+    cfg = replace(cfg, **overrides)
+    if pretrained:
+        pretrained_cfg_overlay = _with_weights(name, pretrained_cfg, pretrained_cfg_overlay, cache_dir)
+    model = build_model_with_cfg(
+        model_cls,
+        name,
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=pretrained_cfg_overlay,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        cache_dir=cache_dir,
+        model_cfg=cfg,
+        feature_cfg={"out_indices": tuple(range(len(cfg.dims))), "feature_cls": "getter"},
+        **kwargs,
+    )
+    model.pretrained_cfg.pop("state_dict", None)
+    return model
+
+
+def _with_weights(
+    name: str, pretrained_cfg: Any, overlay: dict[str, Any] | None, cache_dir: str | Path | None
+) -> dict[str, Any]:
+    """The overlay with the weights in it as a state dict: read, checked and hashed by us, matched by timm."""
+    found = resolve_pretrained_cfg(name, pretrained_cfg, overlay)
+    overlay = dict(overlay or {})
+    if found.state_dict is not None or found.hf_hub_id:
+        return overlay
+    if found.file:
+        return overlay | {"state_dict": read_checkpoint(found.file).tensors}
+    if found.url:
+        url = found.url if isinstance(found.url, str) else found.url[0]
+        return overlay | {"state_dict": read_checkpoint(download(url, cache_dir)).tensors}
+    raise no_weights_error(name)
+
+
+def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """`timm.create_model`, with the nearest names in the error for an unknown one.
+
+    Any timm model can be made with it. Keywords override the variant, e.g. `scan="bidirectional"`, `d_state=4`.
+
+    Raises:
+        ValueError: an unknown name, or an unknown value of an option (the message lists the choices).
+    """
+    architecture = name.partition(".")[0]
+    if ":" not in name and not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "vssm.list_models() lists the names of this package."
+        raise ValueError(f"unknown model {name!r}: {hint}")
+    return timm.create_model(name, pretrained=pretrained, **kwargs)

@@ -1,0 +1,29 @@
+"""Modules shared by the model families. Activations are NHWC: (B, H, W, C)."""
+
+from vssm.nn.conv import BatchNorm, Conv2d, DepthwiseConv3x3
+from vssm.nn.downsample import BottleneckDownsample, ConvDownsample, PatchMerging
+from vssm.nn.init import init_linear, init_ssm
+from vssm.nn.mlp import Mlp
+from vssm.nn.norm import LayerNorm
+from vssm.nn.ss2d import SS2D
+from vssm.nn.state_fusion import StateFusion
+from vssm.nn.stem import ConvStem, PatchStem, PositionEmbedding, ResidualStem
+
+__all__ = [
+    "SS2D",
+    "BatchNorm",
+    "BottleneckDownsample",
+    "Conv2d",
+    "ConvDownsample",
+    "ConvStem",
+    "DepthwiseConv3x3",
+    "LayerNorm",
+    "Mlp",
+    "PatchMerging",
+    "PatchStem",
+    "PositionEmbedding",
+    "ResidualStem",
+    "StateFusion",
+    "init_linear",
+    "init_ssm",
+]

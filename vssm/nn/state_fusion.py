@@ -1,0 +1,45 @@
+"""Structure-aware state fusion (Spatial-Mamba, arXiv 2410.15091, equation 5) as a mixer's `state_fn`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vssm.ops import state_fusion
+
+
+class StateFusion(nn.Module):
+    """Replace every state by a weighted sum of states around it: dilated depthwise 3x3 kernels, replicate border.
+
+        f = sum_i alpha_i (K_i * h)        K_i has dilation d_i
+
+    h (B, K, C, N, H, W) -> the same shape and dtype. Each of the K*C channels has its own kernels; its N states share
+    them. At the start every weight is 1: f is the plain sum of 9 neighbours per dilation.
+
+    Args:
+        dim: channels C of the mixer.
+        routes: K.
+        d_state: N.
+        dilations: one kernel for each.
+    """
+
+    def __init__(self, dim: int, routes: int = 1, d_state: int = 1, dilations: Sequence[int] = (1, 3, 5)):
+        super().__init__()
+        if len(dilations) == 0 or any(d < 1 for d in dilations):
+            raise ValueError(
+                f"dilations must be positive and at least one, got {tuple(dilations)}; for no fusion use no state_fn"
+            )
+        self.d_state = d_state
+        self.dilations = list(dilations)
+        self.kernels = nn.ParameterList(nn.Parameter(torch.ones(routes * dim, 1, 3, 3)) for _ in dilations)
+        self.alphas = nn.Parameter(torch.ones(len(dilations)))
+
+    def forward(self, h: Tensor) -> Tensor:
+        kernels: list[Tensor] = []
+        for kernel in self.kernels:
+            kernels.append(kernel.repeat_interleave(self.d_state, 0) if self.d_state > 1 else kernel)
+        fused = state_fusion(h.flatten(1, 3), kernels, self.alphas, self.dilations)
+        return fused.view_as(h)
+
+    def extra_repr(self) -> str:
+        return f"dilations={tuple(self.dilations)}"

@@ -1,0 +1,83 @@
+"""Stems: image (B, 3, H, W) to the first NHWC map (B, H', W', dim)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timm.layers import trunc_normal_
+from timm.models._features_fx import register_notrace_module
+
+from vssm.nn.conv import BatchNorm, Conv2d
+from vssm.nn.norm import LayerNorm
+
+
+class PatchStem(nn.Module):
+    """Non-overlapping patches: one convolution with kernel = stride = patch_size, then a norm (VMamba's "v1")."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int):
+        super().__init__()
+        self.conv1 = Conv2d(in_chans, dim, patch_size, patch_size)
+        self.norm1 = LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm1(self.conv1(x.permute(0, 2, 3, 1)))
+
+
+class ConvStem(nn.Module):
+    """Two overlapping 3x3 convolutions, strides patch_size/2 and 2, each normed, GELU between (VMamba's "v2")."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int):
+        super().__init__()
+        self.conv1 = Conv2d(in_chans, dim // 2, 3, patch_size // 2, padding=1)
+        self.norm1 = LayerNorm(dim // 2)
+        self.conv2 = Conv2d(dim // 2, dim, 3, 2, padding=1)
+        self.norm2 = LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(self.conv1(x.permute(0, 2, 3, 1))))
+        return self.norm2(self.conv2(x))
+
+
+class ResidualStem(nn.Module):
+    """Spatial-Mamba's stem, BatchNorm after every convolution: 3x3 to dim/2, a residual pair of 3x3 there, 3x3 with
+    stride 2 to 4 dim, 1x1 to dim. ReLU after the first, third and fourth, none after the sum (the released weights
+    decide; the paper's figure says GELU). The first stride is patch_size/2."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int):
+        super().__init__()
+        half, wide = dim // 2, 4 * dim
+        self.conv1 = Conv2d(in_chans, half, 3, patch_size // 2, padding=1, bias=False)
+        self.norm1 = BatchNorm(half)
+        self.conv2 = Conv2d(half, half, 3, padding=1, bias=False)
+        self.norm2 = BatchNorm(half)
+        self.conv3 = Conv2d(half, half, 3, padding=1, bias=False)
+        self.norm3 = BatchNorm(half)
+        self.conv4 = Conv2d(half, wide, 3, 2, padding=1, bias=False)
+        self.norm4 = BatchNorm(wide)
+        self.conv5 = Conv2d(wide, dim, 1, bias=False)
+        self.norm5 = BatchNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x.permute(0, 2, 3, 1))))
+        x = x + self.norm3(self.conv3(F.relu(self.norm2(self.conv2(x)))))
+        x = F.relu(self.norm4(self.conv4(x)))
+        return self.norm5(self.conv5(x))
+
+
+@register_notrace_module
+class PositionEmbedding(nn.Module):
+    """Add a learned embedding (1, dim, H', W') to the stem's map: the image size is then fixed."""
+
+    def __init__(self, dim: int, grid: tuple[int, int]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, dim, grid[0], grid[1]))
+        trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = self.weight.shape[2], self.weight.shape[3]
+        if x.shape[1] != height or x.shape[2] != width:
+            raise ValueError(
+                f"the position embedding is for a {height} x {width} grid, this image gives {x.shape[1]} x "
+                f"{x.shape[2]}; resize the image, or build the model with another img_size"
+            )
+        return x + self.weight.permute(0, 2, 3, 1)

@@ -1,0 +1,198 @@
+"""Putting a checkpoint into a model: every name accounted for before anything is copied."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vssm.weights.read import MAX_BYTES, CheckpointError, read_checkpoint, take_state_dict
+from vssm.weights.rename import OURS, SPATIAL_MAMBA, VMAMBA, family_of, to_ours
+
+SHOWN = 8
+
+_HEAD = "head.fc."
+_POS_EMBED = "pos_embed.weight"
+# How the weights of a network begin, whatever wraps it.
+_ANCHOR = re.compile(r"(.*?)(stem\.conv1\.|stages[._]\d+\.|patch_embed\.|layers\.\d+\.(blocks|downsample)\.)")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_checkpoint` did.
+
+    loaded: tensors copied. entry: where the file kept them ("model", "model_ema", "state_dict" or "").
+    unused: names of the file (ours, for a network's weights) that the model has no place for.
+    initialised: names of the model that the file has nothing for and that keep their initial values.
+    """
+
+    path: Path
+    family: str
+    entry: str
+    loaded: int
+    unused: tuple[str, ...] = ()
+    initialised: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.loaded} tensors from {self.path}" + (f" ({self.entry})" if self.entry else "")]
+        if self.unused:
+            lines.append(f"not used, {len(self.unused)}: {_some(self.unused)}")
+        if self.initialised:
+            lines.append(f"left at their initial values, {len(self.initialised)}: {_some(self.initialised)}")
+        return "\n".join(lines)
+
+
+def load_checkpoint(
+    model: nn.Module, path: str | Path, head: str = "strict", ema: bool = False, max_bytes: int = MAX_BYTES
+) -> LoadReport:
+    """Load official or own weights into a model of this package, or into timm's feature wrapper around one.
+
+    Args:
+        model: a VMamba or Spatial-Mamba model, or the result of `features_only=True`.
+        path: .pth or .safetensors: the authors' classification files, mmdet / mmseg files (their "backbone." part),
+            plain state dicts, our own files. See `vssm.weights.read.read_checkpoint`.
+        head: "strict", or "reset": leave the file's classifier out and keep the model's own, for other classes.
+        ema: take the averaged weights that a file keeps beside the raw ones. The published accuracies are those of
+            "model"; the default.
+        max_bytes: refuse a larger file.
+
+    Returns:
+        A report. A model without a classifier leaves a file's head and norm unused; out_norms that the file does not
+        have keep their initial values. Both are listed, nothing else is tolerated.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: no file there.
+        CheckpointError: an unreadable file, or one whose names or shapes differ; the first of each kind are listed.
+            The model is then unchanged.
+    """
+    if head not in ("strict", "reset"):
+        raise ValueError(f"unknown head {head!r}: choose one of strict, reset")
+    checkpoint = read_checkpoint(path, ema, max_bytes)
+    target = _target(model)
+    source, foreign, family = to_our_names(checkpoint.tensors)
+    _check_family(checkpoint.path, family, target, source)
+
+    unused = list(foreign)
+    if head == "reset":
+        unused += [name for name in source if name.startswith(_HEAD)]
+        source = {name: tensor for name, tensor in source.items() if not name.startswith(_HEAD)}
+    no_place = [name for name in source if name not in target]
+    tolerated = [name for name in no_place if _is_beyond(name, target)]
+    unused += tolerated
+    unexpected = [name for name in no_place if name not in set(tolerated)]
+    absent = [name for name in target if name not in source]
+    initialised = [name for name in absent if _may_be_absent(name, source, head)]
+    missing = [name for name in absent if name not in set(initialised)]
+
+    if _POS_EMBED in source and _POS_EMBED in target:
+        source[_POS_EMBED] = _resized(source[_POS_EMBED], target[_POS_EMBED][1])
+    found = {name: source[name] for name in target if name in source}
+    misshaped = {n: (t, target[n][1]) for n, t in found.items() if t.shape != target[n][1].shape}
+    if missing or unexpected or misshaped:
+        raise CheckpointError(_mismatch(checkpoint.path, missing, unexpected, misshaped))
+
+    model.load_state_dict({target[name][0]: tensor for name, tensor in found.items()}, strict=False)
+    return LoadReport(checkpoint.path, family or "", checkpoint.entry, len(found), tuple(unused), tuple(initialised))
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """timm's hook: a file's content, in any form `load_checkpoint` reads, under our names."""
+    tensors, _ = take_state_dict(state_dict, ema=False, origin="the checkpoint")
+    source, _, _ = to_our_names(tensors)
+    target = model.state_dict()
+    if _POS_EMBED in source and _POS_EMBED in target:
+        source[_POS_EMBED] = _resized(source[_POS_EMBED], target[_POS_EMBED])
+    return source
+
+
+def to_our_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str | None]:
+    """A network's tensors under our names, the names that belong to something else, and the family.
+
+    A prefix ("backbone.", "module.", "model.") is found by where the network begins; what does not carry it, such as
+    the neck of a detector, is foreign.
+    """
+    prefix = _prefix(tensors)
+    own = {_canonical(n, prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    foreign = [name for name in tensors if not name.startswith(prefix)]
+    family = family_of(own)
+    return (to_ours(own, family) if family else own), foreign, family
+
+
+def _prefix(names: Mapping[str, object]) -> str:
+    for name in names:
+        if match := _ANCHOR.match(name):
+            return match[1]
+    return ""
+
+
+def _canonical(name: str, prefix: str) -> str:
+    """Without its prefix, and as timm's feature lists (stages_0) name it without them."""
+    return re.sub(r"^stages_(\d+)\.", r"stages.\1.", name[len(prefix) :])
+
+
+def _target(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
+    """Canonical name -> (name in the model, tensor)."""
+    state = model.state_dict()
+    prefix = _prefix(state)
+    return {_canonical(n, prefix): (n, t) for n, t in state.items() if n.startswith(prefix)}
+
+
+def _check_family(path: Path, family: str | None, target: Mapping[str, object], source: Mapping[str, object]) -> None:
+    expected = SPATIAL_MAMBA if any(".cpe1." in name for name in target) else VMAMBA
+    if family is None and family_of(target) == OURS:
+        raise CheckpointError(
+            f"{path} holds neither VMamba nor Spatial-Mamba weights; its names begin with {_some(list(source))}"
+        )
+    if family in (VMAMBA, SPATIAL_MAMBA) and family != expected:
+        raise CheckpointError(f"{path} holds {family} weights, the model is a {expected}")
+
+
+def _is_beyond(name: str, target: Mapping[str, object]) -> bool:
+    """Does `name` belong to a part that this model was built without: classifier, later stages, output norms?"""
+    if name.startswith("out_norms."):
+        return not any(n.startswith("out_norms.") for n in target)
+    if any(n.startswith(_HEAD) for n in target):
+        return False
+    if name.startswith("head."):
+        return True
+    if name.startswith("norm."):
+        return "norm.weight" not in target
+    stage = re.match(r"stages\.(\d+)\.", name)
+    return stage is not None and not any(n.startswith(stage[0]) for n in target)
+
+
+def _may_be_absent(name: str, source: Mapping[str, object], head: str) -> bool:
+    if name.startswith("out_norms."):
+        return not any(n.startswith("out_norms.") for n in source)
+    return head == "reset" and name.startswith(_HEAD)
+
+
+def _resized(source: Tensor, target: Tensor) -> Tensor:
+    """A position embedding (1, C, H, W) on the model's grid."""
+    if source.dim() != 4 or source.shape[2:] == target.shape[2:]:
+        return source
+    return F.interpolate(source.float(), size=list(target.shape[2:]), mode="bicubic", align_corners=False)
+
+
+def _mismatch(path: Path, missing: list, unexpected: list, misshaped: dict[str, tuple[Tensor, Tensor]]) -> str:
+    lines = [f"{path} does not fit the model; nothing was loaded."]
+    if missing:
+        lines.append(f"missing, {len(missing)}: {_some(missing)}")
+    if unexpected:
+        lines.append(f"unexpected, {len(unexpected)}: {_some(unexpected)}")
+    if misshaped:
+        shapes = [f"{n} {tuple(got.shape)} instead of {tuple(want.shape)}" for n, (got, want) in misshaped.items()]
+        lines.append(f"other shapes, {len(shapes)}: {_some(shapes)}")
+    if f"{_HEAD}weight" in misshaped:
+        got, want = misshaped[f"{_HEAD}weight"]
+        lines.append(
+            f"The file has {len(got)} classes, the model {len(want)}: head='reset' keeps the model's classifier."
+        )
+    return "\n".join(lines)
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,163 @@
+"""Reading the tensors of a checkpoint file, and refusing what is not one."""
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+MAX_BYTES = 16 << 30
+
+# Where files keep the weights, in the order in which they are looked for; EMA entries only on demand.
+_ENTRIES = ("model", "state_dict")
+_EMA_ENTRIES = ("model_ema", "state_dict_ema")
+
+# What released files hold beside tensors (configurations, logs, numpy scalars). None of it is needed, so these names
+# become an empty placeholder and nothing of theirs runs.
+_IGNORED = (
+    "yacs.config.CfgNode",
+    "argparse.Namespace",
+    "_codecs.encode",
+    "mmengine.config.config.ConfigDict",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+)
+
+
+class CheckpointError(ValueError):
+    """A file that is not a checkpoint, or not one of this model. The model is left as it was."""
+
+
+class _Placeholder(dict):
+    """Stands for an object of a file that is not read."""
+
+    def __init__(self, *args: object, **kwargs: object):
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        pass
+
+    def extend(self, items: object) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file under the file's own names, and the entry they came from ("" for a plain state dict)."""
+
+    path: Path
+    entry: str
+    tensors: dict[str, Tensor]
+
+
+def read_checkpoint(path: str | Path, ema: bool = False, max_bytes: int = MAX_BYTES) -> Checkpoint:
+    """Read a .pth or .safetensors file on the CPU, never running code from it (`weights_only=True`).
+
+    Args:
+        path: the file. Weights are looked for under "model", then "state_dict", then at the top level.
+        ema: take the averaged weights ("model_ema" or "state_dict_ema") instead.
+        max_bytes: refuse a larger file.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: no file there.
+        CheckpointError: empty, truncated, too large, not a checkpoint, or in need of code to be read.
+    """
+    path = Path(path)
+    _check_file(path, max_bytes)
+    if path.suffix == ".safetensors" or _looks_like_safetensors(path):
+        content: Any = _read_safetensors(path)
+    else:
+        content = _read_pickle(path)
+    tensors, entry = take_state_dict(content, ema, str(path))
+    return Checkpoint(path, entry, tensors)
+
+
+def take_state_dict(content: Any, ema: bool, origin: str) -> tuple[dict[str, Tensor], str]:
+    """The state dict inside a file's content, and the entry that held it."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{origin} holds a {type(content).__name__}, not a dictionary of weights")
+    entry = ""
+    wanted = _EMA_ENTRIES if ema else _ENTRIES
+    for name in wanted:
+        if isinstance(content.get(name), Mapping):
+            content, entry = content[name], name
+            break
+    else:
+        if ema:
+            raise CheckpointError(f"{origin} has no averaged weights ({' or '.join(_EMA_ENTRIES)}); pass ema=False")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        names = ", ".join(list(map(str, content))[:5]) or "nothing"
+        raise CheckpointError(f"{origin} holds no tensors{f' under {entry}' if entry else ''}; it holds {names}")
+    return tensors, entry
+
+
+def _check_file(path: Path, max_bytes: int) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the checkpoint file in it")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"{path} is empty; download it again")
+    if size > max_bytes:
+        raise CheckpointError(f"{path} has {size} bytes, more than the {max_bytes} allowed; pass a larger max_bytes")
+    with path.open("rb") as file:
+        head = file.read(512).lstrip()
+    if head.startswith(b"<"):
+        raise CheckpointError(
+            f"{path} is a web page, not weights: the download was answered with HTML (a login, a warning, or an "
+            "error page). Open the address in a browser and save the file itself"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; fetch the file itself with git lfs pull")
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); download it again") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    with torch.serialization.safe_globals([(_Placeholder, name) for name in _IGNORED]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if found:
+                raise CheckpointError(
+                    f"{path} is refused: reading it would run {found[1]}, which weights do not need. The file may be "
+                    "malicious; if you trust its source, save its state dict alone and load that"
+                ) from error
+            raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} is truncated or no checkpoint ({_first_line(error)}); download it again"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
