@@ -1,5 +1,6 @@
 // The exported functions: which instruction set runs, torch's thread pool, and one entry per kernel.
 #include "core.h"
+#include "scan.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -123,3 +124,5 @@ VSSM_API void vssm_set_parallel_for(void* function) {
 #endif
 
 // One line per kernel.
+VSSM_KERNEL(scan_forward, ScanArgs)
+VSSM_KERNEL(scan_backward, ScanArgs)

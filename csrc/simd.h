@@ -60,6 +60,18 @@ using Vec = typename Simd<T>::V;
 template <class T>
 constexpr int lanes = Simd<T>::lanes;
 
+// The integers 0 .. n - 1 as a type, to write shuffles with (std::index_sequence, without std).
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct CountLanes : CountLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct CountLanes<0, I...> {
+    using type = Lanes<I...>;
+};
+template <int N>
+using AllLanes = typename CountLanes<N>::type;
+
 using VecF = Vec<float>;
 using VecD = Vec<double>;
 using VecI = Simd<float>::I;
@@ -79,13 +91,30 @@ VSSM_INLINE Vec<T> set1(T x) {
     return x - Vec<T>{};  // x - 0 is x for every x, so the compiler drops the subtraction
 }
 
-// The first n lanes, the others zero; nothing past p[n - 1] is touched. 0 <= n <= lanes.
+// All bits set in the first n lanes.
+template <class T>
+VSSM_INLINE typename Simd<T>::I first_lanes(int n) {
+    alignas(VSSM_VECTOR_BYTES) static constexpr int32_t index[16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                                     8, 9, 10, 11, 12, 13, 14, 15};
+    if constexpr (sizeof(T) == 4) {
+        return *reinterpret_cast<const VecI*>(index) < n;
+    } else {
+        typename Simd<T>::I wide = {};
+        for (int i = 0; i < lanes<T>; ++i) wide[i] = i;
+        return wide < n;
+    }
+}
+
+// The first n lanes, the others zero; nothing past p[n - 1] is touched. n >= lanes means all.
 template <class T>
 VSSM_INLINE Vec<T> load_first(const T* p, int n) {
     if (n >= lanes<T>) return load(p);
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
     else return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_maskload_ps(p, (__m256i)first_lanes<T>(n));
+    else return (Vec<T>)_mm256_maskload_pd(p, (__m256i)first_lanes<T>(n));
 #else
     alignas(VSSM_VECTOR_BYTES) T row[lanes<T>] = {};
     for (int i = 0; i < n; ++i) row[i] = p[i];
@@ -99,6 +128,9 @@ VSSM_INLINE void store_first(T* p, Vec<T> v, int n) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
     else _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) _mm256_maskstore_ps(p, (__m256i)first_lanes<T>(n), (__m256)v);
+    else _mm256_maskstore_pd(p, (__m256i)first_lanes<T>(n), (__m256d)v);
 #else
     alignas(VSSM_VECTOR_BYTES) T row[lanes<T>];
     store(row, v);
@@ -164,6 +196,56 @@ VSSM_INLINE T sum(Vec<T> v) {
     for (int half = lanes<T> / 2; half > 0; half /= 2)
         for (int i = 0; i < half; ++i) row[i] += row[i + half];
     return row[0];
+}
+
+// One step of a butterfly over blocks of `width` lanes: of every pair of blocks in a and b, the first ones (of a, then
+// of b) or the second ones.
+template <int Width, int Second, class V, int... I>
+VSSM_INLINE V pick_blocks(V a, V b, Lanes<I...>) {
+    constexpr int n = sizeof...(I);
+    return __builtin_shufflevector(
+        a, b, (I % Width + Second * Width + I / (2 * Width) * 2 * Width + (I / Width % 2 ? n : 0))...);
+}
+
+template <class T, int Width, class Rows>
+VSSM_INLINE void transpose_step(Rows& rows) {
+    if constexpr (Width > 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes<T>; ++i) {
+            if (i / Width % 2 == 0) {
+                Vec<T> a = rows[i], b = rows[i + Width];
+                rows[i] = pick_blocks<Width, 0>(a, b, AllLanes<lanes<T>>{});
+                rows[i + Width] = pick_blocks<Width, 1>(a, b, AllLanes<lanes<T>>{});
+            }
+        }
+        transpose_step<T, Width / 2>(rows);
+    }
+}
+
+// The square of lanes x lanes values turned about its diagonal.
+template <class T>
+VSSM_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
+    transpose_step<T, lanes<T> / 2>(rows);
+}
+
+template <class T, int Width, class Rows>
+VSSM_INLINE void sum_rows_step(Rows& rows) {
+    if constexpr (Width > 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < Width; ++i) {
+            Vec<T> a = rows[i], b = rows[i + Width];
+            rows[i] = pick_blocks<Width, 0>(a, b, AllLanes<lanes<T>>{}) +
+                      pick_blocks<Width, 1>(a, b, AllLanes<lanes<T>>{});
+        }
+        sum_rows_step<T, Width / 2>(rows);
+    }
+}
+
+// Lane i of the result is the sum of the lanes of rows[i]. Overwrites rows.
+template <class T>
+VSSM_INLINE Vec<T> sum_rows(Vec<T> (&rows)[lanes<T>]) {
+    sum_rows_step<T, lanes<T> / 2>(rows);
+    return rows[0];
 }
 
 // f(x) lane by lane through libm: double precision is for checking, not for speed.

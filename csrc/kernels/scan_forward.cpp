@@ -1,0 +1,95 @@
+// The forward scan: y = sum over routes of C h + D u, or the states h themselves.
+//
+// A task is one sample and one vector of channels, over all routes: what the routes add up to stays in that core's
+// cache, and every sum has the same order whatever the number of threads.
+#include "../core.h"
+#include "scan_steps.h"
+
+namespace vssm {
+namespace VSSM_ISA {
+namespace {
+
+// N is the number of states, 0 when it is known at run time only. First: this route writes y, later ones add.
+template <class T, int N, bool Readout, bool First>
+void walk(const Walk<T>& w, Vec<T>* h_memory) {
+    const ScanArgs& s = w.s;
+    const int64_t L = s.length, C = s.channels, states = N ? N : s.state;
+    const T* u = static_cast<const T*>(s.u) + w.map;
+    T* y = static_cast<T*>(s.y) + w.map;
+    T* out = static_cast<T*>(s.states) + w.sequence * states * L * C + w.c;
+    Vec<T> h_registers[N ? N : 1];
+    Vec<T>* h = N ? h_registers : h_memory;
+    const int64_t carry = w.carry();
+    for (int64_t i = 0; i < states; ++i)
+        h[i] = s.initial ? load_strided(static_cast<const T*>(s.initial) + carry + i, states, w.n) : Vec<T>{};
+
+    for (int64_t t = 0; t < L; t += block) {
+        int64_t p[block];
+        Vec<T> dt[block], unused[block];
+        w.positions(t, p);
+        w.template step_sizes<false>(p, dt, unused);
+        const int count = static_cast<int>(smaller(block, L - t));
+        Vec<T> decay[block];
+        if constexpr (N == 1) {
+#pragma GCC unroll 8
+            for (int j = 0; j < block; ++j) decay[j] = exp2(dt[j] * w.A2[0]);
+        }
+        for (int j = 0; j < count; ++j) {
+            const T* BC = w.row(p[j]) + s.rank;
+            const Vec<T> x = load_first(u + p[j] * C, w.n);
+            const Vec<T> dtx = dt[j] * x;
+            Vec<T> sum = w.D * x;
+            for (int64_t i = 0; i < states; ++i) {
+                const Vec<T> a = N == 1 ? decay[j] : exp2(dt[j] * w.A2[i]);
+                h[i] = fma(a, h[i], dtx * BC[i]);
+                if constexpr (Readout) sum = fma(h[i], set1(BC[states + i]), sum);
+                else store_first(out + (i * L + p[j]) * C, h[i], w.n);
+            }
+            if constexpr (Readout) {
+                T* at = y + p[j] * C;
+                if constexpr (!First) sum = load_first(at, w.n) + sum;
+                store_first(at, sum, w.n);
+            }
+        }
+    }
+    if (s.last)
+        for (int64_t i = 0; i < states; ++i)
+            store_strided(static_cast<T*>(s.last) + carry + i, states, h[i], w.n);
+}
+
+template <class T, int N, bool Readout>
+int32_t forward(const ScanArgs& s) {
+    const int64_t vectors = (s.channels + lanes<T> - 1) / lanes<T>;
+    int32_t status = ok;
+    parallel(s.batch * vectors, [&](int64_t task) {
+        auto* memory = static_cast<Vec<T>*>(scratch((s.rank + 2 * s.state) * sizeof(Vec<T>)));
+        if (memory == nullptr) {
+            __atomic_store_n(&status, out_of_memory, __ATOMIC_RELAXED);
+            return;
+        }
+        for (int64_t k = 0; k < s.routes; ++k) {
+            Walk<T> w(s, k, task % vectors * lanes<T>, memory);
+            w.at(task / vectors);
+            Vec<T>* h = memory + s.rank + s.state;
+            if (k == 0 || s.separate) walk<T, N, Readout, true>(w, h);
+            else walk<T, N, Readout, false>(w, h);
+        }
+    });
+    return status;
+}
+
+template <class T>
+int32_t choose(const ScanArgs& s) {
+    if (s.y) return s.state == 1 ? forward<T, 1, true>(s) : forward<T, 0, true>(s);
+    return s.state == 1 ? forward<T, 1, false>(s) : forward<T, 0, false>(s);
+}
+
+}  // namespace
+
+int32_t scan_forward(const ScanArgs* s) {
+    if ((s->dt == nullptr) == (s->rank == 0) || (s->y == nullptr) == (s->states == nullptr)) return bad_argument;
+    return s->is_double ? choose<double>(*s) : choose<float>(*s);
+}
+
+}  // namespace VSSM_ISA
+}  // namespace vssm
