@@ -4,10 +4,13 @@ Importing this package registers the models with timm. `create_model`, `load_che
 first use needs; `vssm.ops`, `vssm.nn` and `vssm.models` are what they are made of.
 """
 
-from vssm.analysis.complexity import complexity
-from vssm.models import list_models
-from vssm.models.build import create_model
-from vssm.weights import convert, load_checkpoint
+from vssm._launch import started_as_command
+
+if not started_as_command():
+    from vssm.analysis.complexity import complexity
+    from vssm.models import list_models
+    from vssm.models.build import create_model
+    from vssm.weights import convert, load_checkpoint
 
 __all__ = ["__version__", "complexity", "convert", "create_model", "list_models", "load_checkpoint"]
 

@@ -23,6 +23,7 @@ COMMANDS = {
 }
 
 HELP_FLAGS = ("-h", "--help", "help")
+OPTIONS = ("--help", "--version", "--debug")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,15 +48,19 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print_error(f"this command needs {error.name}, which is not installed: pip install 'vssm[{extra}]'")
         return 1
-    except (OSError, ValueError) as error:
-        # What a user can cause is raised as one of these, with its remedy in the message; the rest is our bug.
-        if debug:
+    except (OSError, ValueError, RuntimeError) as error:
+        # What a user can cause is raised as OSError, ValueError or an error class of ours, with its remedy in the
+        # message. The rest is a bug and shows its traceback.
+        ours = not isinstance(error, RuntimeError) or type(error).__module__.startswith("vssm.")
+        if debug or not ours:
             raise
-        print_error(f"{_describe(error)}\n(--debug shows where this was raised)")
+        print_error(_describe(error))
         return 1
 
 
-_EXTRA_OF = {name: "train" for name in ("lightning", "jsonargparse", "torchmetrics", "rich", "matplotlib", "sklearn")}
+_EXTRA_OF: dict[str, str] = dict.fromkeys(
+    ("lightning", "jsonargparse", "torchmetrics", "rich", "matplotlib", "sklearn"), "train"
+)
 
 
 def _describe(error: Exception) -> str:
@@ -75,8 +80,8 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"vssm {version('vssm')}")
         return 0
     if name not in COMMANDS:
-        kind = "option" if name.startswith("-") else "command"
-        raise UsageError(f"vssm has no {kind} {name!r}{nearest(name, COMMANDS)}; `vssm --help` lists all")
+        kind, known = ("option", OPTIONS) if name.startswith("-") else ("command", COMMANDS)
+        raise UsageError(f"vssm has no {kind} {name!r}{nearest(name, known)} (`vssm --help` lists all)")
     return importlib.import_module(f"vssm.cli.{name}").main(rest)
 
 

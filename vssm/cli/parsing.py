@@ -21,7 +21,7 @@ class Stop(Exception):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; nearest: a, b` for the known words that look like `word`, else nothing."""
-    found = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    found = difflib.get_close_matches(word, sorted(set(known)), n=3, cutoff=0.6)
     return f"; nearest: {', '.join(found)}" if found else ""
 
 

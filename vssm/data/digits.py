@@ -49,9 +49,8 @@ def load_digits(
     from sklearn.model_selection import train_test_split
 
     scans, labels = cast(tuple[np.ndarray, np.ndarray], datasets.load_digits(return_X_y=True))
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=split_seed
-    )
+    split = train_test_split(np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=split_seed)
+    train, test = map(np.asarray, split)
     transform = preprocess(size, interpolation).transform()
     grey = np.round(scans.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = torch.stack([torch.as_tensor(transform(Image.fromarray(scan))) for scan in grey])

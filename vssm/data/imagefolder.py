@@ -83,17 +83,16 @@ def require_folder(folder: Path, content: str) -> None:
         raise NotADirectoryError(f"{folder} is a file; expected a folder with {content}")
 
 
-def split_folders(root: str | Path) -> tuple[Path, Path]:
-    """`root/train` and `root/val`, both checked to be there."""
+def split_folder(root: str | Path, split: str) -> Path:
+    """`root/split` ("train" or "val"), checked to be there and to be a folder."""
     root = Path(root)
     content = "train/CLASS/IMAGE and val/CLASS/IMAGE"
     require_folder(root, content)
-    train, val = root / "train", root / "val"
-    for folder in (train, val):
-        if not folder.exists():
-            raise FileNotFoundError(f"{root} has no folder {folder.name}; expected {content}")
-        require_folder(folder, "one folder of images per class")
-    return train, val
+    folder = root / split
+    if not folder.exists():
+        raise FileNotFoundError(f"{root} has no folder {split}; expected {content}")
+    require_folder(folder, "one folder of images per class")
+    return folder
 
 
 def _check_same_classes(folder: Path, found: Sequence[str], expected: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
-"""How an image file becomes a model's input: stored in every checkpoint, so that training, validation and prediction agree."""
+"""How an image file becomes a model's input. Stored in every checkpoint: training and prediction agree."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -25,9 +26,9 @@ class Preprocess:
     def channels(self) -> int:
         return self.input_size[0]
 
-    def transform(self):
+    def transform(self) -> Callable[[Image.Image], torch.Tensor]:
         """The evaluation transform: PIL image in the right mode -> float32 tensor (C, H, W)."""
-        return create_transform(
+        built = create_transform(
             input_size=self.input_size,
             is_training=False,
             mean=self.mean,
@@ -35,19 +36,19 @@ class Preprocess:
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
         )
+        return cast(Callable[[Image.Image], torch.Tensor], built)
 
     def __call__(self, path: str | Path) -> torch.Tensor:
         """Reads one file. Raises ValueError naming it when it is not a readable image."""
-        tensor = self.transform()(open_image(path, self.channels))
-        assert isinstance(tensor, torch.Tensor)
-        return tensor
+        return self.transform()(open_image(path, self.channels))
 
     def as_dict(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Preprocess":
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()})
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
+        return cls(**fields)
 
 
 def open_image(path: str | Path, channels: int = 3) -> Image.Image:

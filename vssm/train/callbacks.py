@@ -45,9 +45,10 @@ class SaveCheckpoints(Checkpoint):
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        score = float(trainer.callback_metrics.get(self.monitor, float("nan"))) if self._validated else None
+        # A score of NaN, or none because this epoch was not validated, never counts as better.
+        score = float(trainer.callback_metrics[self.monitor]) if self._validated else float("nan")
         self._validated = False
-        improved = score is not None and score > self.best_score
+        improved = score > self.best_score
         if improved:
             self.best_score = score
         self._save_last(trainer)
@@ -73,7 +74,16 @@ class WriteMetrics(Callback):
     earlier process wrote after the checkpoint it continues from, so the file reads as if nothing had happened.
     """
 
-    columns = ("epoch", "step", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "images_per_second")
+    columns: tuple[str, ...] = (
+        "epoch",
+        "step",
+        "lr",
+        "train_loss",
+        "val_loss",
+        "val_top1",
+        "val_top5",
+        "images_per_second",
+    )
 
     def __init__(self, run: RunDir):
         self.path = run.metrics
@@ -86,7 +96,7 @@ class WriteMetrics(Callback):
         kept = []
         if trainer.global_step > 0 and self.path.exists():
             kept = [row for row in read_metrics(self.path) if int(row["step"]) <= trainer.global_step]
-        with replacing(self.path) as new, open(new, "w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as new, new.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
@@ -124,12 +134,12 @@ class WriteMetrics(Callback):
         if not trainer.is_global_zero:
             return
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **values}
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics.csv; a last line that a killed process left unfinished is dropped."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [row for row in rows if None not in row.values() and (row["step"] or "").isdigit()]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vssm.data.preprocess import Preprocess
 from vssm.tasks.classification import create_classifier
-from vssm.train.run_dir import RunDir
+from vssm.train.run_dir import checkpoint_file
 from vssm.train.settings import Settings
 
 PREFIX = "task.model."
@@ -35,20 +35,6 @@ class TrainedModel:
         return model.eval()
 
 
-def checkpoint_file(path: str | Path) -> Path:
-    """The file itself, or for a run directory its best.ckpt, else its last.ckpt."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a checkpoint or a run directory")
-    if not path.is_dir():
-        return path
-    run = RunDir(path)
-    for file in (run.best, run.last):
-        if file.exists():
-            return file
-    raise FileNotFoundError(f"{path} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
-
-
 def read_checkpoint(path: str | Path) -> TrainedModel:
     """Raises OSError or ValueError that names the file when it is not a checkpoint of `vssm fit`."""
     file = checkpoint_file(path)
@@ -68,7 +54,7 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
 
 def load_weights(model: nn.Module, path: str | Path, head: str = "strict") -> None:
     """Starts `model` from a checkpoint of any origin; `head="reset"` keeps the model's own fresh classifier."""
-    from vssm.weights.load import load_checkpoint
+    from vssm.weights import load_checkpoint
 
     load_checkpoint(model, checkpoint_file(path), head=head)
 

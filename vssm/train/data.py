@@ -1,15 +1,18 @@
 """From data settings to data sets and loaders."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import lightning as L
 import timm
+from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, Dataset
 
 from vssm.data import digits
-from vssm.data.imagefolder import ImageFolder, split_folders
+from vssm.data.imagefolder import ImageFolder, split_folder
 from vssm.data.preprocess import Preprocess
 from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
 from vssm.train.settings import DataSettings
@@ -19,7 +22,7 @@ from vssm.train.settings import DataSettings
 class Splits:
     """Training and validation images, the names of the classes, and how an image becomes an input."""
 
-    train: Dataset
+    train: Dataset | None
     val: Dataset
     classes: tuple[str, ...]
     preprocess: Preprocess
@@ -28,7 +31,7 @@ class Splits:
 def load_splits(settings: DataSettings, model_name: str, classes: tuple[str, ...] | None = None) -> Splits:
     """Finds the images. Raises OSError or ValueError with the remedy when they are not there or not right.
 
-    `classes` fixes names and order, for judging a checkpoint that knows them.
+    `classes` fixes names and order, for judging a checkpoint that knows them: `train` is then left out.
     """
     name = settings.name or ("imagefolder" if settings.root else None)
     if name is None:
@@ -40,13 +43,17 @@ def load_splits(settings: DataSettings, model_name: str, classes: tuple[str, ...
             raise ValueError("data.root has no meaning for the bundled digits; leave out one of the two")
         size, interpolation = settings.image_size or 32, settings.interpolation or "bicubic"
         train, test = digits.load_digits(size, settings.augment, settings.split_seed, interpolation)
+        if classes is not None and classes != digits.CLASSES:
+            raise ValueError("the checkpoint was not trained on digits; give its images with --data.root")
         return Splits(train, test, digits.CLASSES, digits.preprocess(size, interpolation))
     if settings.root is None:
         raise ValueError("imagefolder needs a folder: --data.root FOLDER (with train/ and val/)")
     preprocess = _preprocess_for(settings, model_name)
-    train_folder, val_folder = split_folders(settings.root)
-    train = ImageFolder(train_folder, _train_transform(settings, preprocess), classes=classes)
-    val = ImageFolder(val_folder, preprocess.transform(), classes=train.classes)
+    if classes is not None:
+        val = ImageFolder(split_folder(settings.root, "val"), preprocess.transform(), classes=classes)
+        return Splits(None, val, classes, preprocess)
+    train = ImageFolder(split_folder(settings.root, "train"), _train_transform(settings, preprocess))
+    val = ImageFolder(split_folder(settings.root, "val"), preprocess.transform(), classes=train.classes)
     return Splits(train, val, train.classes, preprocess)
 
 
@@ -66,10 +73,10 @@ def _preprocess_for(settings: DataSettings, model_name: str) -> Preprocess:
     )
 
 
-def _train_transform(settings: DataSettings, preprocess: Preprocess):
+def _train_transform(settings: DataSettings, preprocess: Preprocess) -> Callable[[Image.Image], Any]:
     if not settings.augment:
         return preprocess.transform()
-    return create_transform(
+    built = create_transform(
         input_size=preprocess.input_size,
         is_training=True,
         scale=(settings.scale, 1.0),
@@ -81,6 +88,7 @@ def _train_transform(settings: DataSettings, preprocess: Preprocess):
         mean=preprocess.mean,
         std=preprocess.std,
     )
+    return cast(Callable[[Image.Image], Any], built)
 
 
 class Loaders(L.LightningDataModule):
@@ -100,7 +108,13 @@ class Loaders(L.LightningDataModule):
 
     @property
     def _train_share(self) -> int:
-        return len(self.splits.train) // self._trainer.world_size  # type: ignore[arg-type]
+        return len(self._train_images) // self._trainer.world_size  # type: ignore[arg-type]
+
+    @property
+    def _train_images(self) -> Dataset:
+        if self.splits.train is None:
+            raise RuntimeError("these splits were loaded for validation only")
+        return self.splits.train
 
     def train_dataloader(self) -> DataLoader:
         # Lightning must not ask for this before it has restored its counters, or a resumed run would start the epoch
@@ -108,15 +122,15 @@ class Loaders(L.LightningDataModule):
         trainer, settings = self._trainer, self.settings
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         sampler = ResumableSampler(
-            len(self.splits.train),  # type: ignore[arg-type]
+            len(self._train_images),  # type: ignore[arg-type]
             self.seed,
-            epoch=trainer.fit_loop.epoch_progress.current.processed,
+            epoch=trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             start=done * settings.batch_size if done < self.train_batches else 0,
             rank=trainer.global_rank,
             world=trainer.world_size,
         )
         drop_last = self._train_share >= settings.batch_size
-        return self._loader(SeededSamples(self.splits.train, self.seed), sampler, drop_last)
+        return self._loader(SeededSamples(self._train_images, self.seed), sampler, drop_last)
 
     def val_dataloader(self) -> DataLoader:
         trainer = self._trainer

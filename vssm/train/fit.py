@@ -1,12 +1,10 @@
-"""Fit and validate: from settings to a run directory. The one path that `vssm fit`, `vssm validate` and the demo take."""
+"""From settings to a trained network: the one path that `vssm fit`, `vssm validate` and the demo take."""
 
 import logging
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -15,7 +13,7 @@ from torch import nn
 
 from vssm.tasks.classification import Classification, check_model_name, create_classifier
 from vssm.train.callbacks import AtomicCheckpointIO, SaveCheckpoints, WriteMetrics
-from vssm.train.checkpoint import load_weights, read_checkpoint
+from vssm.train.checkpoint import TrainedModel, load_weights
 from vssm.train.data import Loaders, Splits, load_splits
 from vssm.train.module import TrainingModule
 from vssm.train.run_dir import RunDir
@@ -39,6 +37,7 @@ class Experiment:
 def build(settings: Settings, classes: tuple[str, ...] | None = None, weights: bool = True) -> Experiment:
     """Finds the images, then builds the network for their classes, seeded.
 
+    `classes` names a checkpoint's classes: then only validation images are needed, and must be of these classes.
     `weights=False` leaves out the starting weights of the settings, for when a checkpoint will bring its own.
     Raises OSError or ValueError with the remedy for what is missing or does not fit.
     """
@@ -110,7 +109,7 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     has_bar = any(hasattr(callback, "enable") for callback in callbacks)
     return L.Trainer(
-        **_trainer_arguments(settings),
+        **vars(settings.trainer),
         callbacks=list(callbacks),
         plugins=[AtomicCheckpointIO()],
         logger=False,
@@ -120,10 +119,6 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-
-
-def _trainer_arguments(settings: Settings) -> dict[str, Any]:
-    return dict(vars(settings.trainer))
 
 
 def start_run(settings: Settings) -> RunDir:
@@ -141,13 +136,8 @@ def start_run(settings: Settings) -> RunDir:
     return run
 
 
-def load_experiment(checkpoint: str | Path, changes: Settings | None = None) -> Experiment:
-    """The experiment that wrote `checkpoint` (a file or a run directory), with its weights.
-
-    `changes` replaces the stored settings: other images, another batch size. The classes stay the checkpoint's.
-    """
-    stored = read_checkpoint(checkpoint)
-    settings = changes or stored.settings
+def load_experiment(stored: TrainedModel, settings: Settings) -> Experiment:
+    """A checkpoint's network with its weights and classes, on the images of `settings`."""
     experiment = build(settings, stored.classes, weights=False)
     experiment.model.load_state_dict(stored.weights)
     return experiment

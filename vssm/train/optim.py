@@ -28,9 +28,11 @@ def create_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.A
     (`model.group_matcher`)."""
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
     if settings.layer_decay is None:
-        groups = param_groups_weight_decay(model, settings.weight_decay, tuple(exempt))
+        groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=tuple(exempt))
     else:
-        groups = param_groups_layer_decay(model, settings.weight_decay, tuple(exempt), layer_decay=settings.layer_decay)
+        groups = param_groups_layer_decay(
+            model, settings.weight_decay, no_weight_decay_list=tuple(exempt), layer_decay=settings.layer_decay
+        )
     groups = cast(list[dict], groups)
     for group in groups:
         group["lr"] = settings.lr * group.pop("lr_scale", 1.0)

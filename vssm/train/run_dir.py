@@ -86,7 +86,7 @@ class RunDir:
             self._lock = None
 
     def _take_lock(self) -> None:
-        lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held for the life of the run)
+        lock = (self.path / ".lock").open("a+", encoding="utf-8")
         try:
             _lock_file(lock)
         except OSError:
@@ -95,6 +95,20 @@ class RunDir:
                 f"{self.path} is in use by another process; wait for it to end, or choose another --out"
             ) from None
         self._lock = lock
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The file itself, or for a run directory its best.ckpt, else its last.ckpt."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a checkpoint or a run directory")
+    if not path.is_dir():
+        return path
+    run = RunDir(path)
+    for file in (run.best, run.last):
+        if file.exists():
+            return file
+    raise FileNotFoundError(f"{path} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
 
 
 def free_path(path: str | Path) -> Path:
@@ -129,9 +143,9 @@ def replacing(path: Path):
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield new
-        with open(new, "rb+") as file:
+        with new.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(new, path)
+        new.replace(path)
     finally:
         new.unlink(missing_ok=True)
 

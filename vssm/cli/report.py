@@ -1,0 +1,53 @@
+"""What the commands print about a run."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+NAMES = {"val_loss": "loss", "val_top1": "top-1", "val_top5": "top-5"}
+
+
+def announce(console: Console, experiment, run) -> None:
+    """What is about to be trained, on what, for how long, and with which kernels."""
+    settings, splits = experiment.settings, experiment.splits
+    data, trainer = settings.data, settings.trainer
+    channels, height, width = splits.preprocess.input_size
+    table = Table.grid(padding=(0, 2))
+    rows = {
+        "model": f"{settings.model.name}, {parameters(experiment.model) / 1e6:.2f} M parameters",
+        "images": f"{len(splits.train)} to train, {len(splits.val)} to validate, {len(splits.classes)} classes, "
+        f"{channels}x{height}x{width}",
+        "training": f"{trainer.max_epochs} epochs, batches of {data.batch_size * trainer.accumulate_grad_batches}"
+        f" per device, lr {settings.optim.lr:g}, {trainer.precision}, seed {settings.seed}",
+        "kernels": kernels(),
+        "run": str(run.path),
+    }
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/]", value)
+    console.print(table)
+
+
+def metrics_table(metrics: Mapping[str, float]) -> Table:
+    table = Table()
+    shown = {name: value for name, value in metrics.items() if name in NAMES}
+    for name in shown:
+        table.add_column(NAMES[name], justify="right")
+    table.add_row(*(f"{v:.4f}" if name == "val_loss" else f"{v:.2%}" for name, v in shown.items()))
+    return table
+
+
+def parameters(model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def kernels(device: str = "cpu") -> str:
+    """One line: which path the operators take on `device`."""
+    from vssm import ops
+
+    explanation = ops.explain(device=device)
+    by_path: dict[str, list[str]] = {}
+    for choice in explanation.choices:
+        by_path.setdefault(choice.path, []).append(choice.op)
+    paths = "; ".join(f"{path}: {', '.join(names)}" for path, names in by_path.items())
+    return f"{paths} (core: {explanation.core})"

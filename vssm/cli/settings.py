@@ -1,0 +1,191 @@
+"""The command line of `vssm fit` and `vssm validate`: settings, recipes, short names, and errors of one line."""
+
+import contextlib
+import dataclasses
+import io
+import re
+from argparse import SUPPRESS
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from vssm.cli.parsing import UsageError, nearest
+from vssm.train.run_dir import read_yaml
+from vssm.train.settings import DataSettings, ModelSettings, OptimSettings, Settings, TrainerSettings
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+# Short names of the options used every day.
+SHORT = {
+    "--model": "--model.name",
+    "--pretrained": "--model.pretrained",
+    "--init-from": "--model.init_from",
+    "--head": "--model.head",
+    "--data": "--data.name",
+    "--image-size": "--data.image_size",
+    "--batch-size": "--data.batch_size",
+    "--workers": "--data.workers",
+    "--lr": "--optim.lr",
+    "--epochs": "--trainer.max_epochs",
+    "--accelerator": "--trainer.accelerator",
+    "--devices": "--trainer.devices",
+    "--precision": "--trainer.precision",
+}
+
+SECTIONS = {
+    "model": ModelSettings,
+    "data": DataSettings,
+    "optim": OptimSettings,
+    "trainer": TrainerSettings,
+}
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+
+
+def settings_parser(command: str, description: str) -> ArgumentParser:
+    """A parser for all settings, in their sections. Options of the command itself can be added to it."""
+    parser = ArgumentParser(
+        prog=f"vssm {command}",
+        description=description,
+        usage=f"vssm {command} [--config RECIPE] [--SECTION.NAME VALUE ...]",
+        epilog="short names: " + ", ".join(f"{short} = {full}" for short, full in SHORT.items()),
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="RECIPE", help="a recipe by name (`vssm recipes`) or a YAML file; options override it"
+    )
+    for name, section in SECTIONS.items():
+        parser.add_class_arguments(section, name, as_group=True)
+    parser.add_class_arguments(Settings, skip=set(SECTIONS), as_group=False)
+    for action in parser._actions:
+        if action.dest in SECTIONS:  # jsonargparse's way to give a whole section; here the short name has its place
+            action.metavar = "NAME"
+            action.help = f"the same as --{action.dest}.name" if action.dest in ("model", "data") else SUPPRESS
+    return parser
+
+
+def parse_settings(parser: ArgumentParser, argv: list[str], stored: dict[str, Any] | None = None) -> Any:
+    """The parsed namespace, or None when help was asked for and printed.
+
+    Options win over the recipe of --config, which wins over `stored` (the settings of an earlier run), which wins
+    over the defaults. Raises UsageError for what is unknown or of the wrong type.
+    """
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        return None
+    argv = _spell_out(argv)
+    try:
+        if stored is not None:
+            parser.set_defaults(_flat(stored))
+        recipe = _recipe_of(argv)
+        if recipe is not None:
+            parser.set_defaults(_checked(recipe, parser))
+        with contextlib.redirect_stderr(io.StringIO()):
+            return parser.parse_args(argv)
+    except (ArgumentError, KeyError, TypeError) as error:
+        raise UsageError(f"{_one_line(str(error), parser)} (`{parser.prog} --help` lists all)") from error
+
+
+def to_settings(parsed: Any) -> Settings:
+    plain = parsed.as_dict() if hasattr(parsed, "as_dict") else dict(parsed)
+    known = {field.name for field in dataclasses.fields(Settings)}
+    return Settings.from_dict({name: value for name, value in plain.items() if name in known})
+
+
+def _spell_out(argv: list[str]) -> list[str]:
+    """Short names in full; a bare --model.pretrained means true."""
+    spelled = []
+    for position, argument in enumerate(argv):
+        option, equals, value = argument.partition("=")
+        option = SHORT.get(option, option)
+        if option.startswith(tuple(f"--{section}." for section in SECTIONS)):
+            option = "--" + option[2:].replace("-", "_")
+        spelled.append(f"{option}{equals}{value}")
+        following = argv[position + 1 : position + 2]
+        if option == "--model.pretrained" and not equals and (not following or following[0].startswith("--")):
+            spelled.append("true")
+    options = {word.partition("=")[0] for word in spelled}
+    if "--data.root" in options and "--data.name" not in options:
+        spelled += ["--data.name", "imagefolder"]
+    return spelled
+
+
+def _recipe_of(argv: list[str]) -> Path | None:
+    for position, argument in enumerate(argv):
+        option, equals, value = argument.partition("=")
+        if option == "--config":
+            name = value if equals else "".join(argv[position + 1 : position + 2])
+            return _find_recipe(name)
+    return None
+
+
+def _find_recipe(name: str) -> Path:
+    known = recipes()
+    path = known.get(name, Path(name))
+    if not path.exists():
+        raise UsageError(
+            f"no recipe and no file is called {name!r}{nearest(name, known)} (`vssm recipes` lists the recipes)"
+        )
+    if path.is_dir():
+        raise UsageError(f"{name} is a folder; --config takes a recipe's name or a YAML file")
+    return path
+
+
+def _flat(plain: dict[str, Any]) -> dict[str, Any]:
+    """{"model": {"name": "x"}} -> {"model.name": "x"}; deeper dictionaries stay values."""
+    flat: dict[str, Any] = {}
+    for name, value in plain.items():
+        if name in SECTIONS and isinstance(value, dict):
+            flat |= {f"{name}.{key}": entry for key, entry in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _checked(path: Path, parser: ArgumentParser) -> dict[str, Any]:
+    """A recipe's settings by dotted name; UsageError names the file and the nearest right name."""
+    try:
+        flat = _flat(read_yaml(path))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    known = {action.dest for action in parser._actions}
+    for name, value in flat.items():
+        if name not in known or name in SECTIONS:
+            raise UsageError(f"{path}: unknown setting {name}{nearest(name, known - SECTIONS.keys())}")
+        try:
+            # The same check as for the command line, one setting at a time, so that the message can name it.
+            parser.parse_object({name: value})
+        except (ArgumentError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}: {_one_line(str(error), parser)}") from error
+    return flat
+
+
+def _one_line(message: str, parser: ArgumentParser) -> str:
+    """jsonargparse's reports, some of many lines, as one that names option, value and what was expected."""
+    options = [option for action in parser._actions for option in action.option_strings] + list(SHORT)
+    unknown = re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
+    if unknown:
+        word = unknown[1].partition("=")[0]
+        kind = "option" if word.startswith("-") else "argument"
+        return f"unknown {kind} {word}{nearest(word, options)}"
+    wrong = re.match(r'Parser key "([\w.]+)":', message)
+    if wrong is None:
+        return " ".join(message.split())
+    value = re.findall(r"(?:Got value|Given value): (.*)", message)
+    close = ""
+    choices = re.search(r"Literal\[(.*?)\]", message)
+    kinds = re.findall(r"Expected (?:an? )?<class '(\w+)'>", message)
+    if choices:
+        allowed = [word.strip("' ") for word in choices[1].split(",")]
+        close = nearest(value[-1], allowed) if value else ""
+        expected = f"one of {', '.join(allowed)}"
+    elif kinds:
+        expected = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
+    else:
+        expected = " ".join(message.partition(":")[2].split())
+    return f"--{wrong[1]}: expected {expected}" + (f", not {value[-1]!r}{close}" if value else "")
