@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
-from torch import nn
-
 from timm.models._builder import build_model_with_cfg, resolve_pretrained_cfg
+from torch import nn
 
 from vssm.models.hierarchy import Hierarchy
 from vssm.weights.catalog import no_weights_error
@@ -53,7 +52,8 @@ def create(
         feature_cfg={"out_indices": tuple(range(len(cfg.dims))), "feature_cls": "getter"},
         **kwargs,
     )
-    model.pretrained_cfg.pop("state_dict", None)
+    for module in model.modules():  # the description of the weights must not carry the weights themselves
+        vars(module).get("pretrained_cfg", {}).pop("state_dict", None)
     return model
 
 

@@ -9,12 +9,11 @@ return NCHW unless asked otherwise.
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
-
 from timm.layers import ClassifierHead
 from timm.models._features import feature_take_indices
 from timm.models._features_fx import register_notrace_function
 from timm.models._manipulate import checkpoint_seq
+from torch import Tensor, nn
 
 from vssm.nn import LayerNorm, init_linear
 
@@ -76,6 +75,8 @@ class Hierarchy(nn.Module):
     """
 
     output_fmt = "NHWC"
+    stages: nn.Sequential
+    norm: nn.Module
 
     def __init__(
         self,
@@ -124,11 +125,10 @@ class Hierarchy(nn.Module):
         """(B, C, H, W) -> logits (B, num_classes). ValueError for what is not an image batch of this model."""
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
@@ -166,11 +166,9 @@ class Hierarchy(nn.Module):
 
     # ---- classifier and pruning ----
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh classifier for another number of classes (0: none), and another pooling if given."""
         self.num_classes = num_classes
@@ -178,14 +176,13 @@ class Hierarchy(nn.Module):
         self.head_hidden_size = self.head.num_features
         init_linear(self.head.fc)
 
-    @torch.jit.ignore
     def prune_intermediate_layers(
-        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what the given intermediates do not need, and return their indices."""
         take, last = feature_take_indices(len(self.stages), indices)
         shortened = last < len(self.stages) - 1
-        self.stages = self.stages[: last + 1]
+        self.stages = nn.Sequential(*list(self.stages)[: last + 1])
         if self.out_norms is not None:
             self.out_norms = nn.ModuleList(
                 out_norm if i in take else nn.Identity() for i, out_norm in enumerate(self.out_norms)
@@ -200,19 +197,17 @@ class Hierarchy(nn.Module):
 
     # ---- training ----
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward instead of keeping their activations."""
         for stage in self.stages:
+            assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Layer groups for layer-wise learning rates: stem, then stages (coarse) or blocks."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem|^pos_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names that decay by their shape and must not, by the official rules (1-D tensors and biases never do)."""
         return {name for name, _ in self.named_parameters() if name.startswith("pos_embed")}

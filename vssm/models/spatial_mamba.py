@@ -17,12 +17,11 @@ weights load through `vssm.load_checkpoint`.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-
-import torch
-from torch import Tensor, nn
+from typing import Any
 
 from timm.layers import DropPath
 from timm.models._registry import generate_default_cfgs, register_model
+from torch import Tensor, nn
 
 from vssm.models.build import create
 from vssm.models.hierarchy import Hierarchy, build_stages
@@ -119,7 +118,6 @@ class SpatialMamba(Hierarchy):
             out_norms=cfg.out_norms,
         )
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The dt biases: one-dimensional in the official model, hence without decay there."""
         return {name for name, _ in self.named_parameters() if name.endswith("dt_proj_bias")}
@@ -144,14 +142,11 @@ def build_mixer(cfg: SpatialMambaConfig, dim: int) -> SS2D:
     return mixer
 
 
-default_cfgs = generate_default_cfgs(
-    {f"{name}.in1k": pretrained_cfg(name) for name in VARIANTS if name != "spatial_mamba_nano"}
-    | {
-        "spatial_mamba_nano": pretrained_cfg(
-            "spatial_mamba_nano", input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0
-        )
-    }
+_cfgs: dict[str, Any] = {f"{name}.in1k": pretrained_cfg(name) for name in VARIANTS if name != "spatial_mamba_nano"}
+_cfgs["spatial_mamba_nano"] = pretrained_cfg(
+    "spatial_mamba_nano", input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0
 )
+default_cfgs = generate_default_cfgs(_cfgs)
 
 
 def _spatial_mamba(name: str, pretrained: bool, **kwargs) -> SpatialMamba:

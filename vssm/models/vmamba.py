@@ -16,11 +16,11 @@ The modern block is mixer + MLP, both residual; the vanilla one is a gated mixer
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor, nn
+from typing import Any
 
 from timm.layers import DropPath
 from timm.models._registry import generate_default_cfgs, register_model
+from torch import Tensor, nn
 
 from vssm.models.build import create
 from vssm.models.hierarchy import Hierarchy, build_stages
@@ -182,14 +182,10 @@ def build_mixer(cfg: VMambaConfig, dim: int) -> SS2D:
     return mixer
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        f"{name}.in1k": pretrained_cfg(SHORT_NAMES.get(name, name))
-        for name in (*VARIANTS, *SHORT_NAMES)
-        if name != "vmamba_nano"
-    }
-    | {"vmamba_nano": pretrained_cfg("vmamba_nano", input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0)}
-)
+_cfgs: dict[str, Any] = {f"{name}.in1k": pretrained_cfg(name) for name in VARIANTS if name != "vmamba_nano"}
+_cfgs |= {f"{short}.in1k": pretrained_cfg(name) for short, name in SHORT_NAMES.items()}
+_cfgs["vmamba_nano"] = pretrained_cfg("vmamba_nano", input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0)
+default_cfgs = generate_default_cfgs(_cfgs)
 
 
 def _vmamba(name: str, pretrained: bool, **kwargs) -> VMamba:

@@ -1,6 +1,6 @@
 """Modules shared by the model families. Activations are NHWC: (B, H, W, C)."""
 
-from vssm.nn.conv import BatchNorm, Conv2d, DepthwiseConv3x3
+from vssm.nn.conv import Conv2d, DepthwiseConv3x3
 from vssm.nn.downsample import BottleneckDownsample, ConvDownsample, PatchMerging
 from vssm.nn.init import init_linear, init_ssm
 from vssm.nn.mlp import Mlp
@@ -11,7 +11,6 @@ from vssm.nn.stem import ConvStem, PatchStem, PositionEmbedding, ResidualStem
 
 __all__ = [
     "SS2D",
-    "BatchNorm",
     "BottleneckDownsample",
     "Conv2d",
     "ConvDownsample",

@@ -1,8 +1,7 @@
 """Convolutions on NHWC maps: the tensors stay NHWC, the convolution sees a free channels_last view."""
 
-from torch import Tensor, nn
-
 from timm.models._features_fx import register_notrace_module
+from torch import Tensor, nn
 
 from vssm.ops import depthwise_conv3x3
 
@@ -11,17 +10,9 @@ class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d` from NHWC to NHWC: (B, H, W, C) -> (B, H', W', C')."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self._conv_forward(input.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` on NHWC maps."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-@register_notrace_module
 class DepthwiseConv3x3(nn.Conv2d):
     """Depthwise 3x3 convolution with zero padding on NHWC maps: (B, H, W, C) -> (B, H, W, C).
 
@@ -41,3 +32,6 @@ class DepthwiseConv3x3(nn.Conv2d):
         x = input.permute(0, 3, 1, 2)
         x = depthwise_conv3x3(x, self.weight, self.bias, self.act, self.residual)
         return x.permute(0, 2, 3, 1)
+
+
+register_notrace_module(DepthwiseConv3x3)

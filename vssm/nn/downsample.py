@@ -2,15 +2,13 @@
 
 import torch
 import torch.nn.functional as F
+from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from timm.models._features_fx import register_notrace_module
-
-from vssm.nn.conv import BatchNorm, Conv2d
+from vssm.nn.conv import Conv2d
 from vssm.nn.norm import LayerNorm
 
 
-@register_notrace_module
 class PatchMerging(nn.Module):
     """Concatenate the pixels of every 2x2 cell, norm, project (Swin's; VMamba's "v1"). ceil(H/2) x ceil(W/2): an odd
     size is padded with zeros at the bottom and right."""
@@ -26,6 +24,9 @@ class PatchMerging(nn.Module):
             x = F.pad(x, [0, 0, 0, width % 2, 0, height % 2])
         cells = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
         return self.proj(self.norm(torch.cat(cells, dim=-1)))
+
+
+register_notrace_module(PatchMerging)
 
 
 class ConvDownsample(nn.Module):
@@ -48,11 +49,12 @@ class BottleneckDownsample(nn.Module):
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
         wide = 4 * out_dim
-        self.conv1 = Conv2d(dim, wide, 1)
-        self.conv2 = Conv2d(wide, wide, 3, 2, padding=1, groups=wide)
-        self.conv3 = Conv2d(wide, out_dim, 1)
-        self.norm = BatchNorm(out_dim)
+        self.conv1 = nn.Conv2d(dim, wide, 1)
+        self.conv2 = nn.Conv2d(wide, wide, 3, 2, padding=1, groups=wide)
+        self.conv3 = nn.Conv2d(wide, out_dim, 1)
+        self.norm = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.conv2(F.relu(self.conv1(x))))
-        return self.norm(self.conv3(x))
+        x = F.relu(self.conv1(x.permute(0, 3, 1, 2)))
+        x = F.relu(self.conv2(x))
+        return self.norm(self.conv3(x)).permute(0, 2, 3, 1)

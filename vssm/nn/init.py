@@ -6,9 +6,8 @@ The three SSM initialisations are those of VMamba's table 11. They hold for ever
 import math
 
 import torch
-from torch import Tensor, nn
-
 from timm.layers import trunc_normal_
+from torch import Tensor, nn
 
 from vssm.nn.choices import check_choice
 

@@ -1,14 +1,12 @@
 """The two-layer perceptron of a block."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from timm.models._features_fx import register_notrace_module
+from torch import Tensor, nn
 
 from vssm.ops import bias_act
 
 
-@register_notrace_module
 class Mlp(nn.Module):
     """fc2(gelu(fc1(x))) on the last dim: (..., dim) -> (..., dim), with the exact (erf) GELU.
 
@@ -24,3 +22,6 @@ class Mlp(nn.Module):
         x = F.linear(x, self.fc1.weight)
         x = bias_act(x, self.fc1.bias, "gelu")
         return self.fc2(x)
+
+
+register_notrace_module(Mlp)

@@ -1,13 +1,11 @@
 """Layer normalisation over the channels of NHWC maps."""
 
-from torch import Tensor, nn
-
 from timm.models._features_fx import register_notrace_module
+from torch import Tensor, nn
 
 from vssm.ops import layer_norm
 
 
-@register_notrace_module
 class LayerNorm(nn.LayerNorm):
     """`torch.nn.LayerNorm` over the last dim, computed by `vssm.ops.layer_norm`.
 
@@ -19,3 +17,6 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         return layer_norm(x, self.weight, self.bias, self.eps, gate)
+
+
+register_notrace_module(LayerNorm)

@@ -4,9 +4,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from timm.models._features_fx import register_notrace_module
+from torch import Tensor, nn
 
 from vssm.nn.choices import check_choice
 from vssm.nn.conv import DepthwiseConv3x3
@@ -26,7 +25,6 @@ ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 GATES = ("none", "act", "linear")
 
 
-@register_notrace_module
 class SS2D(nn.Module):
     """in_proj, depthwise convolution, activation, scan along K routes, out_norm, gate, out_proj.
 
@@ -162,7 +160,11 @@ class SS2D(nn.Module):
             return y + u.to(h.dtype) * self.D.to(h.dtype).view(groups, inner).sum(0)[:, None, None]
 
     def extra_repr(self) -> str:
-        return f"d_state={self.d_state}, dt_rank={self.dt_rank}, routes={len(self.route_codes) // 2 or 'cascade'}, gate={self.gate}"
+        routes = "cascade" if self.cascade else len(self.routes)
+        return f"d_state={self.d_state}, dt_rank={self.dt_rank}, routes={routes}, gate={self.gate}"
+
+
+register_notrace_module(SS2D)
 
 
 def _activate(x: Tensor, act: str) -> Tensor:

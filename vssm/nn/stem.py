@@ -2,12 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from timm.layers import trunc_normal_
 from timm.models._features_fx import register_notrace_module
+from torch import Tensor, nn
 
-from vssm.nn.conv import BatchNorm, Conv2d
+from vssm.nn.conv import Conv2d
 from vssm.nn.norm import LayerNorm
 
 
@@ -46,25 +45,24 @@ class ResidualStem(nn.Module):
     def __init__(self, in_chans: int, dim: int, patch_size: int):
         super().__init__()
         half, wide = dim // 2, 4 * dim
-        self.conv1 = Conv2d(in_chans, half, 3, patch_size // 2, padding=1, bias=False)
-        self.norm1 = BatchNorm(half)
-        self.conv2 = Conv2d(half, half, 3, padding=1, bias=False)
-        self.norm2 = BatchNorm(half)
-        self.conv3 = Conv2d(half, half, 3, padding=1, bias=False)
-        self.norm3 = BatchNorm(half)
-        self.conv4 = Conv2d(half, wide, 3, 2, padding=1, bias=False)
-        self.norm4 = BatchNorm(wide)
-        self.conv5 = Conv2d(wide, dim, 1, bias=False)
-        self.norm5 = BatchNorm(dim)
+        self.conv1 = nn.Conv2d(in_chans, half, 3, patch_size // 2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(half)
+        self.conv2 = nn.Conv2d(half, half, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(half)
+        self.conv3 = nn.Conv2d(half, half, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(half)
+        self.conv4 = nn.Conv2d(half, wide, 3, 2, padding=1, bias=False)
+        self.norm4 = nn.BatchNorm2d(wide)
+        self.conv5 = nn.Conv2d(wide, dim, 1, bias=False)
+        self.norm5 = nn.BatchNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(x.permute(0, 2, 3, 1))))
+        x = F.relu(self.norm1(self.conv1(x)))
         x = x + self.norm3(self.conv3(F.relu(self.norm2(self.conv2(x)))))
         x = F.relu(self.norm4(self.conv4(x)))
-        return self.norm5(self.conv5(x))
+        return self.norm5(self.conv5(x)).permute(0, 2, 3, 1)
 
 
-@register_notrace_module
 class PositionEmbedding(nn.Module):
     """Add a learned embedding (1, dim, H', W') to the stem's map: the image size is then fixed."""
 
@@ -81,3 +79,6 @@ class PositionEmbedding(nn.Module):
                 f"{x.shape[2]}; resize the image, or build the model with another img_size"
             )
         return x + self.weight.permute(0, 2, 3, 1)
+
+
+register_notrace_module(PositionEmbedding)
