@@ -1,5 +1,6 @@
 // The exported functions: which instruction set runs, torch's thread pool, and one entry per kernel.
 #include "core.h"
+#include "pointwise.h"
 #include "scan.h"
 
 #include <stdlib.h>
@@ -126,3 +127,7 @@ VSSM_API void vssm_set_parallel_for(void* function) {
 // One line per kernel.
 VSSM_KERNEL(scan_forward, ScanArgs)
 VSSM_KERNEL(scan_backward, ScanArgs)
+VSSM_KERNEL(layer_norm_forward, LayerNormArgs)
+VSSM_KERNEL(layer_norm_backward, LayerNormArgs)
+VSSM_KERNEL(bias_act_forward, BiasActArgs)
+VSSM_KERNEL(bias_act_backward, BiasActArgs)

@@ -22,7 +22,7 @@ _STATUS = {1: "out of memory", 2: "arguments outside what the kernel supports"}
 
 _library: ctypes.CDLL | None = None
 _reason: str | None = None
-_functions: dict[str, Callable[[int], int]] = {}
+_functions: dict[str, Callable[[int | bytes], int]] = {}
 
 
 def available() -> bool:
@@ -55,15 +55,15 @@ def use_isa(name: str) -> Iterator[None]:
         library.vssm_set_isa(previous.encode())
 
 
-def call(name: str, arguments: ctypes.Structure) -> None:
-    """Run kernel `name`. The caller keeps alive every tensor whose address is in `arguments`."""
+def call(name: str, arguments: ctypes.Structure | bytes) -> None:
+    """Run kernel `name` on its arguments, as a structure or packed; the caller keeps alive the tensors they point to."""
     function = _functions.get(name)
     if function is None:
         function = getattr(_require(), f"vssm_{name}")
         function.restype = ctypes.c_int32
         function.argtypes = [ctypes.c_void_p]
         _functions[name] = function
-    status = function(ctypes.addressof(arguments))
+    status = function(arguments if isinstance(arguments, bytes) else ctypes.addressof(arguments))
     if status != 0:
         raise RuntimeError(f"core kernel {name} failed: {_STATUS.get(status, f'status {status}')}")
 

@@ -65,3 +65,35 @@ def empty_map(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(
         x.shape, dtype=x.dtype if dtype is None else dtype, device=x.device, memory_format=torch.channels_last
     )
+
+
+# ---- calls into the compiled core (csrc/pointwise.h): arguments are packed, not built as a ctypes structure, which
+# ---- would cost a microsecond and a half more per call
+
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+ABSENT = (0, 0)
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any tensor is, else float32."""
+    for t in tensors:
+        if t is not None and t.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
+
+
+def address(t: Tensor | None) -> int:
+    """Where the data of a tensor begins, 0 for None."""
+    return 0 if t is None else t.data_ptr()
+
+
+def typed(t: Tensor | None) -> tuple[int, int]:
+    """A struct Tensor of csrc/pointwise.h."""
+    return ABSENT if t is None else (t.data_ptr(), _TYPES[t.dtype])
+
+
+def dense(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A weight as the core reads it: contiguous, of the compute dtype."""
+    if t is None or (t.dtype is dtype and t.is_contiguous()):
+        return t
+    return t.to(dtype).contiguous()

@@ -7,7 +7,7 @@ from vssm.ops import dispatch, library
 from vssm.ops.bias_act import core, torch_path
 from vssm.ops.pointwise import as_inputs
 
-dispatch.register("bias_act", torch=None, reference=None)
+dispatch.register("bias_act", core=None, torch=None, reference=None)
 
 
 def _bias_act(x, bias, act, path):

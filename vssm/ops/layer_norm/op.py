@@ -8,8 +8,8 @@ from vssm.ops import dispatch, library
 from vssm.ops.layer_norm import core, torch_path
 from vssm.ops.pointwise import as_inputs, result_dtype
 
-dispatch.register("layer_norm", torch=None, reference=None)
-dispatch.register("add_layer_norm", torch=None, reference=None)
+dispatch.register("layer_norm", core=None, torch=None, reference=None)
+dispatch.register("add_layer_norm", core=None, torch=None, reference=None)
 
 # Multiply-adds per element, the count of fvcore for a normalisation with weight and bias.
 _PER_ELEMENT = 5

@@ -1,0 +1,172 @@
+// Layer normalisation of rows, forward and backward, with a residual sum before it or a gate after it.
+//
+// A row is read from memory once and then worked on in the first-level cache: mean, variance about the mean, result.
+// The backward recomputes the statistics and sums the weight gradients in the same pass.
+#include "activation.h"
+#include "rows.h"
+
+namespace vssm {
+namespace VSSM_ISA {
+namespace {
+
+template <class T>
+struct Statistics {
+    T mean, rstd;
+};
+
+// Four running sums hide the latency of an addition and keep each sum short.
+template <class T>
+VSSM_INLINE Statistics<T> statistics(const T* x, int64_t n, T eps) {
+    constexpr int step = lanes<T>;
+    Vec<T> s[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * step <= n; i += 4 * step)
+        for (int j = 0; j < 4; ++j) s[j] += load(x + i + j * step);
+    for (; i + step <= n; i += step) s[0] += load(x + i);
+    if (i < n) s[1] += load_first(x + i, static_cast<int>(n - i));
+    const T mean = sum<T>((s[0] + s[1]) + (s[2] + s[3])) / static_cast<T>(n);
+
+    Vec<T> q[4] = {};
+    const Vec<T> centre = set1(mean);
+    for (i = 0; i + 4 * step <= n; i += 4 * step)
+        for (int j = 0; j < 4; ++j) {
+            const Vec<T> d = load(x + i + j * step) - centre;
+            q[j] = fma(d, d, q[j]);
+        }
+    for (; i + step <= n; i += step) {
+        const Vec<T> d = load(x + i) - centre;
+        q[0] = fma(d, d, q[0]);
+    }
+    if (i < n) {
+        const int count = static_cast<int>(n - i);
+        const Vec<T> d = first_lanes<T>(load_first(x + i, count) - centre, count);
+        q[1] = fma(d, d, q[1]);
+    }
+    const T var = sum<T>((q[0] + q[1]) + (q[2] + q[3])) / static_cast<T>(n);
+    return {mean, 1 / static_cast<T>(sizeof(T) == 4 ? __builtin_sqrtf(var + eps) : __builtin_sqrt(var + eps))};
+}
+
+template <class T>
+int32_t forward(const LayerNormArgs& a) {
+    const int64_t n = a.channels, block = rows_per_task(n), tasks = (a.rows + block - 1) / block;
+    const T* weight = static_cast<const T*>(a.weight);
+    const T* bias = static_cast<const T*>(a.bias);
+    int32_t status = ok;
+    parallel(tasks, [&](int64_t task) {
+        const Buffers<T> buffer(6, n);
+        if (buffer.start == nullptr) {
+            status = out_of_memory;
+            return;
+        }
+        for (int64_t row = task * block; row < smaller(a.rows, (task + 1) * block); ++row) {
+            const T* x = read_row(a.x, row, n, buffer[0]);
+            if (a.branch.data) {
+                const T* branch = read_row(a.branch, row, n, buffer[1]);
+                T* total = begin_row(a.total, row, n, buffer[2]);
+                each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
+                    store_first(total + i, load_first(x + i, count) + load_first(branch + i, count), count);
+                });
+                finish_row(a.total, row, n, total);
+                x = read_row(a.total, row, n, buffer[2]);  // normalise the sum as it was rounded
+            }
+            const Statistics<T> s = statistics(x, n, static_cast<T>(a.eps));
+            const Vec<T> mean = set1(s.mean), rstd = set1(s.rstd);
+            T* y = begin_row(a.y, row, n, buffer[3]);
+            if (a.gate.data) {
+                const T* gate = read_row(a.gate, row, n, buffer[4]);
+                each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
+                    Vec<T> v = (load_first(x + i, count) - mean) * rstd;
+                    if (weight) v *= load_first(weight + i, count);
+                    if (bias) v += load_first(bias + i, count);
+                    store_first(y + i, v * activate<silu>(load_first(gate + i, count)), count);
+                });
+            } else if (weight && bias) {
+                each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
+                    const Vec<T> v = (load_first(x + i, count) - mean) * rstd;
+                    store_first(y + i, fma(v, load_first(weight + i, count), load_first(bias + i, count)), count);
+                });
+            } else {
+                each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
+                    Vec<T> v = (load_first(x + i, count) - mean) * rstd;
+                    if (weight) v *= load_first(weight + i, count);
+                    if (bias) v += load_first(bias + i, count);
+                    store_first(y + i, v, count);
+                });
+            }
+            finish_row(a.y, row, n, y);
+        }
+    });
+    return status;
+}
+
+template <class T>
+int32_t backward(const LayerNormArgs& a) {
+    const int64_t n = a.channels, block = rows_per_task(n), tasks = (a.rows + block - 1) / block;
+    const T* weight = static_cast<const T*>(a.weight);
+    const T* bias = static_cast<const T*>(a.bias);
+    const PartialSums<T> partial(tasks, 2, n);
+    int32_t status = partial.failed() ? out_of_memory : ok;
+    if (status != ok) return status;
+    parallel(tasks, [&](int64_t task) {
+        const Buffers<T> buffer(6, n);
+        if (buffer.start == nullptr) {
+            status = out_of_memory;
+            return;
+        }
+        T* dweight = partial.of(task, 0);
+        T* dbias = partial.of(task, 1);
+        for (int64_t row = task * block; row < smaller(a.rows, (task + 1) * block); ++row) {
+            const T* x = read_row(a.x, row, n, buffer[0]);
+            const T* gy = read_row(a.y, row, n, buffer[1]);
+            const Statistics<T> s = statistics(x, n, static_cast<T>(a.eps));
+            const Vec<T> mean = set1(s.mean), rstd = set1(s.rstd);
+            T* g = buffer[2];  // gradient of the normalised row, after the weight
+            Vec<T> sum_g{}, sum_gx{};
+            const T* gate = a.gate.data ? read_row(a.gate, row, n, buffer[3]) : nullptr;
+            T* dgate = gate ? begin_row(a.dgate, row, n, buffer[4]) : nullptr;
+            each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
+                const Vec<T> normed = (load_first(x + i, count) - mean) * rstd;
+                Vec<T> d = load_first(gy + i, count);
+                const Vec<T> w = weight ? load_first(weight + i, count) : set1(T(1));
+                if (gate) {
+                    const Vec<T> z = load_first(gate + i, count), sigma = logistic(z), swish = z * sigma;
+                    Vec<T> affine = normed * w;
+                    if (bias) affine += load_first(bias + i, count);
+                    store_first(dgate + i, d * affine * fma(swish, 1 - sigma, sigma), count);
+                    d *= swish;
+                }
+                store_first(dweight + i, fma(d, normed, load_first(dweight + i, count)), count);
+                store_first(dbias + i, load_first(dbias + i, count) + d, count);
+                d *= w;
+                store_first(g + i, d, count);
+                sum_g += d;  // lanes past the row are zero: d is
+                sum_gx = fma(d, normed, sum_gx);
+            });
+            if (gate) finish_row(a.dgate, row, n, dgate);
+            const Vec<T> mean_g = set1(sum<T>(sum_g) / static_cast<T>(n));
+            const Vec<T> mean_gx = set1(sum<T>(sum_gx) / static_cast<T>(n));
+            const T* added = a.gtotal.data ? read_row(a.gtotal, row, n, buffer[5]) : nullptr;
+            T* dx = begin_row(a.dx, row, n, buffer[1]);
+            each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
+                const Vec<T> normed = (load_first(x + i, count) - mean) * rstd;
+                Vec<T> d = (load_first(g + i, count) - fma(normed, mean_gx, mean_g)) * rstd;
+                if (added) d += load_first(added + i, count);
+                store_first(dx + i, d, count);
+            });
+            finish_row(a.dx, row, n, dx);
+        }
+    });
+    if (a.dweight) partial.total(0, static_cast<T*>(a.dweight));
+    if (a.dbias) partial.total(1, static_cast<T*>(a.dbias));
+    return status;
+}
+
+}  // namespace
+
+int32_t layer_norm_forward(const LayerNormArgs* a) { return a->is_double ? forward<double>(*a) : forward<float>(*a); }
+int32_t layer_norm_backward(const LayerNormArgs* a) {
+    return a->is_double ? backward<double>(*a) : backward<float>(*a);
+}
+
+}  // namespace VSSM_ISA
+}  // namespace vssm

@@ -1,0 +1,47 @@
+// Arguments of the kernels around the scan. Mirrored by vssm/ops/*/core.py; raise VSSM_ABI with every change.
+//
+// Maps and rows may be of any of four types; weights, their gradients and everything computed have the compute type,
+// float, or double if any tensor is double. Channels are the last dimension, and everything is contiguous.
+#pragma once
+
+#include <stdint.h>
+
+namespace vssm {
+
+enum Type : int64_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
+
+// A tensor of any type; data is null when it is absent.
+struct Tensor {
+    void* data;
+    int64_t type;
+};
+
+struct LayerNormArgs {
+    int64_t is_double, rows, channels;
+    double eps;
+    const void* weight;  // (channels,) or null, compute type; bias likewise
+    const void* bias;
+    Tensor x;
+    Tensor branch;  // forward: added to x; the sum is normalised
+    Tensor gate;    // the result is multiplied by silu(gate)
+    Tensor total;   // forward: where x + branch goes
+    Tensor y;       // forward: the result; backward: its gradient
+    // Backward only.
+    Tensor gtotal;  // added to dx
+    Tensor dx;
+    Tensor dgate;
+    void* dweight;  // (channels,) or null; dbias likewise
+    void* dbias;
+};
+
+struct BiasActArgs {
+    int64_t is_double, rows, channels;
+    int64_t act;       // 0 gelu, 1 silu, 2 relu
+    const void* bias;  // (channels,) or null
+    Tensor x;
+    Tensor y;     // forward: the result; backward: its gradient
+    Tensor dx;    // backward only
+    void* dbias;  // backward only; (channels,) or null
+};
+
+}  // namespace vssm
