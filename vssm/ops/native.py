@@ -56,7 +56,7 @@ def use_isa(name: str) -> Iterator[None]:
 
 
 def call(name: str, arguments: ctypes.Structure | bytes) -> None:
-    """Run kernel `name` on its arguments, as a structure or packed; the caller keeps alive the tensors they point to."""
+    """Run kernel `name` on a structure or its packed bytes. The caller keeps alive every tensor they point to."""
     function = _functions.get(name)
     if function is None:
         function = getattr(_require(), f"vssm_{name}")
