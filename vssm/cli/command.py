@@ -5,8 +5,11 @@ torch, timm and Lightning only afterwards (seconds each), so that help and typin
 Exit codes: 0 done; 1 the command could not do it (one message, no traceback); 2 it was typed wrongly.
 """
 
+import contextlib
 import importlib
 import sys
+import warnings
+from collections.abc import Iterator
 
 from vssm.cli.parsing import Stop, UsageError, nearest, print_error
 
@@ -32,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        with _plain_warnings(unless=debug):
+            return _dispatch(arguments)
     except UsageError as error:
         print_error(str(error))
         return 2
@@ -56,6 +60,18 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print_error(_describe(error))
         return 1
+
+
+@contextlib.contextmanager
+def _plain_warnings(unless: bool) -> Iterator[None]:
+    """A warning is one line for the user, without the file and the source line that raised it."""
+    before = warnings.formatwarning
+    if not unless:
+        warnings.formatwarning = lambda message, *_, **__: f"vssm: note: {str(message).removeprefix('vssm: ')}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 _EXTRA_OF: dict[str, str] = dict.fromkeys(

@@ -13,7 +13,6 @@ def announce(console: Console, experiment, run) -> None:
     settings, splits = experiment.settings, experiment.splits
     data, trainer = settings.data, settings.trainer
     channels, height, width = splits.preprocess.input_size
-    table = Table.grid(padding=(0, 2))
     rows = {
         "model": f"{settings.model.name}, {parameters(experiment.model) / 1e6:.2f} M parameters",
         "images": f"{len(splits.train)} to train, {len(splits.val)} to validate, {len(splits.classes)} classes, "
@@ -24,8 +23,7 @@ def announce(console: Console, experiment, run) -> None:
         "run": str(run.path),
     }
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/]", value)
-    console.print(table)
+        console.print(f"[bold]{name:<10}[/]{value}", soft_wrap=True, highlight=False)
 
 
 def metrics_table(metrics: Mapping[str, float]) -> Table:
@@ -49,5 +47,6 @@ def kernels(device: str = "cpu") -> str:
     by_path: dict[str, list[str]] = {}
     for choice in explanation.choices:
         by_path.setdefault(choice.path, []).append(choice.op)
-    paths = "; ".join(f"{path}: {', '.join(names)}" for path, names in by_path.items())
-    return f"{paths} (core: {explanation.core})"
+    if len(by_path) == 1:
+        return f"all on the {next(iter(by_path))} path (core: {explanation.core})"
+    return "; ".join(f"{path}: {', '.join(names)}" for path, names in by_path.items())

@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import timm
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 
 IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -49,6 +51,14 @@ class Preprocess:
     def from_dict(cls, plain: dict[str, Any]) -> "Preprocess":
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
         return cls(**fields)
+
+
+def published_preprocess(model_name: str, image_size: int | None = None) -> Preprocess:
+    """What timm's registry says a model was trained with, at its own image size or at another."""
+    published = timm.get_pretrained_cfg(model_name)
+    config = resolve_data_config(pretrained_cfg=published.to_dict() if published else {})
+    size = (3, image_size, image_size) if image_size else tuple(config["input_size"])
+    return Preprocess(size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"], config["crop_pct"])
 
 
 def open_image(path: str | Path, channels: int = 3) -> Image.Image:

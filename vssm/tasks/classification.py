@@ -5,6 +5,7 @@ from typing import Any
 
 import timm
 import torch.nn.functional as F
+from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 import vssm.models  # noqa: F401 (registers our models with timm)
@@ -44,6 +45,15 @@ def check_model_name(name: str) -> None:
     found = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     nearest = f"; nearest: {', '.join(found)}" if found else ""
     raise ValueError(f"no model is called {name!r}{nearest} (`vssm models` lists ours, timm.list_models() all)")
+
+
+def class_names(model: nn.Module) -> tuple[str, ...]:
+    """ImageNet's names for a model with its 1000 classes, else numbers."""
+    count: int = model.num_classes  # type: ignore[assignment]
+    if count != 1000:
+        return tuple(map(str, range(count)))
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(index) for index in range(count))
 
 
 class Classification(nn.Module):

@@ -52,6 +52,15 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
     )
 
 
+def is_ours(path: str | Path) -> bool:
+    """Whether a file or folder was written by `vssm fit`."""
+    file = checkpoint_file(path)
+    if file.suffix == ".safetensors":
+        return False
+    content = _read(file)
+    return isinstance(content, dict) and "vssm" in content
+
+
 def load_weights(model: nn.Module, path: str | Path, head: str = "strict") -> None:
     """Starts `model` from a checkpoint of any origin; `head="reset"` keeps the model's own fresh classifier."""
     from vssm.weights import load_checkpoint

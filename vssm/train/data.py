@@ -1,19 +1,17 @@
 """From data settings to data sets and loaders."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import lightning as L
-import timm
 from PIL import Image
-from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, Dataset
 
 from vssm.data import digits
 from vssm.data.imagefolder import ImageFolder, split_folder
-from vssm.data.preprocess import Preprocess
+from vssm.data.preprocess import Preprocess, published_preprocess
 from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
 from vssm.train.settings import DataSettings
 
@@ -59,18 +57,9 @@ def load_splits(settings: DataSettings, model_name: str, classes: tuple[str, ...
 
 def _preprocess_for(settings: DataSettings, model_name: str) -> Preprocess:
     """The model's own published preprocessing, with what the settings change."""
-    published = timm.get_pretrained_cfg(model_name)
-    config = resolve_data_config(pretrained_cfg=published.to_dict() if published else {})
-    _, height, width = config["input_size"]
-    if settings.image_size is not None:
-        height = width = settings.image_size
-    return Preprocess(
-        (3, height, width),
-        tuple(config["mean"]),
-        tuple(config["std"]),
-        settings.interpolation or config["interpolation"],
-        settings.crop_pct or config["crop_pct"],
-    )
+    preprocess = published_preprocess(model_name, settings.image_size)
+    changes: dict[str, Any] = {"interpolation": settings.interpolation, "crop_pct": settings.crop_pct}
+    return replace(preprocess, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _train_transform(settings: DataSettings, preprocess: Preprocess) -> Callable[[Image.Image], Any]:

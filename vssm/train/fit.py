@@ -106,6 +106,7 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # True of Lightning's own samplers; ours start where the checkpoint says.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     has_bar = any(hasattr(callback, "enable") for callback in callbacks)
     return L.Trainer(

@@ -80,7 +80,7 @@ class LiveProgress(ProgressBar):
             parts.append(f"val loss {metrics['val_loss']:.4f}")
         parts += [f"{k.replace('val_', '')} {metrics[k]:7.2%}" for k in ("val_top1", "val_top5") if k in metrics]
         parts.append(self._speed())
-        self.console.print("  ".join(parts), highlight=False)
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
         self._images, self._working, self._waiting = 0, 0.0, 0.0
         self._losses.clear()
         self._batch_ended = time.perf_counter()

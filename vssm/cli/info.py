@@ -1,0 +1,50 @@
+"""vssm info: what runs here, and why."""
+
+from vssm.cli.parsing import Parser, parse
+
+DESCRIPTION = "Says which device, core library and instruction set, and which implementation of each operator run here."
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("info", DESCRIPTION)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
+    args = parse(parser, argv)
+    if args is None:
+        return 0
+
+    import platform
+    from importlib.metadata import version
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    import vssm.models  # noqa: F401 (brings the operators)
+    from vssm import ops
+    from vssm.cli.device import pick_device
+
+    device = pick_device(args.device)
+    explanation = ops.explain(device=device, dtype=getattr(torch, args.dtype))
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    facts = {
+        "vssm": version("vssm"),
+        "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "timm": version("timm"),
+        "accelerator": str(accelerator) if accelerator else "none",
+        "device": f"{device}, {args.dtype}",
+        "C++ core": explanation.core,
+    }
+    console = Console()
+    for name, fact in facts.items():
+        console.print(f"[bold]{name:<13}[/]{fact}", soft_wrap=True, highlight=False)
+    table = Table("operator", "runs", "why")
+    for choice in explanation.choices:
+        others = "".join(
+            f"\nnot {path}: {'see C++ core' if reason in explanation.core else reason}"
+            for path, reason in choice.others.items()
+        )
+        table.add_row(choice.op, choice.path, f"{choice.why}{others}")
+    console.print(table)
+    return 0
