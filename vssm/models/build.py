@@ -49,7 +49,11 @@ def create(
         pretrained_filter_fn=checkpoint_filter_fn,
         cache_dir=cache_dir,
         model_cfg=cfg,
-        feature_cfg={"out_indices": tuple(range(len(cfg.dims))), "feature_cls": "getter"},
+        feature_cfg={
+            "out_indices": tuple(range(len(cfg.dims))),
+            "feature_cls": "getter",
+            "flatten_sequential": True,
+        },
         **kwargs,
     )
     for module in model.modules():  # the description of the weights must not carry the weights themselves

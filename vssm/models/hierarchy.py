@@ -75,8 +75,6 @@ class Hierarchy(nn.Module):
     """
 
     output_fmt = "NHWC"
-    stages: nn.Sequential
-    norm: nn.Module
 
     def __init__(
         self,

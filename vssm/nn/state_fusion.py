@@ -38,8 +38,12 @@ class StateFusion(nn.Module):
         kernels: list[Tensor] = []
         for kernel in self.kernels:
             kernels.append(kernel.repeat_interleave(self.d_state, 0) if self.d_state > 1 else kernel)
+        if h.shape[1] == 1 and h.shape[3] == 1:
+            # Indexing rather than a view: exporting with free H and W would guard on what a view needs to know.
+            fused = state_fusion(h[:, 0, :, 0], kernels, self.alphas, self.dilations)
+            return fused.unsqueeze(1).unsqueeze(3)
         fused = state_fusion(h.flatten(1, 3), kernels, self.alphas, self.dilations)
-        return fused.view_as(h)
+        return fused.unflatten(1, h.shape[1:4])
 
     def extra_repr(self) -> str:
         return f"dilations={tuple(self.dilations)}"
