@@ -188,9 +188,21 @@ VSSM_INLINE VecF reciprocal(VecF x) {
 }
 VSSM_INLINE VecD reciprocal(VecD x) { return 1.0 / x; }
 
-// Sum of the lanes, in a fixed tree.
+// Sum of the lanes: the upper half is added to the lower half until one lane is left.
 template <class T>
 VSSM_INLINE T sum(Vec<T> v) {
+#if defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+#if defined(__AVX512F__)
+        const __m256 eight = _mm512_castps512_ps256((__m512)v) + _mm512_extractf32x8_ps((__m512)v, 1);
+#else
+        const __m256 eight = (__m256)v;
+#endif
+        const __m128 four = _mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1);
+        const __m128 two = four + _mm_movehl_ps(four, four);
+        return two[0] + two[1];
+    }
+#endif
     alignas(VSSM_VECTOR_BYTES) T row[lanes<T>];
     store(row, v);
     for (int half = lanes<T> / 2; half > 0; half /= 2)
