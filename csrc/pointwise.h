@@ -44,4 +44,17 @@ struct BiasActArgs {
     void* dbias;  // backward only; (channels,) or null
 };
 
+struct DepthwiseArgs {
+    int64_t is_double, batch, height, width, channels;
+    int64_t act;         // 1 silu, 3 none
+    int64_t residual;    // x is added to the result
+    const void* weight;  // (channels, 9)
+    const void* bias;    // (channels,) or null
+    Tensor x;
+    Tensor y;       // forward: the result; backward: its gradient
+    Tensor dx;      // backward only
+    void* dweight;  // backward only; (9, channels)
+    void* dbias;    // backward only; (channels,) or null
+};
+
 }  // namespace vssm

@@ -152,7 +152,7 @@ struct Buffers {
     T* start;
     int64_t stride;
     Buffers(int64_t count, int64_t n) : stride((n + 15) / 16 * 16) {
-        start = static_cast<T*>(scratch(count * stride * static_cast<int64_t>(sizeof(T))));
+        start = static_cast<T*>(scratch((count * stride + 1) * static_cast<int64_t>(sizeof(T))));
     }
     T* operator[](int64_t i) const { return start + i * stride; }
 };

@@ -97,3 +97,8 @@ def dense(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if t is None or (t.dtype is dtype and t.is_contiguous()):
         return t
     return t.to(dtype).contiguous()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A map (B, C, H, W) as the core reads it: the channels of a pixel contiguous in memory."""
+    return x.contiguous(memory_format=torch.channels_last)

@@ -7,7 +7,7 @@ from vssm.ops import dispatch, library
 from vssm.ops.depthwise import core, torch_path
 from vssm.ops.pointwise import as_inputs, empty_map
 
-dispatch.register("depthwise_conv3x3", torch=None, reference=None)
+dispatch.register("depthwise_conv3x3", core=None, torch=None, reference=None)
 
 
 def _conv(x, weight, bias, act, residual, path):
