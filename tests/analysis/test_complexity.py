@@ -1,0 +1,170 @@
+"""Parameters and multiply-adds against the papers' tables and the authors' own counts."""
+
+import json
+from functools import cache, partial
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import vssm
+from tests.goldens import DATA
+from vssm.nn import StateFusion
+
+KNOWN = json.loads((DATA / "complexity.json").read_text())
+TABLES = KNOWN["vmamba_tables"]
+SCANS = {"unidi": "unidirectional", "bidi": "bidirectional", "cascade": "cascade", "cross": "cross"}
+
+
+def _model(name, **options):
+    with torch.device("meta"):
+        return timm.create_model(name, **options)
+
+
+@cache
+def _count(name, size=224, **options):
+    return vssm.complexity(_model(name, **options), size)
+
+
+def _options(table, row):
+    """The model and the options that a row of VMamba's tables describes."""
+    name, options = row.get("model", "vmamba_tiny_s1l8"), {}
+    if table == "5" and not row["ffn"]:
+        name = "vanilla_vmamba_tiny"
+    elif table == "5":
+        options = {"conv": row["dwconv"], "gate": row["multiplicative_branch"]}
+    elif table == "10":
+        options = {"scan": SCANS[row["pattern"]], "conv": row["dwconv"]}
+    if name.startswith("vmamba"):
+        options |= {key: row[key] for key in ("d_state", "ssm_ratio", "mlp_ratio", "init", "act") if key in row}
+        options |= {"depths": tuple(row["layers"])} if "layers" in row else {}
+    return name, options
+
+
+def _prints_as(value, printed):
+    decimals = len(str(printed).partition(".")[2]) if isinstance(printed, float) else 0
+    # The tables drop a trailing zero, which makes a second decimal look like a first one.
+    return any(f"{value:.{d}f}" == f"{printed:.{d}f}" for d in {decimals, max(decimals, 1)})
+
+
+@pytest.mark.parametrize(
+    "table, row",
+    [
+        pytest.param(t, r, id=f"table{t}-{i}", marks=[pytest.mark.full] if r.get("size") in (288, 384, 640) else [])
+        for t, rows in TABLES.items()
+        for i, r in enumerate(rows)
+    ],
+)
+def test_vmamba_tables(table, row):
+    name, options = _options(table, row)
+    found = _count(name, row.get("size", 224), **options)
+    assert _prints_as(found.params / 1e6, row["params"])
+    if table == "10" and row["pattern"] == "cascade" and row["dwconv"]:
+        # The one exception: with both parameter-free norms counted it prints 4.92, the paper has 4.91.
+        assert f"{found.macs / 1e9:.2f}" == "4.92"
+    else:
+        assert _prints_as(found.macs / 1e9, row["flops"])
+
+
+@pytest.mark.parametrize("name", KNOWN["vmamba"])
+def test_vmamba_counts_of_the_authors(name):
+    for size, macs in KNOWN["vmamba"][name]["macs"].items():
+        found = _count(name, int(size))
+        assert found.params == KNOWN["vmamba"][name]["params"]
+        if name.startswith("vanilla"):
+            # Their counter rounds every einsum to four digits.
+            assert found.macs == pytest.approx(macs, rel=3e-5)
+        else:
+            assert found.macs == macs
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_spatial_mamba_counts_of_the_authors(size):
+    known = KNOWN["spatial_mamba"][size]
+    found = _count(f"spatial_mamba_{size}")
+    assert found.params == known["params"]
+    operators = dict(found.by_operator)
+    pool = operators.pop("pool")  # their pooling is a mean over tokens, which their counter does not see
+    assert pool == 49 * {"tiny": 512, "small": 512, "base": 768}[size]
+    want = {key: round(value * 1e9) for key, value in known["by_operator"].items()}
+    want["linear"] += want.pop("matmul")
+    assert operators == want
+    assert found.macs - pool == round(known["gflops_official_train_flags"] * 1e9)
+
+
+@pytest.mark.parametrize("input_size", [(800, 1280), (512, 2048)])
+@pytest.mark.parametrize("size", ["tiny", *(pytest.param(n, marks=pytest.mark.full) for n in ("small", "base"))])
+def test_spatial_mamba_backbones(size, input_size):
+    known = KNOWN["spatial_mamba"][size]
+    key = "1280x800" if input_size == (800, 1280) else "512x2048"
+    backbone = _count(f"spatial_mamba_{size}", input_size, features_only=True, out_norms=True)
+    assert backbone.params == known["backbone_params_with_outnorms"]
+    assert backbone.macs == round(known[f"backbone_gflops_{key}"] * 1e9)
+
+
+def test_state_fusion_on_vmamba():
+    known = KNOWN["vmamba_tiny_sasf"]
+    plain, fused = _count("vmamba_tiny"), _count("vmamba_tiny", state_fn=partial(StateFusion, dilations=(1, 3, 5)))
+    assert fused.params - plain.params == known["added_params"]
+    assert fused.by_operator["conv"] - plain.by_operator["conv"] == round(known["added_gmac"] * 1e9)
+    # C and the skip leave the scan: element-wise products count nothing.
+    skip = round(known["scan_without_C_saves"] * 1e9) // 2
+    assert plain.by_operator["scan"] - fused.by_operator["scan"] == 3 * skip
+
+
+@pytest.mark.parametrize(
+    "name, params, gmacs",
+    [("swin_tiny_patch4_window7_224", 28.3, 4.5), ("convnext_tiny", 28.6, 4.5), ("deit_small_patch16_224", 22.1, 4.6)],
+)
+def test_other_timm_models(name, params, gmacs):
+    found = _count(name)
+    assert f"{found.params / 1e6:.1f} {found.macs / 1e9:.1f}" == f"{params} {gmacs}"
+
+
+def test_counts_of_single_operators():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2)
+            self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+            self.norm = nn.BatchNorm2d(8)
+            self.fc = nn.Linear(4, 10)
+
+        def forward(self, x):
+            x = self.up(self.norm(self.conv(x)))
+            x = nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+            return self.fc(x.mean((2, 3)))
+
+    conv, up, norm, fc = 8 * 6 * 5 * 2 * 9, 8 * 6 * 5 * 4 * 4, 8 * 6 * 5, 40
+    found = vssm.complexity(Net(), (4, 12, 10))
+    assert found.by_operator == {
+        "conv": conv + up,
+        "batch_norm": 5 * norm,
+        "upsample": 4 * 4 * 24 * 20,
+        "pool": 4 * 24 * 20,
+        "linear": fc,
+    }
+    evaluated = vssm.complexity(Net(), (4, 12, 10), batch_norm="eval")
+    assert found.macs - evaluated.macs == 3 * norm
+
+
+def test_leaves_the_model_as_it_was():
+    model = vssm.create_model("spatial_mamba_nano")
+    model.stem.eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    text = str(vssm.complexity(model))
+    assert "SpatialMamba, 3 x 32 x 32: 0." in text and "linear" in text
+    assert modes == [module.training for module in model.modules()]
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_bad_input():
+    model = vssm.create_model("vmamba_nano")
+    with pytest.raises(ValueError, match="must be"):
+        vssm.complexity(model, (0, 32))
+    with pytest.raises(ValueError, match="choose one of train, eval"):
+        vssm.complexity(model, batch_norm="both")
+    with pytest.raises(ValueError, match="has no pretrained_cfg"):
+        vssm.complexity(nn.Linear(3, 3))

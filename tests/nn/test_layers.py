@@ -1,0 +1,92 @@
+"""Stems, downsamplings, norm and MLP."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vssm.nn import (
+    BottleneckDownsample,
+    ConvDownsample,
+    ConvStem,
+    DepthwiseConv3x3,
+    LayerNorm,
+    Mlp,
+    PatchMerging,
+    PatchStem,
+    PositionEmbedding,
+    ResidualStem,
+)
+
+
+def test_layer_norm_and_its_gate():
+    norm = LayerNorm(6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, z = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6)
+    want = F.layer_norm(x, (6,), norm.weight, norm.bias, 1e-5)
+    torch.testing.assert_close(norm(x), want)
+    torch.testing.assert_close(norm(x, z), want * F.silu(z))
+
+
+def test_mlp_uses_the_exact_gelu():
+    mlp = Mlp(4, 12).double()
+    x = torch.randn(2, 3, 3, 4, dtype=torch.float64)
+    torch.testing.assert_close(mlp(x), mlp.fc2(F.gelu(mlp.fc1(x), approximate="none")))
+
+
+@pytest.mark.parametrize("act", ["none", "silu"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_depthwise_conv(act, residual):
+    conv = DepthwiseConv3x3(4, act=act, residual=residual)
+    x = torch.randn(2, 5, 6, 4)
+    if act == "silu" and residual:
+        return  # no model asks for both
+    want = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=1, groups=4).permute(0, 2, 3, 1)
+    want = F.silu(want) if act == "silu" else x + want if residual else want
+    torch.testing.assert_close(conv(x), want)
+
+
+@pytest.mark.parametrize("size, merged", [((6, 8), (3, 4)), ((5, 8), (3, 4)), ((5, 7), (3, 4)), ((1, 1), (1, 1))])
+def test_patch_merging_order_and_padding(size, merged):
+    layer = PatchMerging(2, 4)
+    layer.norm = nn.Identity()
+    layer.proj = nn.Identity()
+    x = torch.randn(1, *size, 2)
+    y = layer(x)
+    assert y.shape == (1, *merged, 8)
+    padded = torch.zeros(1, 2 * merged[0], 2 * merged[1], 2)
+    padded[:, : size[0], : size[1]] = x  # zeros at the bottom and right
+    at = merged[0] - 1, merged[1] - 1
+    cell = padded[0, 2 * at[0] : 2 * at[0] + 2, 2 * at[1] : 2 * at[1] + 2]
+    want = torch.cat([cell[0, 0], cell[1, 0], cell[0, 1], cell[1, 1]])
+    torch.testing.assert_close(y[0, at[0], at[1]], want)
+
+
+@pytest.mark.parametrize(
+    "layer, size, out",
+    [
+        (ConvDownsample(4, 8, 2), (7, 9), (3, 4)),
+        (ConvDownsample(4, 8, 3), (7, 9), (4, 5)),
+        (BottleneckDownsample(4, 8), (7, 9), (4, 5)),
+        (PatchMerging(4, 8), (7, 9), (4, 5)),
+    ],
+)
+def test_downsampled_sizes(layer, size, out):
+    assert layer.eval()(torch.randn(2, *size, 4)).shape == (2, *out, 8)
+
+
+@pytest.mark.parametrize("patch", [2, 4, 8])
+@pytest.mark.parametrize("stem, exact", [(PatchStem, True), (ConvStem, False), (ResidualStem, False)])
+def test_stem_sizes(stem, exact, patch):
+    y = stem(3, 8, patch).eval()(torch.randn(2, 3, 33, 47))
+    size = (33 // patch, 47 // patch) if exact else (-(-33 // patch), -(-47 // patch))
+    assert y.shape == (2, *size, 8)
+
+
+def test_position_embedding_refuses_another_grid():
+    layer = PositionEmbedding(4, (3, 5))
+    x = torch.randn(2, 3, 5, 4)
+    torch.testing.assert_close(layer(x), x + layer.weight.permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match="for a 3 x 5 grid, this image gives 5 x 3"):
+        layer(torch.randn(2, 5, 3, 4))
