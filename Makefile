@@ -14,7 +14,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(wildcard csrc/*)
 	touch $@
 
 demo: setup
-	$(BIN)/python -m vssm demo --out runs/demo
+	$(BIN)/python -m vssm demo
 
 test: setup
 	$(BIN)/python -m pytest -q

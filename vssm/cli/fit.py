@@ -61,7 +61,8 @@ def _train(experiment, run, resume: bool, console) -> int:
     from vssm.train.fit import fit
     from vssm.train.progress import LiveProgress
 
-    announce(console, experiment, run)
+    announce(console, experiment)
+    console.print(f"[bold]{'run':<10}[/]{run.path}", soft_wrap=True, highlight=False)
     try:
         metrics = fit(experiment, run, resume, [LiveProgress(console)])
     except KeyboardInterrupt:

@@ -8,19 +8,19 @@ from rich.table import Table
 NAMES = {"val_loss": "loss", "val_top1": "top-1", "val_top5": "top-5"}
 
 
-def announce(console: Console, experiment, run) -> None:
+def announce(console: Console, experiment) -> None:
     """What is about to be trained, on what, for how long, and with which kernels."""
     settings, splits = experiment.settings, experiment.splits
     data, trainer = settings.data, settings.trainer
     channels, height, width = splits.preprocess.input_size
+    parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
     rows = {
-        "model": f"{settings.model.name}, {parameters(experiment.model) / 1e6:.2f} M parameters",
+        "model": f"{settings.model.name}, {parameters / 1e6:.2f} M parameters",
         "images": f"{len(splits.train)} to train, {len(splits.val)} to validate, {len(splits.classes)} classes, "
         f"{channels}x{height}x{width}",
         "training": f"{trainer.max_epochs} epochs, batches of {data.batch_size * trainer.accumulate_grad_batches}"
         f" per device, lr {settings.optim.lr:g}, {trainer.precision}, seed {settings.seed}",
         "kernels": kernels(),
-        "run": str(run.path),
     }
     for name, value in rows.items():
         console.print(f"[bold]{name:<10}[/]{value}", soft_wrap=True, highlight=False)
@@ -35,18 +35,16 @@ def metrics_table(metrics: Mapping[str, float]) -> Table:
     return table
 
 
-def parameters(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def kernels(device: str = "cpu") -> str:
-    """One line: which path the operators take on `device`."""
+def kernels(operators: tuple[str, ...] = (), device: str = "cpu") -> str:
+    """One line: which path each of `operators`, or all, take on `device`."""
     from vssm import ops
 
     explanation = ops.explain(device=device)
     by_path: dict[str, list[str]] = {}
     for choice in explanation.choices:
+        if operators and choice.op not in operators:
+            continue
         by_path.setdefault(choice.path, []).append(choice.op)
-    if len(by_path) == 1:
+    if len(by_path) == 1 and not operators:
         return f"all on the {next(iter(by_path))} path (core: {explanation.core})"
     return "; ".join(f"{path}: {', '.join(names)}" for path, names in by_path.items())

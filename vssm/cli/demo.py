@@ -1,0 +1,81 @@
+"""vssm demo: two small models read handwritten digits, in minutes on two cores."""
+
+from pathlib import Path
+
+from vssm.cli.parsing import Parser, Stop, parse
+
+DESCRIPTION = """\
+Trains vmamba_nano and spatial_mamba_nano on 1437 handwritten digits, tests them on 360 others, prints a table and
+writes a picture with the learning curves and the digits that were read wrongly. Fails (exit code 1) below 98 %."""
+
+MODELS = ("vmamba_nano", "spatial_mamba_nano")
+RECIPE = "digits"
+TARGET = 0.98
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("demo", DESCRIPTION)
+    parser.add_argument("--out", metavar="DIR", help="folder to create; runs/demo when not given, or the next free one")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (default 0)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training digits; the recipe's else")
+    args = parse(parser, argv)
+    return 0 if args is None else _demo(args.out, args.seed, args.epochs)
+
+
+def _demo(out: str | None, seed: int, epochs: int | None) -> int:
+    from rich.console import Console
+
+    from vssm.cli.settings import recipes
+    from vssm.train.run_dir import free_path, read_yaml
+    from vssm.train.settings import Settings
+
+    folder = free_path("runs/demo") if out is None else Path(out)
+    if out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is already in use; choose another --out, or remove it")
+    console = Console()
+    with console.status("loading torch and Lightning"):
+        from vssm.cli.report import announce, kernels
+        from vssm.train.demo import train_digits
+        from vssm.train.demo_figure import draw
+        from vssm.train.progress import LiveProgress
+
+    results = []
+    for name in MODELS:
+        settings = Settings.from_dict(read_yaml(recipes()[RECIPE]))
+        settings.model.name, settings.seed, settings.out = name, seed, str(folder / name)
+        if epochs is not None:
+            settings.trainer.max_epochs = epochs
+        results.append(
+            train_digits(settings, lambda experiment: announce(console, experiment), [LiveProgress(console, name)])
+        )
+        console.print()
+    console.print(_table(results))
+    for result in results:
+        console.print(f"{result.model} ran {kernels(result.operators)}", soft_wrap=True, highlight=False)
+    picture = folder / "demo.png"
+    draw(results, TARGET, picture)
+    console.print(f"learning curves and wrongly read digits: {picture}", soft_wrap=True)
+    below = [result for result in results if result.accuracy < TARGET]
+    if below:
+        names = ", ".join(f"{result.model} {result.accuracy:.2%}" for result in below)
+        raise Stop(f"the goal of {TARGET:.0%} was missed: {names}")
+    return 0
+
+
+def _table(results):
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("model", no_wrap=True)
+    for heading in ("accuracy", "wrong", "parameters", "train img/s", "test img/s"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        table.add_row(
+            result.model,
+            f"{result.accuracy:.2%}",
+            str(len(result.wrong)),
+            f"{result.parameters / 1e6:.2f} M",
+            f"{result.train_images_per_second:.0f}",
+            f"{result.test_images_per_second:.0f}",
+        )
+    return table

@@ -1,0 +1,148 @@
+"""The demo's picture: learning curves of the models, and the digits that they read wrongly."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecFromSubplotSpec
+from matplotlib.ticker import MaxNLocator
+
+from vssm.train.demo import DemoResult, WrongDigit
+
+COLORS = ("#1f6f8b", "#d1495b", "#6a994e", "#7b5ea7")
+INK, FAINT = "#222831", "#9aa0a6"
+SHOWN = 8
+
+
+def draw(results: Sequence[DemoResult], target: float, path: Path) -> None:
+    """Writes a PNG: training loss and test error over the epochs, below them a row of misread digits per model."""
+    style: dict[Any, Any] = {
+        "font.size": 10,
+        "text.color": INK,
+        "axes.edgecolor": FAINT,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e8eb",
+        "axes.axisbelow": True,
+    }
+    with plt.rc_context(style):
+        rows = len(results)
+        figure = plt.figure(figsize=(11, 4.4 + 2.0 * rows), dpi=130)
+        grid = figure.add_gridspec(
+            1 + rows,
+            1,
+            height_ratios=[3.1] + [1.35] * rows,
+            left=0.07,
+            right=0.975,
+            top=0.87,
+            bottom=0.035,
+            hspace=0.68,
+        )
+        figure.suptitle(
+            "Reading handwritten digits with state space models", x=0.07, y=0.975, ha="left", size=16, weight="bold"
+        )
+        figure.text(
+            0.07,
+            0.925,
+            "1797 scans, 80 % to train on, 20 % to test; every figure is of the test digits unless it says training",
+            size=10,
+            color="#5f6368",
+        )
+        top = GridSpecFromSubplotSpec(1, 2, grid[0], wspace=0.2)
+        _draw_loss(figure.add_subplot(top[0]), results)
+        _draw_error(figure.add_subplot(top[1]), results, target)
+        for row, (result, color) in enumerate(zip(results, COLORS, strict=False), start=1):
+            _draw_wrong(figure, grid[row], result, color)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _curve(result: DemoResult, column: str) -> tuple[list[float], list[float]]:
+    """A column of metrics.csv against the epoch as a fraction: steps over the steps of one epoch."""
+    per_epoch = max(int(row["step"]) / int(row["epoch"]) for row in result.curves if row["val_top1"])
+    rows = [row for row in result.curves if row[column]]
+    return [int(row["step"]) / per_epoch for row in rows], [float(row[column]) for row in rows]
+
+
+def _smoothed(values: Sequence[float], weight: float = 0.8) -> list[float]:
+    """Exponential running mean, corrected for its start."""
+    total, norm, out = 0.0, 0.0, []
+    for value in values:
+        total = weight * total + (1 - weight) * value
+        norm = weight * norm + (1 - weight)
+        out.append(total / norm)
+    return out
+
+
+def _draw_loss(axes: Axes, results: Sequence[DemoResult]) -> None:
+    for result, color in zip(results, COLORS, strict=False):
+        epochs, losses = _curve(result, "train_loss")
+        axes.plot(epochs, losses, color=color, alpha=0.22, linewidth=0.8)
+        axes.plot(epochs, _smoothed(losses), color=color, linewidth=1.8)
+        epochs, losses = _curve(result, "val_loss")
+        axes.plot(epochs, losses, color=color, linewidth=1.6, linestyle=(0, (4, 2)))
+    axes.plot([], [], color=INK, label="training (label smoothing 0.1)")
+    axes.plot([], [], color=INK, linestyle=(0, (4, 2)), label="test")
+    axes.set_title("Cross entropy", loc="left", size=11, weight="bold")
+    axes.set_ylim(bottom=0)
+    _count_epochs(axes)
+    axes.legend(frameon=False)
+
+
+def _draw_error(axes: Axes, results: Sequence[DemoResult], target: float) -> None:
+    for result, color in zip(results, COLORS, strict=False):
+        epochs, accuracy = _curve(result, "val_top1")
+        errors = [max(100 * (1 - value), 0.21) for value in accuracy]
+        label = f"{result.model}: {result.accuracy:.1%} right"
+        axes.plot(epochs, errors, color=color, linewidth=1.8, marker="o", markersize=3, label=label)
+    axes.axhline(100 * (1 - target), color=FAINT, linewidth=1, linestyle=":")
+    axes.text(0, 100 * (1 - target) * 1.06, f" goal: {target:.0%} right", color="#5f6368", size=9)
+    axes.set_title("Test digits read wrongly", loc="left", size=11, weight="bold")
+    axes.set_yscale("log")
+    _count_epochs(axes)
+    ticks = [0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    axes.set_yticks(ticks, [f"{tick:g} %" for tick in ticks])
+    axes.set_ylim(0.2, 110)
+    axes.minorticks_off()
+    axes.legend(frameon=False, loc="upper right")
+
+
+def _count_epochs(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_wrong(figure: Figure, place, result: DemoResult, color: str) -> None:
+    cells = GridSpecFromSubplotSpec(1, SHOWN, place, wspace=0.25)
+    title = f"{result.model}: " + (
+        f"{len(result.wrong)} of {result.tested} read wrongly" if result.wrong else "every test digit read rightly"
+    )
+    if len(result.wrong) > SHOWN:
+        title += f", the {SHOWN} it was surest of"
+    header = figure.add_subplot(place)
+    header.set_axis_off()
+    header.set_title(title, loc="left", size=11, weight="bold", color=color, pad=20)
+    for column, wrong in enumerate(result.wrong[:SHOWN]):
+        _draw_digit(figure.add_subplot(cells[column]), wrong, color)
+
+
+def _draw_digit(axes: Axes, wrong: WrongDigit, color: str) -> None:
+    axes.imshow(1 - wrong.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=FAINT)
+    axes.set_title(f"{wrong.truth} read as {wrong.read}", size=9.5, pad=4, color=INK)
+    axes.set_xlabel(f"{wrong.confidence:.0%} sure", size=8.5, color="#5f6368", labelpad=3)
