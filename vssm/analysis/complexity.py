@@ -284,6 +284,12 @@ def _(args, kwargs, out):
     return _layer_norm(args[0], args[2])
 
 
+@_rule(torch.ops.vssm.mlp)
+def _(args, kwargs, out):
+    x, weight1, _, weight2 = args[:4]
+    return {"linear": x.numel() // x.shape[-1] * (weight1.numel() + weight2.numel())}
+
+
 @_rule(torch.ops.vssm.bias_act)
 def _(args, kwargs, out):
     return {}

@@ -7,6 +7,7 @@ from vssm.ops.bias_act import bias_act
 from vssm.ops.depthwise import depthwise_conv3x3
 from vssm.ops.dispatch import PathUnavailable, SlowPathWarning, explain, use
 from vssm.ops.layer_norm import add_layer_norm, layer_norm
+from vssm.ops.mlp import mlp
 from vssm.ops.routes import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route
 from vssm.ops.selective_scan import selective_scan, selective_scan_states
 from vssm.ops.ss2d import ss2d, ss2d_cascade, ss2d_readout, ss2d_states
@@ -26,6 +27,7 @@ __all__ = [
     "explain",
     "fold_kernels",
     "layer_norm",
+    "mlp",
     "selective_scan",
     "selective_scan_states",
     "ss2d",

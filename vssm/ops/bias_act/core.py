@@ -22,21 +22,23 @@ def _sizes(x: Tensor, dtype: torch.dtype, bias: Tensor | None) -> tuple[int, int
     return dtype is torch.float64, x.numel() // channels, channels
 
 
-def forward(x: Tensor, bias: Tensor | None, act: str) -> Tensor:
-    """See the public function."""
+def forward(x: Tensor, bias: Tensor | None, act: str, out: Tensor | None = None) -> Tensor:
+    """See the public function. `out` may be x itself."""
     dtype = compute_dtype(x, bias)
     x, bias = x.contiguous(), dense(bias, dtype)
-    y = torch.empty_like(x)
+    y = torch.empty_like(x) if out is None else out
     arguments = _ARGUMENTS.pack(*_sizes(x, dtype, bias), _ACTS[act], address(bias), *typed(x), *typed(y), *ABSENT, 0)
     native.call("bias_act_forward", arguments)
     return y
 
 
-def backward(gy: Tensor, x: Tensor, bias: Tensor | None, act: str) -> tuple[Tensor, Tensor | None]:
-    """dx and dbias."""
+def backward(
+    gy: Tensor, x: Tensor, bias: Tensor | None, act: str, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """dx and dbias. `out` receives dx and may be gy itself."""
     dtype = compute_dtype(gy, x, bias)
     gy, x, bias = gy.contiguous(), x.contiguous(), dense(bias, dtype)
-    dx, dbias = torch.empty_like(x), None if bias is None else torch.empty_like(bias)
+    dx, dbias = torch.empty_like(x) if out is None else out, None if bias is None else torch.empty_like(bias)
     arguments = _ARGUMENTS.pack(
         *_sizes(x, dtype, bias), _ACTS[act], address(bias), *typed(x), *typed(gy), *typed(dx), address(dbias)
     )

@@ -1,0 +1,8 @@
+"""The two-layer perceptron as it is written: y = gelu(x W1' + b1) W2' + b2."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
