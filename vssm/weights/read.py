@@ -3,6 +3,8 @@
 import json
 import pickle
 import re
+import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +21,12 @@ MAX_BYTES = 16 << 30
 _ENTRIES = ("model", "state_dict")
 _EMA_ENTRIES = ("model_ema", "state_dict_ema")
 
-# What released files hold beside tensors (configurations, logs, numpy scalars). None of it is needed, so these names
-# become an empty placeholder and nothing of theirs runs.
-_IGNORED = (
-    "yacs.config.CfgNode",
+# What released files hold beside tensors: configurations, logs, numpy scalars. None of it is needed, so these names
+# become placeholders and nothing of theirs runs.
+_IGNORED_MAPPINGS = ("yacs.config.CfgNode", "mmengine.config.config.ConfigDict")
+_IGNORED_OBJECTS = (
     "argparse.Namespace",
     "_codecs.encode",
-    "mmengine.config.config.ConfigDict",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "numpy.dtype",
     "numpy.ndarray",
@@ -40,20 +41,25 @@ class CheckpointError(ValueError):
     """A file that is not a checkpoint, or not one of this model. The model is left as it was."""
 
 
-class _Placeholder(dict):
-    """Stands for an object of a file that is not read."""
+class _Mapping:
+    """Makes plain dictionaries of what a file declares to be a dictionary class."""
 
-    def __init__(self, *args: object, **kwargs: object):
-        super().__init__()
+    def __new__(cls, *args: object) -> Any:
+        return OrderedDict()
+
+
+class _Object:
+    """Stands for an object of a file and takes nothing from it."""
+
+    def __init__(self, *args: object):
+        pass
 
     def __setstate__(self, state: object) -> None:
         pass
 
-    def append(self, item: object) -> None:
-        pass
 
-    def extend(self, items: object) -> None:
-        pass
+_PLACEHOLDERS: list[Any] = [(_Mapping, name) for name in _IGNORED_MAPPINGS]
+_PLACEHOLDERS += [(_Object, name) for name in _IGNORED_OBJECTS]
 
 
 @dataclass(frozen=True)
@@ -142,21 +148,26 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
-    with torch.serialization.safe_globals([(_Placeholder, name) for name in _IGNORED]):
+    with torch.serialization.safe_globals(_PLACEHOLDERS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            if found:
-                raise CheckpointError(
-                    f"{path} is refused: reading it would run {found[1]}, which weights do not need. The file may be "
-                    "malicious; if you trust its source, save its state dict alone and load that"
-                ) from error
-            raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
+            raise CheckpointError(
+                f"{path} is refused: it is not plain weights ({_refusal(error)}). The file may be damaged or "
+                "malicious; if you trust its source, save its state dict alone and load that"
+            ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} is truncated or no checkpoint ({_first_line(error)}); download it again"
             ) from error
+
+
+def _refusal(error: pickle.UnpicklingError) -> str:
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"reading it would run {found[1]}"
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    return found[1] if found else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
