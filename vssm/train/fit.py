@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +75,8 @@ def fit(
     """Trains into `run` and returns the metrics of the last validation (averaged weights where there are any).
 
     With `resume` it continues from `run.last` exactly: weights, averages, optimizer, schedule, order of images,
-    augmentation, stochastic depth. The network is left with the final weights.
+    augmentation, stochastic depth. The network is left with the final weights. Raises KeyboardInterrupt on Ctrl-C and
+    on SIGTERM.
     """
     settings = experiment.settings
     own: list[Callback] = [
@@ -84,12 +86,17 @@ def fit(
     if settings.optim.ema_decay > 0:
         own.insert(0, EMAWeightAveraging(decay=settings.optim.ema_decay))
     trainer = create_trainer(settings, [*own, *callbacks])
-    trainer.fit(
-        experiment.module,
-        datamodule=experiment.loaders,
-        ckpt_path=run.last if resume else None,
-        weights_only=True if resume else None,
-    )
+    try:
+        trainer.fit(
+            experiment.module,
+            datamodule=experiment.loaders,
+            ckpt_path=run.last if resume else None,
+            weights_only=True if resume else None,
+        )
+    except SystemExit:
+        # How Lightning leaves on Ctrl-C and SIGTERM, deaf to further Ctrl-C; what to say then is up to the caller.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from None
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from vssm.data.imagefolder import ImageFolder, image_files, split_folder
+from vssm.data.preprocess import Preprocess, open_image
+
+
+def make_image(path, value=100, size=(8, 6), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value, 0, 0)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, value in (("cat", 10), ("dog", 20)):
+        for number in (2, 1):
+            make_image(tmp_path / name / f"{number}.png", value + number)
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / "cat" / ".hidden.png").write_text("not an image either")
+    return tmp_path
+
+
+def test_samples_are_sorted_and_labelled(folder):
+    dataset = ImageFolder(folder, lambda image: np.asarray(image)[0, 0, 0])
+    assert dataset.classes == ("cat", "dog")
+    assert [dataset[index] for index in range(4)] == [(11, 0), (12, 0), (21, 1), (22, 1)]
+
+
+def test_known_classes_fix_the_labels(folder):
+    dataset = ImageFolder(folder, lambda image: None, classes=("ant", "cat", "dog"))
+    assert [label for _, label in dataset.samples] == [1, 1, 2, 2]
+
+
+def test_nested_and_upper_case_names_are_found(folder):
+    make_image(folder / "cat" / "deep" / "LAST.PNG")
+    assert [path.name for path in image_files(folder / "cat")] == ["1.png", "2.png", "LAST.PNG"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error", "words"),
+    [
+        (lambda f: f / "missing", FileNotFoundError, ["missing", "does not exist"]),
+        (lambda f: f / "cat" / "1.png", NotADirectoryError, ["1.png", "is a file"]),
+        (lambda f: f / "cat", ValueError, ["no class folders", "CLASS/IMAGE"]),
+        (lambda f: (f / "empty").mkdir() or f, ValueError, ["empty", "holds no images"]),
+    ],
+    ids=["missing", "file", "no classes", "empty class"],
+)
+def test_bad_folders(folder, prepare, error, words):
+    with pytest.raises(error) as raised:
+        ImageFolder(prepare(folder), lambda image: None)
+    assert all(word in str(raised.value) for word in words)
+
+
+def test_unknown_validation_class_is_named(folder):
+    with pytest.raises(ValueError, match="has dog, which the training classes do not include"):
+        ImageFolder(folder, lambda image: None, classes=("cat", "horse"))
+
+
+def test_split_folder(folder):
+    with pytest.raises(FileNotFoundError, match="has no folder val"):
+        split_folder(folder, "val")
+    (folder / "val").write_text("")
+    with pytest.raises(NotADirectoryError, match="val is a file"):
+        split_folder(folder, "val")
+
+
+def test_modes_and_orientation(tmp_path):
+    make_image(tmp_path / "grey.png", 50, mode="L")
+    assert open_image(tmp_path / "grey.png").getpixel((0, 0)) == (50, 50, 50)
+    assert open_image(tmp_path / "grey.png", channels=1).mode == "L"
+    image = Image.new("RGB", (8, 6))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (6, 8)
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated", "empty"])
+def test_unreadable_images_are_named(tmp_path, kind):
+    path = tmp_path / "bad.png"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    path.write_bytes({"text": b"<html>", "truncated": whole[: len(whole) // 2], "empty": b""}[kind])
+    with pytest.raises(ValueError, match=r"bad\.png: (not an image|damaged)"):
+        open_image(path)
+
+
+def test_preprocess_keeps_its_values_as_plain_types():
+    preprocess = Preprocess((3, 48, 40), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear", 0.9)
+    plain = preprocess.as_dict()
+    assert plain["mean"] == [0.1, 0.2, 0.3]
+    assert Preprocess.from_dict(plain) == preprocess
+    image = preprocess.transform()(Image.new("RGB", (100, 80), (255, 255, 255)))
+    assert image.shape == (3, 48, 40)
+    assert image[:, 0, 0].tolist() == pytest.approx([0.9 / 0.4, 0.8 / 0.5, 0.7 / 0.6])
