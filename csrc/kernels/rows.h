@@ -123,6 +123,40 @@ inline void finish_row(const Tensor& t, int64_t row, int64_t n, T* buffer) {
     if (t.type == f16) narrow_row<f16>(singles, halves, n);
 }
 
+// `count` values from element i on, for kernels that walk a map by pixels; lanes beyond are zero.
+template <class T>
+VSSM_INLINE Vec<T> load_values(const Tensor& t, int64_t i, int count) {
+    if (t.type == type_of<T>) return load_first(static_cast<const T*>(t.data) + i, count);
+    if constexpr (sizeof(T) == 8) {
+        if (t.type == f32) {
+            Vec<T> v{};
+            for (int j = 0; j < count; ++j) v[j] = static_cast<const float*>(t.data)[i + j];
+            return v;
+        }
+    }
+    uint16_t halves[half_lanes] = {};
+    memcpy(halves, static_cast<const uint16_t*>(t.data) + i, count * 2);
+    const Vec16 h = *(const Vec16U*)halves;
+    const VecF wide = t.type == bf16 ? from_bf16(h) : from_f16(h);
+    if constexpr (sizeof(T) == 4) return wide;
+    Vec<T> v{};
+    for (int j = 0; j < count; ++j) v[j] = wide[j];
+    return v;
+}
+
+template <class T>
+VSSM_INLINE void store_values(const Tensor& t, int64_t i, Vec<T> v, int count) {
+    if (t.type == type_of<T>) return store_first(static_cast<T*>(t.data) + i, v, count);
+    VecF narrow_from{};
+    if constexpr (sizeof(T) == 4) narrow_from = v;
+    else
+        for (int j = 0; j < count; ++j) narrow_from[j] = static_cast<float>(v[j]);
+    if (t.type == f32) return store_first(static_cast<float*>(t.data) + i, narrow_from, count);
+    uint16_t halves[half_lanes];
+    *(Vec16U*)halves = t.type == bf16 ? to_bf16(narrow_from) : to_f16(narrow_from);
+    memcpy(static_cast<uint16_t*>(t.data) + i, halves, count * 2);
+}
+
 // v with zeros from lane n on.
 template <class T>
 VSSM_INLINE Vec<T> first_lanes(Vec<T> v, int n) {

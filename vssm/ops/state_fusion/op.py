@@ -8,7 +8,7 @@ from vssm.ops.library import at_least_float32
 from vssm.ops.pointwise import empty_map
 from vssm.ops.state_fusion import core, torch_path
 
-dispatch.register("state_fusion", torch=None, reference=None)
+dispatch.register("state_fusion", core=None, torch=None, reference=None)
 
 
 def _widen(h, kernels, alphas):
