@@ -16,6 +16,7 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from vssm.nn import LayerNorm, init_linear
+from vssm.nn.depth_first import depth_first
 
 
 @register_notrace_function
@@ -50,12 +51,15 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
+        if torch.jit.is_scripting():
+            return self.blocks(self.downsample(x))
+        elif self.grad_checkpointing:
+            return checkpoint_seq(self.blocks, self.downsample(x))
         else:
-            x = self.blocks(x)
-        return x
+            return depth_first(self, self._run, x)
+
+    def _run(self, x: Tensor) -> Tensor:
+        return self.blocks(self.downsample(x))
 
 
 class Hierarchy(nn.Module):
