@@ -293,3 +293,9 @@ def _(args, kwargs, out):
 @_rule(torch.ops.vssm.bias_act)
 def _(args, kwargs, out):
     return {}
+
+
+@_rule(torch.ops.vssm.mlp)
+def _(args, kwargs, out):
+    x, weight1, _, weight2, _ = args[:5]
+    return {"linear": x.numel() // x.shape[-1] * (weight1.numel() + weight2.numel())}

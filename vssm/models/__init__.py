@@ -5,8 +5,18 @@ from vssm.models import vmamba as _vmamba
 from vssm.models.hierarchy import Hierarchy
 from vssm.models.spatial_mamba import SpatialMamba, SpatialMambaConfig
 from vssm.models.vmamba import VMamba, VMambaConfig
+from vssm.weights.load import checkpoint_filter_fn
 
-__all__ = ["NAMES", "Hierarchy", "SpatialMamba", "SpatialMambaConfig", "VMamba", "VMambaConfig", "list_models"]
+__all__ = [
+    "NAMES",
+    "Hierarchy",
+    "SpatialMamba",
+    "SpatialMambaConfig",
+    "VMamba",
+    "VMambaConfig",
+    "checkpoint_filter_fn",
+    "list_models",
+]
 
 NAMES = (*_vmamba.VARIANTS, *_vmamba.SHORT_NAMES, *_spatial_mamba.VARIANTS)
 

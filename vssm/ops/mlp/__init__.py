@@ -38,10 +38,10 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tenso
         path = dispatch.requested()
         plain = (
             prefers_plain(path)
-            or torch.is_autocast_enabled(x.device.type)
             or x.dtype not in (torch.float32, torch.float64)
             or x.dtype != weight1.dtype
             or dispatch.choose("mlp", x, path) != "core"
+            or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
         )
         if plain:
             return reference.mlp(x, weight1, bias1, weight2, bias2)
