@@ -4,7 +4,7 @@ They are cheap next to a matrix product, so the cost of a call counts, and a com
 fuse it.
 """
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -92,6 +92,10 @@ def typed(t: Tensor | None) -> tuple[int, int]:
     return ABSENT if t is None else (t.data_ptr(), _TYPES[t.dtype])
 
 
+@overload
+def dense(t: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def dense(t: None, dtype: torch.dtype) -> None: ...
 def dense(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """A weight as the core reads it: contiguous, of the compute dtype."""
     if t is None or (t.dtype is dtype and t.is_contiguous()):

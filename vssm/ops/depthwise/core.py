@@ -18,7 +18,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: 
     """See the public function."""
     dtype = compute_dtype(x, weight, bias)
     batch, channels, height, width = x.shape
-    x, wide, bias = channels_last(x), dense(weight, dtype), dense(bias, dtype)
+    x, weight, bias = channels_last(x), dense(weight, dtype), dense(bias, dtype)
     y = empty_map(x)
     # fmt: off
     native.call("depthwise_forward", _ARGUMENTS.pack(
