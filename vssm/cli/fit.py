@@ -66,9 +66,12 @@ def _train(experiment, run, resume: bool, console) -> int:
     try:
         metrics = fit(experiment, run, resume, [LiveProgress(console)])
     except KeyboardInterrupt:
+        console.show_cursor()
         if run.last.exists():
             raise Stop(f"interrupted; continue with: vssm fit --resume {run.path}", 130) from None
         raise Stop(f"interrupted before the first checkpoint; {run.path} can be removed", 130) from None
+    finally:
+        run.close()
     if not metrics:
         console.print(f"{run.path} was already complete; nothing to do")
         return 0

@@ -95,8 +95,11 @@ def _print_table(predictions) -> tuple[int, int]:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("image", "class", "probability", "next")
-    table.columns[2].justify = "right"
+    table = Table()
+    table.add_column("image", overflow="fold", min_width=16)
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    table.add_column("next")
     done = failed = 0
     for prediction in predictions:
         path = Text(str(prediction.path))

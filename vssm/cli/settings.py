@@ -156,7 +156,7 @@ def _checked(path: Path, parser: ArgumentParser) -> dict[str, Any]:
     known = {action.dest for action in parser._actions}
     for name, value in flat.items():
         if name not in known or name in SECTIONS:
-            raise UsageError(f"{path}: unknown setting {name}{nearest(name, known - SECTIONS.keys())}")
+            raise UsageError(f"{path}: unknown setting {name}{nearest(name, known)}")
         try:
             # The same check as for the command line, one setting at a time, so that the message can name it.
             parser.parse_object({name: value})

@@ -62,10 +62,42 @@ def is_ours(path: str | Path) -> bool:
 
 
 def load_weights(model: nn.Module, path: str | Path, head: str = "strict") -> None:
-    """Starts `model` from a checkpoint of any origin; `head="reset"` keeps the model's own fresh classifier."""
+    """Starts `model` from a checkpoint: of ours, official, or (other timm models) a state dict under timm's names.
+
+    `head="reset"` keeps the model's own fresh classifier. Raises OSError or ValueError that names the file and the
+    first names that differ; nothing is loaded in part.
+    """
+    from vssm.models import Hierarchy
     from vssm.weights import load_checkpoint
 
-    load_checkpoint(model, checkpoint_file(path), head=head)
+    file = checkpoint_file(path)
+    if isinstance(model, Hierarchy):
+        load_checkpoint(model, file, head=head)
+    else:
+        _load_timm(model, file, head)
+
+
+def _load_timm(model: nn.Module, file: Path, head: str) -> None:
+    from vssm.weights import read_checkpoint
+
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in read_checkpoint(file).tensors.items()}
+    own = model.state_dict()
+    if head == "reset":
+        classifier = model.pretrained_cfg["classifier"]  # type: ignore[index]
+        prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        prefixes = tuple(f"{prefix}." for prefix in prefixes)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+        tensors |= {name: tensor for name, tensor in own.items() if name.startswith(prefixes)}
+    for problem, names in {
+        "lacks": own.keys() - tensors.keys(),
+        "has, beyond the model,": tensors.keys() - own.keys(),
+        "has in another shape": {n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape},
+    }.items():
+        if names:
+            raise ValueError(
+                f"{file} {problem} {len(names)} names, the first {min(names)}; another model or class count"
+            )
+    model.load_state_dict(tensors)
 
 
 def _read(file: Path) -> Any:

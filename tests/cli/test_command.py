@@ -1,0 +1,136 @@
+"""The entry point: help, speed, nearest names, exit codes."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vssm.__main__ import main
+from vssm.cli.command import COMMANDS
+
+
+def start(*argv):
+    return subprocess.run([sys.executable, "-m", "vssm", *argv], capture_output=True, text=True, check=False)
+
+
+def seconds(*argv):
+    """Best of three: the machine may be busy."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert start(*argv).returncode == 0
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+@pytest.mark.parametrize(("argv", "limit"), [(["--help"], 1.0), (["fit", "--help"], 3.0), (["predict", "--help"], 1.0)])
+def test_help_is_quick(argv, limit):
+    assert seconds(*argv) < limit
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["nonsense"], ["fit", "--help"], ["fit", "--nonsense"], ["recipes"]])
+def test_parsing_imports_nothing_heavy(argv):
+    code = (
+        "import sys; sys.argv = ['vssm', *sys.argv[1:]]\n"
+        "from vssm.__main__ import main\n"
+        "main()\n"
+        "heavy = {'torch', 'timm', 'lightning', 'matplotlib', 'sklearn', 'torchmetrics', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: vssm {name}")
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vssm 0.")
+
+
+WRONG = [
+    (["fti"], "no command 'fti'; nearest: fit"),
+    (["--hlep"], "no option '--hlep'; nearest: --help"),
+    (["fit"], "no images given: --data.root FOLDER"),
+    (["fit", "--modle", "x"], "unknown option --modle; nearest: --model"),
+    (["fit", "--optim.lrr=3"], "unknown option --optim.lrr; nearest: --optim.lr"),
+    (["fit", "surplus"], "unknown argument surplus"),
+    (["fit", "--data", "digit"], "--data.name: expected one of digits, imagefolder, not 'digit'; nearest: digits"),
+    (["fit", "--epochs", "many"], "--trainer.max_epochs: expected int, not 'many'"),
+    (["fit", "--data.image-size", "big"], "--data.image_size: expected int or null, not 'big'"),
+    (["fit", "--seed"], "--seed: expected one argument"),
+    (["fit", "--config", "digts"], "is called 'digts'; nearest: digits"),
+    (["fit", "--config", "."], "is a folder; --config takes"),
+    (["fit", "--resume", "run", "--lr", "1"], "--resume continues a run with its own settings"),
+    (["validate"], "no checkpoint given: --checkpoint RUN_DIR"),
+    (["predict"], "IMAGE|FOLDER"),
+    (["predict", "x.png"], "nothing to predict with: --checkpoint"),
+    (["predict", "x.png", "--chekpoint", "y"], "unknown argument --chekpoint; nearest: --checkpoint"),
+    (["predict", "x.png", "--model", "m", "--top-k", "0"], "--top-k must be at least 1, not 0"),
+    (["complexity"], "MODEL"),
+    (["convert", "only-one.pth"], "OUT.safetensors"),
+    (["info", "--dtype", "int7"], "int7"),
+    (["demo", "--seed", "x"], "--seed"),
+]
+
+
+@pytest.mark.parametrize(("argv", "words"), WRONG, ids=[" ".join(argv) for argv, _ in WRONG])
+def test_bad_usage_is_one_line(argv, words, capsys):
+    assert main(argv) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert words in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("vssm: error: ")
+
+
+def test_bad_recipe_is_named(tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    for text, words in {
+        "model: {nam: x}": "mine.yaml: unknown setting model.nam; nearest: model.name",
+        "modle: {name: x}": "mine.yaml: unknown setting modle; nearest: model",
+        "data: {batch_size: many}": "mine.yaml: --data.batch_size: expected int, not 'many'",
+        "model: [": "mine.yaml: not valid YAML",
+    }.items():
+        recipe.write_text(text)
+        assert main(["fit", "--config", str(recipe)]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    import vssm.cli.recipes
+
+    def fail(argv):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(vssm.cli.recipes, "main", fail)
+    with pytest.raises(RuntimeError, match="ours"):
+        main(["recipes"])
+
+
+def test_debug_keeps_the_traceback(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        main(["fit", "--resume", str(tmp_path / "none"), "--debug"])
+
+
+def test_missing_extra_is_named(monkeypatch, capsys):
+    import vssm.cli.recipes
+
+    def fail(argv):
+        raise ModuleNotFoundError("No module named 'lightning'", name="lightning")
+
+    monkeypatch.setattr(vssm.cli.recipes, "main", fail)
+    assert main(["recipes"]) == 1
+    assert "needs lightning, which is not installed: pip install 'vssm[train]'" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.train.tiny import tiny_settings
+from vssm.cli import demo
+from vssm.cli.parsing import Stop
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path, monkeypatch):
+    """The demo with a recipe of seconds; both of its models are cut down by it."""
+    import yaml
+
+    import vssm.cli.settings
+
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_settings().as_dict()))
+    monkeypatch.setattr(vssm.cli.settings, "recipes", lambda: {"digits": recipe})
+
+
+def test_demo_reports_and_fails_below_its_goal(tiny_recipe, tmp_path, capsys):
+    out = tmp_path / "demo"
+    with pytest.raises(Stop, match=r"the goal of 98% was missed: vmamba_nano \d+\.\d+%, spatial_mamba_nano") as stop:
+        demo.main(["--out", str(out), "--epochs", "1"])
+    assert stop.value.exit_code == 1
+    shown = capsys.readouterr().out
+    assert "vmamba_nano ran" in shown and "ss2d" in shown and "state_fusion" in shown
+    assert "M" in shown and "img/s" in shown
+    picture = np.asarray(Image.open(out / "demo.png").convert("RGB"))
+    assert picture.shape[1] > 1000
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    assert {path.name for path in out.iterdir()} == {"vmamba_nano", "spatial_mamba_nano", "demo.png"}
+
+
+def test_demo_passes_at_its_goal(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "TARGET", 0.0)
+    monkeypatch.setattr(demo, "MODELS", ("vmamba_nano",))
+    assert demo.main(["--out", str(tmp_path / "demo"), "--epochs", "1"]) == 0
+
+
+def test_wrong_digits_are_those_that_were_misread():
+    import torch
+
+    from vssm.data.digits import load_digits
+    from vssm.train.demo import _wrong_digits
+
+    _, test = load_digits(augment=False)
+    probabilities = torch.nn.functional.one_hot(test.labels, 10).float()
+    probabilities[5] = torch.eye(10)[(test.labels[5] + 1) % 10] * 0.6
+    probabilities[9] = torch.eye(10)[(test.labels[9] + 2) % 10] * 0.9
+    wrong = _wrong_digits(test, probabilities)
+    assert [(w.truth, w.read) for w in wrong] == [
+        (int(test.labels[i]), (int(test.labels[i]) + more) % 10) for i, more in ((9, 2), (5, 1))
+    ]
+    assert [w.confidence for w in wrong] == pytest.approx([0.9, 0.6])
+    assert 0 <= wrong[0].image.min() < 0.1 and 0.9 < wrong[0].image.max() <= 1
+
+
+@pytest.mark.full
+def test_demo_reaches_98_percent(tmp_path):
+    began = time.perf_counter()
+    argv = [sys.executable, "-m", "vssm", "demo", "--out", str(tmp_path / "demo")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout, f"{time.perf_counter() - began:.0f} s")

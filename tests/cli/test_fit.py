@@ -1,0 +1,227 @@
+"""The road through the commands: fit, resume, validate, predict, on digits and on a folder of images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vssm.__main__ import main
+from vssm.train.callbacks import read_metrics
+from vssm.train.run_dir import RunDir
+
+TINY = (
+    "--model.args={dims: [8, 16], depths: [1, 1]}",
+    "--accelerator=cpu",
+    "--trainer.limit-train-batches=3",
+    "--trainer.limit-val-batches=2",
+    "--batch-size=16",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["fit", "--config", "digits", "--out", str(path), "--epochs", "2", *TINY]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two classes that differ in colour, three images each, the last of other size and mode."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for channel, name in enumerate(("red", "green")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = generator.integers(0, 60, (40, 48, 3), dtype=np.uint8)
+                pixels[..., channel] += 150
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+            Image.fromarray(pixels[:20, :, 0]).save(root / split / name / "grey.jpg")
+    return root
+
+
+def test_fit_leaves_a_run_directory(run):
+    files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert files == {".lock", "config.yaml", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+    config = RunDir(run).read_config()
+    assert config["model"]["name"] == "vmamba_nano"
+    assert config["trainer"]["max_epochs"] == 2
+    assert config["optim"]["lr"] > 0
+
+
+def test_directory_in_use(run, capsys):
+    assert main(["fit", "--config", "digits", "--out", str(run)]) == 1
+    assert f"already in use (it is not empty); continue it with --resume {run}" in capsys.readouterr().err
+
+
+def test_resume_of_a_finished_run(run, capsys):
+    before = RunDir(run).metrics.read_text()
+    assert main(["fit", "--resume", str(run)]) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert RunDir(run).metrics.read_text() == before
+
+
+def test_validate_repeats_the_logged_metrics(run, capsys):
+    assert main(["validate", "--checkpoint", str(run / "checkpoints" / "last.ckpt")]) == 0
+    logged = [row for row in read_metrics(RunDir(run).metrics) if row["val_top1"]][-1]
+    shown = capsys.readouterr().out
+    assert f"{float(logged['val_top1']):.2%}" in shown
+    assert f"{float(logged['val_loss']):.4f}" in shown
+
+
+def test_predict(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for name, value in (("a", 0), ("b", 255)):
+        Image.new("RGB", (20, 30), (value, value, value)).save(tmp_path / f"{name}.png")
+    assert main(["predict", str(tmp_path), "--checkpoint", str(run), "--json", "--top-k", "3"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["path"] for line in lines] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    assert all(len(line["classes"]) == 3 and line["classes"][0]["name"] in "0123456789" for line in lines)
+    (tmp_path / "c.png").write_bytes(b"damaged")
+    assert main(["predict", str(tmp_path), "--checkpoint", str(run)]) == 1
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("a.png", "b.png", "not an image"))
+    assert "1 of 3 files could not be read" in shown
+
+
+def test_imagefolder_with_any_timm_model(images, tmp_path, capsys):
+    out = tmp_path / "run"
+    argv = ["fit", "--model", "test_convnext", "--data.root", str(images), "--out", str(out), "--epochs", "1"]
+    assert main([*argv, "--image-size", "32", "--batch-size", "4", "--accelerator", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 to train, 8 to validate, 2 classes, 3x32x32" in shown
+    stored = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["vssm"]
+    assert stored["classes"] == ["green", "red"]
+    assert stored["preprocess"]["input_size"] == [3, 32, 32]
+    assert main(["predict", str(images / "val" / "red" / "0.png"), "--checkpoint", str(out), "--json"]) == 0
+    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {c["name"] for c in line["classes"]} == {"red", "green"}
+    assert main(["validate", "--checkpoint", str(out), "--data.root", str(images)]) == 0
+
+
+def fit_in(root, *more):
+    return ["fit", "--model", "test_convnext", "--data.root", str(root), "--out", str(root.parent / "out"), *more]
+
+
+CASES = {
+    "unknown model": (
+        lambda p, run: ["fit", "--data", "digits", "--model", "vmamba_tini", "--out", str(p / "out")],
+        "no model is called 'vmamba_tini'; nearest: vmamba_tiny",
+    ),
+    "missing root": (lambda p, run: fit_in(p / "none"), "none does not exist; expected a folder with train/CLASS"),
+    "file as root": (lambda p, run: fit_in(p / "file"), "file is a file; expected a folder"),
+    "no train folder": (lambda p, run: fit_in(p), "has no folder train; expected train/CLASS/IMAGE"),
+    "out is a file": (
+        lambda p, run: ["fit", "--config", "digits", "--out", str(p / "file")],
+        "file is a file; expected a run directory",
+    ),
+    "resume of nothing": (lambda p, run: ["fit", "--resume", str(p)], "has no config.yaml: there is nothing to resume"),
+    "batch of none": (
+        lambda p, run: ["fit", "--data", "digits", "--batch-size", "0", "--out", str(p / "out")],
+        "data.batch_size is 0; at least 1 is needed",
+    ),
+    "init from nothing": (
+        lambda p, run: ["fit", "--config", "digits", "--init-from", str(p / "no.pth"), "--out", str(p / "out")],
+        "no.pth does not exist",
+    ),
+    "init from html": (
+        lambda p, run: ["fit", "--config", "digits", "--init-from", str(p / "file"), "--out", str(p / "out")],
+        "file",
+    ),
+    "missing checkpoint": (
+        lambda p, run: ["predict", str(p), "--checkpoint", str(p / "no.ckpt")],
+        "no.ckpt does not exist; expected a checkpoint or a run directory",
+    ),
+    "folder without checkpoint": (lambda p, run: ["predict", str(p), "--checkpoint", str(p)], "is a folder without"),
+    "html as checkpoint": (lambda p, run: ["predict", str(p), "--checkpoint", str(p / "file")], "file is"),
+    "wrong model": (
+        lambda p, run: ["predict", str(p), "--checkpoint", str(run), "--model", "resnet18"],
+        "holds a vmamba_nano, not a resnet18",
+    ),
+    "no images": (lambda p, run: ["predict", str(p), "--checkpoint", str(run)], "no images in"),
+    "no such device": (
+        lambda p, run: ["predict", str(p), "--checkpoint", str(run), "--device", "gpuu"],
+        "device 'gpuu' is not available here; available: cpu",
+    ),
+    "unknown pattern": (lambda p, run: ["models", "vmamba_tini"], "nearest: vmamba_tiny"),
+    "unknown model to count": (lambda p, run: ["complexity", "vmamba_tini"], "nearest: vmamba_tiny"),
+    "missing file to convert": (lambda p, run: ["convert", str(p / "no.pth"), str(p / "o.safetensors")], "no.pth"),
+    "demo folder in use": (lambda p, run: ["demo", "--out", str(p)], "is already in use; choose another --out"),
+    "validate without val": (
+        lambda p, run: ["validate", "--checkpoint", str(run), "--data.root", str(p)],
+        "has no folder val",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_message(case, run, tmp_path, capsys):
+    (tmp_path / "file").write_text("<!DOCTYPE html><html>not found</html>")
+    make_argv, words = CASES[case]
+    assert main(make_argv(tmp_path, run)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("vssm: error: ")
+    assert words in error
+    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "something half-written was left behind"
+
+
+def test_bad_class_folders(images, tmp_path, capsys):
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(images, root)
+    (root / "val" / "blue").mkdir()
+    assert main(fit_in(root)) == 1
+    assert "val has blue, which the training classes do not include" in capsys.readouterr().err
+    (root / "train" / "blue").mkdir()
+    assert main(fit_in(root)) == 1
+    assert "blue holds no images" in capsys.readouterr().err
+
+
+def test_information(capsys):
+    assert main(["models", "vmamba_tiny"]) == 0
+    assert "30.25 M" in capsys.readouterr().out
+    assert main(["complexity", "vmamba_nano"]) == 0
+    assert "multiply-adds" in capsys.readouterr().out
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert "C++ core" in shown and "ss2d" in shown and "torch" in shown
+    assert main(["recipes"]) == 0
+    assert "digits" in capsys.readouterr().out
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_killed_process_resumes_exactly(tmp_path, how):
+    def command(path):
+        argv = ["fit", "--config", "digits", "--out", str(path), "--epochs", "6", "--save_every_n_steps", "1", *TINY]
+        return [sys.executable, "-m", "vssm", *argv, "--trainer.log-every-n-steps=1"]
+
+    whole, killed = RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")
+    subprocess.run(command(whole.path), check=True, capture_output=True)
+    process = subprocess.Popen(command(killed.path), stderr=subprocess.PIPE, text=True)
+    while not (killed.metrics.exists() and len(read_metrics(killed.metrics)) >= 6):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == (-how if how == signal.SIGKILL else 130)
+    if how != signal.SIGKILL:
+        assert f"interrupted; continue with: vssm fit --resume {killed.path}" in error
+    subprocess.run([sys.executable, "-m", "vssm", "fit", "--resume", str(killed.path)], check=True, capture_output=True)
+    drop = "images_per_second"
+    found, expected = (
+        [{name: value for name, value in row.items() if name != drop} for row in read_metrics(r.metrics)]
+        for r in (killed, whole)
+    )
+    assert found == expected

@@ -1,0 +1,216 @@
+"""Training, and its continuation to the last bit."""
+
+import shutil
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from tests.train.tiny import tiny_settings
+from vssm.tasks.classification import create_classifier
+from vssm.train.callbacks import SaveCheckpoints, read_metrics
+from vssm.train.checkpoint import load_weights, read_checkpoint
+from vssm.train.fit import build, fit, load_experiment, start_run, validate
+from vssm.train.run_dir import RunDir
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(Callback):
+    """Ends the process, as far as the trainer can tell, before optimizer step `step` of the run."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+def train(path, settings, kill_at=None):
+    """The rows of metrics.csv but for the speed, and last.ckpt."""
+    settings.out = str(path)
+    run = start_run(settings)
+    if kill_at is None:
+        fit(build(settings), run)
+    else:
+        with pytest.raises(Killed):
+            fit(build(settings), run, callbacks=[KillAt(kill_at)])
+        fit(build(settings, weights=False), run, resume=True)
+    run.close()
+    return rows(run), torch.load(run.last, weights_only=True)
+
+
+def rows(run):
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_metrics(run.metrics)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    return path, *train(path, tiny_settings())
+
+
+@pytest.mark.parametrize(
+    ("kill_at", "save_every", "workers"),
+    [(8, 0, 0), (7, 1, 0), (7, 3, 2), (9, 1, 0), (4, 4, 0)],
+    ids=["epoch end", "mid epoch", "earlier step, workers", "first step of an epoch", "both at once"],
+)
+def test_resume_is_exact(whole, tmp_path, kill_at, save_every, workers):
+    """Every logged loss and every weight equals the uninterrupted run's, wherever it was killed."""
+    settings = tiny_settings(save_every_n_steps=save_every)
+    settings.data.workers = workers
+    resumed_rows, resumed = train(tmp_path / "run", settings, kill_at)
+    assert resumed_rows == whole[1]
+    for entry in ("state_dict", "current_model_state"):
+        assert resumed[entry].keys() == whole[2][entry].keys()
+        assert all(torch.equal(resumed[entry][name], value) for name, value in whole[2][entry].items())
+
+
+def test_resume_is_exact_with_accumulation_and_without_averages(tmp_path):
+    def settings():
+        made = tiny_settings(save_every_n_steps=1)
+        made.optim.ema_decay = 0
+        made.trainer.accumulate_grad_batches, made.trainer.max_epochs = 2, 2
+        return made
+
+    whole_rows, whole = train(tmp_path / "whole", settings())
+    resumed_rows, resumed = train(tmp_path / "resumed", settings(), kill_at=3)
+    assert [int(row["step"]) for row in whole_rows] == [1, 2, 2, 3, 4, 4]
+    assert resumed_rows == whole_rows
+    assert all(torch.equal(resumed["state_dict"][n], v) for n, v in whole["state_dict"].items())
+
+
+def test_metrics_rows(whole):
+    _, found, _ = whole
+    assert [row["step"] for row in found if row["train_loss"]] == [str(step) for step in range(1, 13)]
+    assert [(row["epoch"], row["step"]) for row in found if row["val_top1"]] == [("1", "4"), ("2", "8"), ("3", "12")]
+    assert float(found[0]["lr"]) == pytest.approx(1e-6)
+    assert float(found[5]["lr"]) == pytest.approx(3e-3)
+
+
+def test_checkpoint_is_plain_and_complete(whole):
+    path, found, last = whole
+    assert last["vssm"]["classes"] == list("0123456789")
+    assert last["vssm"]["settings"] == RunDir(path).read_config()
+    best = torch.load(RunDir(path).best, weights_only=True)
+    accuracy = {int(row["step"]): float(row["val_top1"]) for row in found if row["val_top1"]}
+    assert accuracy[best["global_step"]] == max(accuracy.values())
+
+
+def test_averaged_weights_are_saved_and_judged(whole):
+    path, found, last = whole
+    name = "task.model.head.fc.weight"
+    assert not torch.equal(last["state_dict"][name], last["current_model_state"][name])
+    stored = read_checkpoint(RunDir(path).last)
+    assert torch.equal(stored.weights["head.fc.weight"], last["state_dict"][name])
+    metrics = validate(load_experiment(stored, stored.settings))
+    logged = {name: float(found[-1][name]) for name in ("val_loss", "val_top1", "val_top5")}
+    assert metrics == pytest.approx(logged, abs=1e-6)
+
+
+def test_averages_follow_their_formula(whole):
+    """EMA: the first step copies, each further one moves by 1 - decay."""
+    settings = tiny_settings()
+    seen = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            seen.append(module.task.model.head.fc.weight.detach().clone())
+
+    path = whole[0].parent / "recorded"
+    settings.out = str(path)
+    fit(build(settings), start_run(settings), callbacks=[Record()])
+    average = seen[0]
+    for weight in seen[1:]:
+        average = 0.8 * average + 0.2 * weight
+    torch.testing.assert_close(whole[2]["state_dict"]["task.model.head.fc.weight"], average)
+
+
+def test_a_failed_save_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    settings = tiny_settings(save_every_n_steps=1)
+    settings.out = str(tmp_path / "run")
+    run = start_run(settings)
+    real_save, calls = torch.save, []
+
+    def save(content, path, *rest):
+        calls.append(path)
+        if len(calls) == 3:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real_save(content, path, *rest)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        fit(build(settings), run)
+    assert torch.load(run.last, weights_only=True)["global_step"] == 2
+    assert [path.name for path in run.checkpoints.iterdir()] == ["last.ckpt"]
+
+
+def test_best_keeps_the_higher_score(tmp_path):
+    callback = SaveCheckpoints(RunDir.create(tmp_path / "run"), "val_top1")
+
+    class FakeTrainer:
+        is_global_zero, global_step, callback_metrics = True, 0, {}
+
+        def save_checkpoint(self, path):
+            path.write_text(str(self.callback_metrics["val_top1"]))
+
+    trainer = FakeTrainer()
+    for score in (0.5, 0.8, 0.7, float("nan")):
+        trainer.callback_metrics = {"val_top1": score}
+        callback.on_validation_end(trainer, None)
+        callback.on_train_epoch_end(trainer, None)
+    assert callback.run.best.read_text() == "0.8"
+    assert callback.run.last.read_text() == "nan"
+
+
+def test_another_head_on_a_trained_body(whole):
+    path = whole[0]
+    settings = tiny_settings()
+    settings.model.init_from, settings.model.head = str(path), "reset"
+    model = build(settings).model
+    stored = read_checkpoint(path)
+    assert torch.equal(model.stem.conv1.weight, stored.weights["stem.conv1.weight"])
+    assert not torch.equal(model.head.fc.weight, stored.weights["head.fc.weight"])
+    load_weights(model, path)
+    assert torch.equal(model.head.fc.weight, stored.weights["head.fc.weight"])
+
+
+def test_another_timm_model_starts_from_its_own_checkpoint(tmp_path):
+    settings = tiny_settings()
+    settings.model.name, settings.model.args, settings.trainer.max_epochs = "test_resnet", {}, 1
+    train(tmp_path / "run", settings)
+    settings.model.init_from, settings.model.head = str(tmp_path / "run"), "reset"
+    stored = read_checkpoint(tmp_path / "run")
+    model = build(settings).model
+    assert torch.equal(model.layer1[0].conv1.weight, stored.weights["layer1.0.conv1.weight"])
+    assert not torch.equal(model.fc.weight, stored.weights["fc.weight"])
+    load_weights(model, tmp_path / "run")
+    assert torch.equal(model.fc.weight, stored.weights["fc.weight"])
+    with pytest.raises(ValueError, match=r"last\.ckpt lacks \d+ names, the first"):
+        load_weights(create_classifier("test_convnext", 10, 1), tmp_path / "run" / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_reduced_precision_and_channels_last_train(tmp_path, precision):
+    settings = tiny_settings()
+    settings.trainer.precision, settings.model.channels_last, settings.trainer.max_epochs = precision, True, 1
+    found, last = train(tmp_path / "run", settings)
+    assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
+    assert float(found[-1]["val_loss"]) < 5
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "foreign"])
+def test_damaged_checkpoints_are_named(whole, tmp_path, damage):
+    path = tmp_path / "bad.ckpt"
+    shutil.copy(RunDir(whole[0]).last, path)
+    if damage == "foreign":
+        torch.save({"model": {"weight": torch.zeros(1)}}, path)
+    else:
+        content = path.read_bytes()
+        path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "text": b"<html></html>"}[damage])
+    with pytest.raises(ValueError, match=r"bad\.ckpt"):
+        read_checkpoint(path)

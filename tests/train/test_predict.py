@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from vssm.data.preprocess import Preprocess
+from vssm.train.predict import predict
+
+PREPROCESS = Preprocess((1, 4, 4), (0.0,), (1.0,), "nearest", 1.0)
+
+
+class Brightness(nn.Module):
+    """Two classes with logits (0, 4 x the mean brightness)."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(4.0))
+        self.batches = []
+
+    def forward(self, images):
+        self.batches.append(len(images))
+        bright = images.mean((1, 2, 3)) * self.scale
+        return torch.stack([torch.zeros_like(bright), bright], 1)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    made = []
+    for number, value in enumerate((0, 255, 0, 255, 255)):
+        made.append(tmp_path / f"{number}.png")
+        Image.new("L", (4, 4), value).save(made[-1])
+    made[2].write_bytes(b"damaged")
+    return [*made, tmp_path / "missing.png"]
+
+
+def test_order_batches_and_errors(paths):
+    model = Brightness()
+    found = list(predict(model, PREPROCESS, ("dark", "bright"), paths, top_k=1, batch_size=2))
+    assert [p.path for p in found] == paths
+    assert [p.classes[0][0] if p.classes else None for p in found] == [
+        "dark", "bright", None, "bright", "bright", None,
+    ]  # fmt: skip
+    assert found[1].classes[0][1] == pytest.approx(torch.tensor(4.0).sigmoid().item())
+    assert "not an image" in found[2].error
+    assert found[5].error == "No such file or directory"
+    assert model.batches == [2, 1, 1]
+
+
+def test_top_k_sums_to_one_and_stops_at_the_classes(paths):
+    (found,) = predict(Brightness(), PREPROCESS, ("dark", "bright"), paths[:1], top_k=5)
+    assert [name for name, _ in found.classes] == ["dark", "bright"]
+    assert sum(p for _, p in found.classes) == pytest.approx(1)
+
+
+def test_one_batch_at_a_time():
+    """Constant memory: no more paths are taken than one batch needs."""
+    taken = []
+
+    def stream():
+        for number in range(1000):
+            taken.append(number)
+            yield Path(f"missing-{number}")
+
+    next(predict(Brightness(), PREPROCESS, ("dark", "bright"), stream(), batch_size=4))
+    assert len(taken) == 4
