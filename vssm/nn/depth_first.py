@@ -22,7 +22,7 @@ def depth_first(module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -
     Takes a few samples of x (B, ...) at a time where nobody can tell: no gradient, no tracing, no hook that would see
     a part of the batch.
     """
-    if x.shape[0] == 1 or torch.is_grad_enabled() or isinstance(x, Proxy) or torch.compiler.is_compiling():
+    if isinstance(x, Proxy) or x.shape[0] == 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return run(x)
     if module.training or x.device.type != "cpu" or torch.jit.is_tracing() or _is_watched(module):
         return run(x)
