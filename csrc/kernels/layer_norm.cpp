@@ -129,10 +129,11 @@ int32_t backward(const LayerNormArgs& a) {
                 Vec<T> d = load_first(gy + i, count);
                 const Vec<T> w = weight ? load_first(weight + i, count) : set1(T(1));
                 if (gate) {
-                    const Vec<T> z = load_first(gate + i, count), sigma = logistic(z), swish = z * sigma;
+                    Vec<T> complement;
+                    const Vec<T> z = load_first(gate + i, count), sigma = logistic(z, complement), swish = z * sigma;
                     Vec<T> affine = normed * w;
                     if (bias) affine += load_first(bias + i, count);
-                    store_first(dgate + i, d * affine * fma(swish, 1 - sigma, sigma), count);
+                    store_first(dgate + i, d * affine * fma(swish, complement, sigma), count);
                     d *= swish;
                 }
                 store_first(dweight + i, fma(d, normed, load_first(dweight + i, count)), count);

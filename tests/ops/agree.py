@@ -10,13 +10,24 @@ PATHS = [
     "torch",
     pytest.param("core", marks=pytest.mark.skipif(not native.available(), reason="the C++ core is not built")),
 ]
+CORE = PATHS[1:]
 
 # The largest error relative to the largest number: float64 to rounding, float32 to a few units in the last place,
 # half precision to one rounding of the result.
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 4e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 GRAD_TOLERANCE = {torch.float64: 1e-13, torch.float32: 4e-6, torch.bfloat16: 8e-3, torch.float16: 2e-3}
 
-CORE = PATHS[1:]
+
+def every_isa():
+    """Names of instruction sets for `native.use_isa`; the best one of the machine is what every other test runs."""
+    found = []
+    for name in ("baseline", "avx2", "avx512"):
+        try:
+            with native.use_isa(name):
+                found.append(name)
+        except (ValueError, RuntimeError) as reason:
+            found.append(pytest.param(name, marks=pytest.mark.skip(reason=str(reason))))
+    return found
 
 
 def evaluate(function, tensors, path, cotangents=None):
@@ -63,4 +74,5 @@ def assert_agrees(function, tensors, path, tolerance=None, grad_tolerance=None):
 
 
 def randn(*shape, dtype=torch.float32, seed=0):
+    """Fixed normal numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
-from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, randn
-from vssm.ops import depthwise_conv3x3, use
+from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
+from vssm.ops import depthwise_conv3x3, native, use
 
 # (batch, channels, height, width): odd widths, one row, one column, one pixel, more rows than one task takes.
 SHAPES = [(2, 33, 5, 7), (1, 16, 1, 6), (1, 3, 6, 1), (2, 20, 1, 1), (1, 17, 2, 2), (1, 96, 40, 40)]
@@ -44,6 +44,13 @@ def test_paths_agree_with_the_reference(path, dtype, act, residual):
         # The gradient of a weight is a sum over all pixels; its error grows with their number.
         (y,) = assert_agrees(conv(act, residual), arguments(shape, dtype), path)
         assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("isa", every_isa())
+def test_every_instruction_set(isa):
+    with native.use_isa(isa):
+        for shape in SHAPES:
+            assert_agrees(conv("silu", True), arguments(shape), "core")
 
 
 @pytest.mark.parametrize("path", PATHS)

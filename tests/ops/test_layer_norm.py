@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
-from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, randn
-from vssm.ops import add_layer_norm, layer_norm, use
+from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
+from vssm.ops import add_layer_norm, layer_norm, native, use
 
 # Odd widths, less and more than a vector, more than one register block; more rows than one task takes.
 SHAPES = [(2, 3, 96), (1, 7), (3, 33), (2, 2, 5, 192), (7, 771), (600, 16)]
@@ -42,6 +42,15 @@ def test_paths_agree_with_the_reference(path, dtype, gate):
     for shape in SHAPES:
         (y,) = assert_agrees(layer_norm, arguments(shape, dtype, gate), path)
         assert y.dtype == dtype and y.is_contiguous()
+
+
+@pytest.mark.parametrize("isa", every_isa())
+def test_every_instruction_set(isa):
+    with native.use_isa(isa):
+        for shape in SHAPES:
+            assert_agrees(layer_norm, arguments(shape, gate=True), "core")
+        for dtype in HALVES:
+            assert_agrees(layer_norm, arguments((6, 50), dtype, gate=True), "core")
 
 
 @pytest.mark.parametrize("path", PATHS)

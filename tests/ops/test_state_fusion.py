@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch.library import opcheck
 
 from tests.fill import fill, golden_input
-from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, randn
-from vssm.ops import fold_kernels, state_fusion, use
+from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
+from vssm.ops import fold_kernels, native, state_fusion, use
 
 DILATIONS = [1, 3, 5]
 FORMS = ["taps", "folded"]
@@ -117,6 +117,13 @@ def test_paths_agree_with_the_reference(path, dtype):
         for form in FORMS if path == "torch" else FORMS[:1]:
             (y,) = assert_agrees(fusion(form=form), arguments(shape, dtype), path)
             assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("isa", every_isa())
+def test_every_instruction_set(isa):
+    with native.use_isa(isa):
+        for dilations in ([1], [1, 3], [1, 3, 5], [2, 4]):
+            assert_agrees(fusion(dilations), arguments((2, 19, 6, 8), dilations=dilations), "core")
 
 
 @pytest.mark.parametrize("path", PATHS)
