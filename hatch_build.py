@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ except ModuleNotFoundError:  # run directly, outside a build
 
 ROOT = Path(__file__).resolve().parent
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
-FLAGS += ["-fno-exceptions", "-fno-rtti", "-Wall", "-Wno-psabi", "-Wno-unknown-warning-option"]
+FLAGS += ["-fno-exceptions", "-fno-rtti", "-Wall", "-Wno-psabi"]
 X86_VARIANTS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -87,15 +88,14 @@ def build(root: Path = ROOT) -> Path:
     # An object is named by all that decides its content, so an unchanged file is not compiled again.
     cache = root / "build" / "core"
     cache.mkdir(parents=True, exist_ok=True)
-    headers = b"".join(path.read_bytes() for path in sorted(csrc.rglob("*.h")))
     jobs: list[tuple[list[str], Path]] = []
     for source in sorted(csrc.glob("*.cpp")):
-        isa = [f"-DVSSM_ISA={next(iter(targets))}", f"-DVSSM_BUILD={stamp}"]
-        jobs.append(_job(compiler, version, flags + isa, source, headers, cache, source.stem))
+        command = [*compiler, *flags, f"-DVSSM_ISA={next(iter(targets))}", f"-DVSSM_BUILD={stamp}"]
+        jobs.append(_job(command, version, source, cache / source.stem))
     for source in sorted(csrc.glob("kernels/*.cpp")):
         for name, extra in targets.items():
-            isa = [f"-DVSSM_ISA={name}", *extra]
-            jobs.append(_job(compiler, version, flags + isa, source, headers, cache, f"{source.stem}.{name}"))
+            command = [*compiler, *flags, f"-DVSSM_ISA={name}", *extra]
+            jobs.append(_job(command, version, source, cache / f"{source.stem}.{name}"))
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(_compile, jobs))
 
@@ -107,13 +107,20 @@ def build(root: Path = ROOT) -> Path:
     return out
 
 
-def _job(
-    compiler: list[str], version: str, flags: list[str], source: Path, headers: bytes, cache: Path, name: str
-) -> tuple[list[str], Path]:
-    command = [*compiler, *flags]
-    key = hashlib.sha256("\0".join([*command, version]).encode() + headers + source.read_bytes())
-    target = cache / f"{name}.{key.hexdigest()[:16]}.o"
-    return [*command, f"-I{source.parents[0]}", f"-I{cache.parents[1] / 'csrc'}", "-c", str(source)], target
+def _job(command: list[str], version: str, source: Path, target: Path) -> tuple[list[str], Path]:
+    key = hashlib.sha256("\0".join([*command, version]).encode())
+    for path in sorted(_includes(source, set())):
+        key.update(path.read_bytes())
+    return [*command, "-c", str(source)], target.with_name(f"{target.name}.{key.hexdigest()[:16]}.o")
+
+
+def _includes(path: Path, seen: set[Path]) -> set[Path]:
+    """The file and what it includes with quotes, directly or not."""
+    if path not in seen:
+        seen.add(path)
+        for name in re.findall(r'^#include "(.+)"', path.read_text(encoding="utf-8"), re.MULTILINE):
+            _includes((path.parent / name).resolve(), seen)
+    return seen
 
 
 def _compile(job: tuple[list[str], Path]) -> None:

@@ -138,10 +138,25 @@ VSSM_INLINE void store_first(T* p, Vec<T> v, int n) {
 #endif
 }
 
-// a * b + c; one rounding where the instruction set has it (-ffp-contract=fast fuses the expression).
-template <class V>
-VSSM_INLINE V fma(V a, V b, V c) {
+// a * b + c; one rounding where the instruction set has it. Spelled out, because of `a * b + c * d` a compiler fuses
+// whichever product it likes, and in a recurrence only one of them is off the critical path.
+VSSM_INLINE VecF fma(VecF a, VecF b, VecF c) {
+#if defined(__AVX512F__)
+    return (VecF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (VecF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
     return a * b + c;
+#endif
+}
+VSSM_INLINE VecD fma(VecD a, VecD b, VecD c) {
+#if defined(__AVX512F__)
+    return (VecD)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+    return (VecD)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+    return a * b + c;
+#endif
 }
 
 // The larger / smaller of x and a bound; a NaN in x stays NaN.
@@ -168,11 +183,13 @@ VSSM_INLINE VecF at_most(VecF x, VecF bound) {
     return x > bound ? bound : x;
 #endif
 }
-
-VSSM_INLINE VecF abs(VecF x) { return (VecF)((VecI)x & 0x7fffffff); }
-VSSM_INLINE VecD abs(VecD x) { return (VecD)((Simd<double>::I)x & 0x7fffffffffffffffLL); }
 VSSM_INLINE VecD at_least(VecD x, VecD bound) { return x < bound ? bound : x; }
 VSSM_INLINE VecD at_most(VecD x, VecD bound) { return x > bound ? bound : x; }
+
+VSSM_INLINE VecF abs(VecF x) { return (VecF)((VecI)x & INT32_MAX); }
+VSSM_INLINE VecD abs(VecD x) { return (VecD)((Simd<double>::I)x & INT64_MAX); }
+VSSM_INLINE VecF minus_abs(VecF x) { return (VecF)((VecI)x | INT32_MIN); }
+VSSM_INLINE VecD minus_abs(VecD x) { return (VecD)((Simd<double>::I)x | INT64_MIN); }
 
 // 1 / x for normal x, within 1 ulp or so.
 VSSM_INLINE VecF reciprocal(VecF x) {
@@ -187,6 +204,47 @@ VSSM_INLINE VecF reciprocal(VecF x) {
 #endif
 }
 VSSM_INLINE VecD reciprocal(VecD x) { return 1.0 / x; }
+
+VSSM_INLINE VecF select_negative(VecF z, VecF a, VecF b) { return z < 0 ? a : b; }
+VSSM_INLINE VecD select_negative(VecD z, VecD a, VecD b) { return z < 0 ? a : b; }
+
+// Several vectors that go through a computation in step. One polynomial is a chain of dependent operations, which a
+// core cannot overlap far enough with the next one; eight chains side by side keep its units busy.
+template <class V, int Count>
+struct Pack {
+    V v[Count];
+    VSSM_INLINE V& operator[](int i) { return v[i]; }
+    VSSM_INLINE const V& operator[](int i) const { return v[i]; }
+};
+
+// result[i] = f(i)
+template <class V, int Count, class F>
+VSSM_INLINE Pack<V, Count> pack(F f) {
+    Pack<V, Count> result;
+#pragma GCC unroll 16
+    for (int i = 0; i < Count; ++i) result.v[i] = f(i);
+    return result;
+}
+
+#define VSSM_PACKED(expression) pack<V, Count>([&](int i) __attribute__((always_inline)) { return expression; })
+#define VSSM_PACK template <class V, int Count> VSSM_INLINE Pack<V, Count>
+VSSM_PACK operator+(Pack<V, Count> a, Pack<V, Count> b) { return VSSM_PACKED(a.v[i] + b.v[i]); }
+VSSM_PACK operator-(Pack<V, Count> a, Pack<V, Count> b) { return VSSM_PACKED(a.v[i] - b.v[i]); }
+VSSM_PACK operator*(Pack<V, Count> a, Pack<V, Count> b) { return VSSM_PACKED(a.v[i] * b.v[i]); }
+VSSM_PACK operator+(Pack<V, Count> a, V b) { return VSSM_PACKED(a.v[i] + b); }
+VSSM_PACK operator-(Pack<V, Count> a, V b) { return VSSM_PACKED(a.v[i] - b); }
+VSSM_PACK operator*(Pack<V, Count> a, V b) { return VSSM_PACKED(a.v[i] * b); }
+VSSM_PACK fma(Pack<V, Count> a, Pack<V, Count> b, Pack<V, Count> c) { return VSSM_PACKED(fma(a.v[i], b.v[i], c.v[i])); }
+VSSM_PACK fma(Pack<V, Count> a, Pack<V, Count> b, V c) { return VSSM_PACKED(fma(a.v[i], b.v[i], c)); }
+VSSM_PACK fma(Pack<V, Count> a, V b, Pack<V, Count> c) { return VSSM_PACKED(fma(a.v[i], b, c.v[i])); }
+VSSM_PACK fma(Pack<V, Count> a, V b, V c) { return VSSM_PACKED(fma(a.v[i], b, c)); }
+VSSM_PACK at_least(Pack<V, Count> a, V b) { return VSSM_PACKED(at_least(a.v[i], b)); }
+VSSM_PACK at_most(Pack<V, Count> a, V b) { return VSSM_PACKED(at_most(a.v[i], b)); }
+VSSM_PACK minus_abs(Pack<V, Count> a) { return VSSM_PACKED(minus_abs(a.v[i])); }
+VSSM_PACK reciprocal(Pack<V, Count> a) { return VSSM_PACKED(reciprocal(a.v[i])); }
+VSSM_PACK select_negative(Pack<V, Count> z, Pack<V, Count> a, Pack<V, Count> b) {
+    return VSSM_PACKED(select_negative(z.v[i], a.v[i], b.v[i]));
+}
 
 // Sum of the lanes: the upper half is added to the lower half until one lane is left.
 template <class T>
@@ -260,76 +318,99 @@ VSSM_INLINE Vec<T> sum_rows(Vec<T> (&rows)[lanes<T>]) {
     return rows[0];
 }
 
-// f(x) lane by lane through libm: double precision is for checking, not for speed.
-template <class F>
-VSSM_INLINE VecD each(VecD x, F f) {
+// f(x) lane by lane through libm: double precision is for checking, not for speed. Out of line, to keep the code small.
+inline __attribute__((noinline)) void apply(double* row, double (*f)(double)) {
+    for (int i = 0; i < lanes<double>; ++i) row[i] = f(row[i]);
+}
+VSSM_INLINE VecD each(VecD x, double (*f)(double)) {
     alignas(VSSM_VECTOR_BYTES) double row[lanes<double>];
     store(row, x);
-    for (int i = 0; i < lanes<double>; ++i) row[i] = f(row[i]);
+    apply(row, f);
     return load(row);
 }
 
-// p * 2^n for integral n in [-300, 300] held both as floats and in the low bits of `shifted` = n + 1.5 * 2^23.
-VSSM_INLINE VecF scale_by_power(VecF p, VecF n, VecF shifted) {
+// x rounded to an integer n, and x - n. Adding 1.5 * 2^23 rounds; its sum's low bits are n.
+VSSM_INLINE VecF rounded(VecF x) {
+    const VecF shift = set1(12582912.0f);
+    return (x + shift) - shift;
+}
+
+// What is left of x after rounding to an integer. For exp2: x may be clamped where 2^x is 0 or infinite in any case,
+// which keeps infinities out of the difference.
+VSSM_INLINE VecF remainder(VecF& x) {
+#if defined(__AVX512F__)
+    return (VecF)_mm512_reduce_ps((__m512)x, 0);  // 0 for an infinity
+#else
+    x = at_most(at_least(x, set1(-160.0f)), set1(140.0f));
+    return x - rounded(x);
+#endif
+}
+
+// p * 2^n for integral n in [-300, 300].
+VSSM_INLINE VecF scale_by_power(VecF p, VecF n) {
 #if defined(__AVX512F__)
     return (VecF)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
     // In two steps, so that results below 2^-126 and above 2^127 come out right.
-    VecI whole = (VecI)shifted - 0x4b400000;
+    VecI whole = (VecI)(n + 12582912.0f) - 0x4b400000;
     VecI half = whole >> 1;
     VecF first = (VecF)((half + 127) << 23);
     VecF second = (VecF)((whole - half + 127) << 23);
     return p * first * second;
 #endif
 }
+VSSM_PACK rounded(Pack<V, Count> a) { return VSSM_PACKED(rounded(a.v[i])); }
+VSSM_PACK remainder(Pack<V, Count>& a) { return VSSM_PACKED(remainder(a.v[i])); }
+VSSM_PACK scale_by_power(Pack<V, Count> p, Pack<V, Count> n) { return VSSM_PACKED(scale_by_power(p.v[i], n.v[i])); }
+
+// The functions below take a VecF or a Pack of them (X); double goes through libm, lane by lane.
 
 // 2^x. Range reduction to |f| <= 1/2, degree-6 near-minimax polynomial: within 1.2 ulp, right at +-inf, NaN kept,
 // subnormal results kept.
-VSSM_INLINE VecF exp2(VecF x) {
-    x = at_most(at_least(x, set1(-160.0f)), set1(140.0f));
-    const VecF shift = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    VecF shifted = x + shift;
-    VecF n = shifted - shift;
-    VecF f = x - n;
-    VecF p = set1(0.000154531629f);
-    p = fma(p, f, set1(0.00133908634f));
+template <class X>
+VSSM_INLINE X exp2(X x) {
+    const X f = remainder(x), n = x - f;
+    X p = fma(f, set1(0.000154531629f), set1(0.00133908634f));
     p = fma(p, f, set1(0.00961808256f));
     p = fma(p, f, set1(0.0555035711f));
     p = fma(p, f, set1(0.240226508f));
     p = fma(p, f, set1(0.693147188f));
     p = fma(p, f, set1(1.0f));
-    return scale_by_power(p, n, shifted);
-}
-VSSM_INLINE VecD exp2(VecD x) {
-    return each(x, [](double v) { return ::exp2(v); });
+    return scale_by_power(p, n);
 }
 
-// e^x, as exp2. The product x * log2(e) is carried in two parts: relative error below 1.5 ulp for every x.
-VSSM_INLINE VecF exp(VecF x) {
-    x = at_most(at_least(x, set1(-110.0f)), set1(95.0f));
-    const VecF shift = set1(12582912.0f);
-    VecF shifted = fma(x, set1(1.44269504f), shift);
-    VecF n = shifted - shift;
-    VecF f = fma(n, set1(-0.693359375f), x);
+// e^x for x in [-110, 95]. The product x * log2(e) is carried in two parts: relative error below 1.5 ulp for every x.
+template <class X>
+VSSM_INLINE X exp_in_range(X x) {
+    const X n = rounded(x * set1(1.44269504f));
+    X f = fma(n, set1(-0.693359375f), x);
     f = fma(n, set1(2.12194440e-4f), f);
-    VecF p = set1(0.00139262508f);
-    p = fma(p, f, set1(0.00836323288f));
+    X p = fma(f, set1(0.00139262508f), set1(0.00836323288f));
     p = fma(p, f, set1(0.0416665542f));
     p = fma(p, f, set1(0.166665767f));
     p = fma(p, f, set1(0.5f));
     p = fma(p, f, set1(1.0f));
     p = fma(p, f, set1(1.0f));
-    return scale_by_power(p, n, shifted);
-}
-VSSM_INLINE VecD exp(VecD x) {
-    return each(x, [](double v) { return ::exp(v); });
+    return scale_by_power(p, n);
 }
 
-// log(1 + q) for q in [0, 1], relative error below 1.5 ulp: q times a degree-8 polynomial in q - 1/2.
-VSSM_INLINE VecF log1p_of_unit(VecF q) {
-    VecF s = q - 0.5f;
-    VecF p = set1(0.00512610214f);
-    p = fma(p, s, set1(-0.00856965611f));
+// e^x, as accurate as exp2 and right at the same special values.
+template <class X>
+VSSM_INLINE X exp(X x) {
+    return exp_in_range(at_most(at_least(x, set1(-110.0f)), set1(95.0f)));
+}
+
+// e^x for x <= 0.
+template <class X>
+VSSM_INLINE X exp_not_positive(X x) {
+    return exp_in_range(at_least(x, set1(-110.0f)));
+}
+
+// log(1 + q) / q for q in [0, 1], relative error below 1 ulp: a degree-8 polynomial in q - 1/2.
+template <class X>
+VSSM_INLINE X log1p_ratio(X q) {
+    const X s = q - set1(0.5f);
+    X p = fma(s, set1(0.00512610214f), set1(-0.00856965611f));
     p = fma(p, s, set1(0.0116395754f));
     p = fma(p, s, set1(-0.0202303406f));
     p = fma(p, s, set1(0.036625606f));
@@ -337,34 +418,57 @@ VSSM_INLINE VecF log1p_of_unit(VecF q) {
     p = fma(p, s, set1(0.132609494f));
     p = fma(p, s, set1(-0.288526673f));
     p = fma(p, s, set1(0.810930216f));
-    return q * p;
-}
-VSSM_INLINE VecD log1p_of_unit(VecD q) {
-    return each(q, [](double v) { return ::log1p(v); });
+    return p;
 }
 
-// log(1 + e^z), and e^-|z| which the derivative needs. No cancellation anywhere. torch takes the identity above 20:
-// in float the two agree (e^-20 is below the last bit of 20), in double it has to be said.
-VSSM_INLINE VecF softplus(VecF z, VecF& q) {
-    q = exp(-abs(z));
-    return at_least(z, VecF{}) + log1p_of_unit(q);
-}
-VSSM_INLINE VecD softplus(VecD z, VecD& q) {
-    q = exp(-abs(z));
-    return z > 20.0 ? z : at_least(z, VecD{}) + log1p_of_unit(q);
+// log(1 + e^z), and q = e^-|z| which the derivative needs. No cancellation anywhere. torch takes the identity above
+// 20: in float the two agree (e^-20 is below the last bit of 20), in double it has to be said.
+template <class X>
+VSSM_INLINE X softplus(X z, X& q) {
+    q = exp_not_positive(minus_abs(z));
+    return fma(q, log1p_ratio(q), at_least(z, set1(0.0f)));
 }
 
 // 1 / (1 + e^-z) given q = e^-|z|: the derivative of softplus.
-template <class V>
-VSSM_INLINE V sigmoid_from(V z, V q) {
-    V r = reciprocal(q + 1);
-    return z < 0 ? q * r : r;
+template <class X>
+VSSM_INLINE X sigmoid_from(X z, X q) {
+    const X r = reciprocal(q + set1(1.0f));
+    return select_negative(z, q * r, r);
 }
 
-template <class V>
-VSSM_INLINE V sigmoid(V z) {
-    return sigmoid_from(z, exp(-abs(z)));
+VSSM_INLINE VecD exp2(VecD x) {
+    return each(x, ::exp2);
 }
+VSSM_INLINE VecD exp(VecD x) {
+    return each(x, ::exp);
+}
+VSSM_INLINE VecD softplus(VecD z, VecD& q) {
+    q = exp(minus_abs(z));
+    const VecD small = at_least(z, VecD{}) + each(q, ::log1p);
+    return z > 20.0 ? z : small;
+}
+VSSM_INLINE VecD sigmoid_from(VecD z, VecD q) {
+    const VecD r = 1.0 / (q + 1.0);
+    return z < 0 ? q * r : r;
+}
+template <int Count>
+VSSM_INLINE Pack<VecD, Count> exp2(Pack<VecD, Count> x) {
+    return pack<VecD, Count>([&](int i) { return exp2(x.v[i]); });
+}
+template <int Count>
+VSSM_INLINE Pack<VecD, Count> softplus(Pack<VecD, Count> z, Pack<VecD, Count>& q) {
+    return pack<VecD, Count>([&](int i) { return softplus(z.v[i], q.v[i]); });
+}
+template <int Count>
+VSSM_INLINE Pack<VecD, Count> sigmoid_from(Pack<VecD, Count> z, Pack<VecD, Count> q) {
+    return pack<VecD, Count>([&](int i) { return sigmoid_from(z.v[i], q.v[i]); });
+}
+
+template <class X>
+VSSM_INLINE X sigmoid(X z) {
+    return sigmoid_from(z, exp_not_positive(minus_abs(z)));
+}
+VSSM_INLINE VecD sigmoid(VecD z) { return sigmoid_from(z, exp(minus_abs(z))); }
 
 }  // namespace VSSM_ISA
 }  // namespace vssm

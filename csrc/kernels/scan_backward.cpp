@@ -60,17 +60,18 @@ struct Shares {
     T *dproj, *ddt_weight, *ddt_bias, *dA, *dD;
 };
 
-// The vectors that a task works in.
+// The vectors that a task works in. `steps` holds a record for every step of the chunk and one for the step before
+// it: [dt | slope of softplus | decay, N | state after the step, N].
 template <class T>
 struct Desk {
-    Vec<T>*parameters, *A, *h, *carry, *sum_weight, *sum_A, *products, *checkpoints, *dt, *slope, *decay, *state;
+    Vec<T>*parameters, *A, *h, *carry, *sum_weight, *sum_A, *products, *checkpoints, *steps;
 
     static int64_t size(const ScanArgs& s, const Plan& plan) {
-        return 2 * s.rank + (5 + 2 * block + plan.chunks) * s.state + plan.steps * (2 + 2 * s.state) + s.state;
+        return 2 * s.rank + (5 + 2 * block + plan.chunks) * s.state + (plan.steps + 1) * (2 + 2 * s.state);
     }
 
     Desk(const ScanArgs& s, const Plan& plan, Vec<T>* v) {
-        const int64_t R = s.rank, N = s.state, steps = plan.steps;
+        const int64_t R = s.rank, N = s.state;
         auto take = [&v](int64_t n) {
             Vec<T>* here = v;
             v += n;
@@ -84,220 +85,242 @@ struct Desk {
         sum_A = take(N);
         products = take(2 * block * N);
         checkpoints = take(plan.chunks * N);
-        dt = take(steps);
-        slope = take(steps);
-        decay = take(steps * N);
-        state = take((steps + 1) * N);
+        steps = take((plan.steps + 1) * (2 + 2 * N));
     }
 };
 
+// The way there and back of one vector of channels along one route. Fields are read once into locals: see Walk.
 template <class T, int N, bool Readout>
 struct Backward {
+    using V = Vec<T>;
     const ScanArgs& s;
     const Plan& plan;
-    const Shares<T>& share;
     const Desk<T>& desk;
-    Walk<T>& w;
+    T* share_dproj;
     bool first_vector;  // of the group: writes its share of dproj, later ones add
-    Vec<T> sum_D{}, sum_bias{};
-
-    int64_t states() const { return N ? N : s.state; }
+    V sum_D{}, sum_bias{};
 
     // Steps [begin, end) forwards from the state in desk.h; with Keep everything the way back needs is stored.
     template <bool Keep>
-    void recompute(int64_t begin, int64_t end) {
+    void recompute(const Walk<T> w, int64_t begin, int64_t end) {
+        const int64_t R = w.R, states = N ? N : w.N, record = 2 + 2 * states;
+        const int n = w.n;
         const T* u = static_cast<const T*>(s.u) + w.map;
-        const int64_t C = s.channels, n_states = states();
-        Vec<T> h0 = desk.h[0];
+        V *const h_memory = desk.h, *to = desk.steps;
+        V h0 = h_memory[0];
+        auto h = [&](int64_t i) __attribute__((always_inline)) -> V& { return N == 1 ? h0 : h_memory[i]; };
         if constexpr (Keep)
-            for (int64_t i = 0; i < n_states; ++i) desk.state[i] = desk.h[i];
+            for (int64_t i = 0; i < states; ++i) to[2 + states + i] = h(i);
+        Places next;
+        w.places(begin, next);
         for (int64_t t = begin; t < end; t += block) {
-            int64_t p[block];
-            Vec<T> dt[block], slope[block], decay[block];
-            w.positions(t, p);
+            const Places p = next;
+            V dt[block], slope[block], decay[block];
+            w.places(t + block, next);
+            prefetch(u, next.pixel);
+            prefetch(w.proj, next.row);
             w.template step_sizes<Keep>(p, dt, slope);
-            if constexpr (N == 1) {
-#pragma GCC unroll 8
-                for (int j = 0; j < block; ++j) decay[j] = exp2(dt[j] * w.A2[0]);
-            }
-            const int64_t at = t - begin;
-            const int count = static_cast<int>(smaller(block, end - t));
-            for (int j = 0; j < count; ++j) {
-                const T* B = w.row(p[j]) + s.rank;
-                const Vec<T> dtx = dt[j] * load_first(u + p[j] * C, w.n);
+            if constexpr (N == 1) w.decays(dt, decay);
+            auto step = [&](int j) __attribute__((always_inline)) {
+                const T* B = w.proj + p.row[j] + R;
+                const V dtx = dt[j] * load_first(u + p.pixel[j], n);
+                to += record;
                 if constexpr (Keep) {
-                    desk.dt[at + j] = dt[j];
-                    desk.slope[at + j] = slope[j];
+                    to[0] = dt[j];
+                    to[1] = slope[j];
                 }
-                if constexpr (N == 1) {
-                    h0 = fma(decay[j], h0, dtx * B[0]);
+                for (int64_t i = 0; i < states; ++i) {
+                    const V a = N == 1 ? decay[j] : exp2(dt[j] * w.A2[i]);
+                    h(i) = fma(a, h(i), dtx * B[i]);
                     if constexpr (Keep) {
-                        desk.decay[at + j] = decay[j];
-                        desk.state[at + j + 1] = h0;
-                    }
-                } else {
-                    for (int64_t i = 0; i < n_states; ++i) {
-                        const Vec<T> a = exp2(dt[j] * w.A2[i]);
-                        desk.h[i] = fma(a, desk.h[i], dtx * B[i]);
-                        if constexpr (Keep) {
-                            desk.decay[(at + j) * n_states + i] = a;
-                            desk.state[(at + j + 1) * n_states + i] = desk.h[i];
-                        }
+                        to[2 + i] = a;
+                        to[2 + states + i] = h(i);
                     }
                 }
+            };
+            if (N == 1 && t + block <= end) {
+#pragma GCC unroll 8
+                for (int j = 0; j < block; ++j) step(j);
+            } else {
+#pragma GCC unroll 1
+                for (int j = 0; j < block && t + j < end; ++j) step(j);
             }
         }
-        if constexpr (N == 1) desk.h[0] = h0;
+        if constexpr (N == 1) h_memory[0] = h0;
     }
 
     // Steps [begin, end) backwards; desk.carry is the gradient that reaches the last one's state from later steps.
-    void reverse(int64_t begin, int64_t end) {
-        const int64_t C = s.channels, L = s.length, R = s.rank, n_states = states();
+    void reverse(const Walk<T> w, int64_t begin, int64_t end) {
+        const int64_t R = w.R, states = N ? N : w.N, record = 2 + 2 * states, map_size = w.L * w.C;
+        const int n = w.n;
         const T* u = static_cast<const T*>(s.u) + w.map;
         const T* gy = static_cast<const T*>(s.gy) + w.map;
-        const T* gstates = static_cast<const T*>(s.gstates) + w.sequence * n_states * L * C + w.c;
+        const T* gstates = static_cast<const T*>(s.gstates) + w.sequence * states * map_size + w.c;
         T* du = static_cast<T*>(s.du) + w.map;
-        T* ddt = static_cast<T*>(s.ddt) + w.sequence * L * C + w.c;
+        T* ddt = s.ddt ? static_cast<T*>(s.ddt) + w.sequence * map_size + w.c : nullptr;
+        T* dproj = share_dproj + (w.proj - static_cast<const T*>(s.proj));
         const bool add = w.k > 0 && !s.separate;
-        Vec<T> carry0 = desk.carry[0], sum_A0 = desk.sum_A[0];
-        const Vec<T> A0 = desk.A[0];
+        const V* step_record = desk.steps + (end - begin + 1) * record;
+        const V* const A_memory = desk.A;
+        V *const carry_memory = desk.carry, *const sum_A_memory = desk.sum_A;
+        const V A0 = A_memory[0];
+        V carry0 = carry_memory[0], sum_A0 = sum_A_memory[0], to_D = sum_D, to_bias = sum_bias;
+        V products_here[2 * block];
+        V* const products = N == 1 ? products_here : desk.products;
 
-        for (int64_t t = begin + (end - begin - 1) / block * block; t >= begin; t -= block) {
-            int64_t p[block];
-            w.positions(t, p);
-            const int64_t at = t - begin;
-            const int count = static_cast<int>(smaller(block, end - t));
-            Vec<T> dz[block];
-            for (int j = count; j < block; ++j) {
-                dz[j] = Vec<T>{};
-                for (int64_t i = 0; i < n_states; ++i)
-                    desk.products[i * 2 * block + j] = desk.products[(i * 2 + 1) * block + j] = Vec<T>{};
-            }
-            for (int j = count - 1; j >= 0; --j) {
-                const T* B = w.row(p[j]) + R;
-                const Vec<T> x = load_first(u + p[j] * C, w.n);
-                const Vec<T> g = Readout ? load_first(gy + p[j] * C, w.n) : Vec<T>{};
-                const Vec<T> dt = desk.dt[at + j], dtx = dt * x;
-                Vec<T> through_B{}, through_A{};  // dL/d(dt u) and dL/d(dt) along the decay
-                for (int64_t i = 0; i < n_states; ++i) {
-                    Vec<T>& carry = N == 1 ? carry0 : desk.carry[i];
-                    Vec<T>& sum_A = N == 1 ? sum_A0 : desk.sum_A[i];
-                    const Vec<T> gh = Readout ? fma(g, set1(B[n_states + i]), carry)
-                                              : load_first(gstates + (i * L + p[j]) * C, w.n) + carry;
-                    desk.products[i * 2 * block + j] = gh * dtx;
-                    if constexpr (Readout)
-                        desk.products[(i * 2 + 1) * block + j] = g * desk.state[(at + j + 1) * n_states + i];
-                    through_B = fma(gh, set1(B[i]), through_B);
-                    carry = gh * desk.decay[(at + j) * n_states + i];
-                    const Vec<T> e = carry * desk.state[(at + j) * n_states + i];
-                    through_A = fma(e, N == 1 ? A0 : desk.A[i], through_A);
+        const int64_t last = begin + (end - begin - 1) / block * block;
+        Places next;
+        w.places(last, next);
+        for (int64_t t = last; t >= begin; t -= block) {
+            const Places p = next;
+            w.places(t > begin ? t - block : begin, next);
+            prefetch(u, next.pixel);
+            prefetch(du, next.pixel);
+            if constexpr (Readout) prefetch(gy, next.pixel);
+            prefetch(w.proj, next.row);
+            prefetch(dproj, next.row);
+            V dz[block];
+            auto step = [&](int j) __attribute__((always_inline)) {
+                step_record -= record;
+                const T* B = w.proj + p.row[j] + R;
+                const V x = load_first(u + p.pixel[j], n);
+                const V g = Readout ? load_first(gy + p.pixel[j], n) : V{};
+                const V dt = step_record[0], dtx = dt * x;
+                V through_B{}, through_A{};  // dL/d(dt u) and dL/d(dt) along the decay
+                for (int64_t i = 0; i < states; ++i) {
+                    V& carry = N == 1 ? carry0 : carry_memory[i];
+                    V& sum_A = N == 1 ? sum_A0 : sum_A_memory[i];
+                    const V gh = Readout ? fma(g, set1(B[states + i]), carry)
+                                         : load_first(gstates + i * map_size + p.pixel[j], n) + carry;
+                    products[i * 2 * block + j] = gh * dtx;
+                    if constexpr (Readout) products[(i * 2 + 1) * block + j] = g * step_record[2 + states + i];
+                    through_B = N == 1 ? gh * B[i] : fma(gh, set1(B[i]), through_B);
+                    carry = gh * step_record[2 + i];
+                    const V e = carry * step_record[2 + states + i - record];
+                    through_A = N == 1 ? e * A0 : fma(e, A_memory[i], through_A);
                     sum_A = fma(e, dt, sum_A);
                 }
-                Vec<T> dx = through_B * dt;
+                V dx = through_B * dt;
                 if constexpr (Readout) {
                     dx = fma(w.D, g, dx);
-                    sum_D = fma(g, x, sum_D);
+                    to_D = fma(g, x, to_D);
                 }
-                T* to = du + p[j] * C;
-                if (add) dx = load_first(to, w.n) + dx;
-                store_first(to, dx, w.n);
-                dz[j] = fma(through_B, x, through_A) * desk.slope[at + j];
-                sum_bias += dz[j];
-                if (w.dt) store_first(ddt + p[j] * C, dz[j], w.n);
+                T* to = du + p.pixel[j];
+                if (add) dx = load_first(to, n) + dx;
+                store_first(to, dx, n);
+                dz[j] = fma(through_B, x, through_A) * step_record[1];
+                to_bias += dz[j];
+                if (ddt) store_first(ddt + p.pixel[j], dz[j], n);
+            };
+            int count = block;
+            if (N == 1 && t + block <= end) {
+#pragma GCC unroll 8
+                for (int j = block - 1; j >= 0; --j) step(j);
+            } else {
+                count = static_cast<int>(smaller(block, end - t));
+                for (int j = count; j < block; ++j) {
+                    dz[j] = V{};
+                    for (int64_t i = 0; i < states; ++i)
+                        products[i * 2 * block + j] = products[(i * 2 + 1) * block + j] = V{};
+                }
+#pragma GCC unroll 1
+                for (int j = count - 1; j >= 0; --j) step(j);
             }
             if (R > 0) {
-                weight_gradient(p, dz);
-                low_rank_gradient(p, dz, count);
+                weight_gradient(w, p, dz);
+                low_rank_gradient(w, dproj, p, dz, count);
             }
-            state_gradients(p, count);
+            for (int64_t i = 0; i < states; ++i)
+                state_gradient(products + i * 2 * block, dproj + R + i, states, p, count);
         }
+        sum_D = to_D;
+        sum_bias = to_bias;
         if constexpr (N == 1) {
-            desk.carry[0] = carry0;
-            desk.sum_A[0] = sum_A0;
+            carry_memory[0] = carry0;
+            sum_A_memory[0] = sum_A0;
         }
     }
 
     // d dt_weight += dz (x) low: a sum over pixels for each of R columns.
-    VSSM_INLINE void weight_gradient(const int64_t (&p)[block], const Vec<T> (&dz)[block]) {
+    VSSM_INLINE void weight_gradient(const Walk<T>& w, const Places& p, const V (&dz)[block]) {
+        V* const sums = desk.sum_weight;
         const T* low[block];
 #pragma GCC unroll 8
-        for (int j = 0; j < block; ++j) low[j] = w.row(p[j]);
-        for (int64_t r = 0; r < s.rank; ++r) {
-            Vec<T> sum = desk.sum_weight[r];
+        for (int j = 0; j < block; ++j) low[j] = w.proj + p.row[j];
+        for (int64_t r = 0; r < w.R; ++r) {
+            V sum = sums[r];
 #pragma GCC unroll 8
             for (int j = 0; j < block; ++j) sum = fma(dz[j], set1(low[j][r]), sum);
-            desk.sum_weight[r] = sum;
+            sums[r] = sum;
         }
     }
 
     // d low = dz dt_weight: a sum over this vector's channels. Lanes run over the R columns here.
-    VSSM_INLINE void low_rank_gradient(const int64_t (&p)[block], const Vec<T> (&dz)[block], int count) {
-        const int64_t R = s.rank;
-        const T* weight = static_cast<const T*>(s.dt_weight) + (w.k * s.channels + w.c) * R;
+    VSSM_INLINE void low_rank_gradient(
+        const Walk<T>& w, T* dproj, const Places& p, const V (&dz)[block], int count) {
+        const int64_t R = w.R;
+        const T* weight = static_cast<const T*>(s.dt_weight) + (w.k * w.C + w.c) * R;
         const int channels = static_cast<int>(smaller(w.n, lanes<T>));
         alignas(VSSM_VECTOR_BYTES) T rows[block][lanes<T>];
 #pragma GCC unroll 8
         for (int j = 0; j < block; ++j) store(rows[j], dz[j]);
         for (int64_t r = 0; r < R; r += lanes<T>) {
             const int width = static_cast<int>(smaller(R - r, lanes<T>));
-            Vec<T> sum[block] = {};
+            V sum[block] = {};
             for (int i = 0; i < channels; ++i) {
-                const Vec<T> row = load_first(weight + i * R + r, width);
+                const V row = load_first(weight + i * R + r, width);
 #pragma GCC unroll 8
                 for (int j = 0; j < block; ++j) sum[j] = fma(row, set1(rows[j][i]), sum[j]);
             }
 #pragma GCC unroll 8
             for (int j = 0; j < block; ++j) {
                 if (j >= count) break;
-                T* to = dproj(p[j]) + r;
+                T* to = dproj + p.row[j] + r;
                 if (!first_vector) sum[j] = load_first(to, width) + sum[j];
                 store_first(to, sum[j], width);
             }
         }
     }
 
-    // dB and dC: sums over this vector's channels of the products kept for the block.
-    VSSM_INLINE void state_gradients(const int64_t (&p)[block], int count) {
-        const int64_t n_states = states();
-        for (int64_t i = 0; i < n_states; ++i) {
-            alignas(VSSM_VECTOR_BYTES) T sums[2 * block];
-            for (int q = 0; q < 2 * block; q += lanes<T>) {
-                Vec<T> rows[lanes<T>];
+    // dB and dC of one state: sums over this vector's channels of the block's products.
+    VSSM_INLINE void state_gradient(
+        const V* products, T* to_B, int64_t states, const Places& p, int count) {
+        alignas(VSSM_VECTOR_BYTES) T sums[2 * block];
+        for (int q = 0; q < 2 * block; q += lanes<T>) {
+            V rows[lanes<T>];
 #pragma GCC unroll 16
-                for (int j = 0; j < lanes<T>; ++j) rows[j] = desk.products[i * 2 * block + q + j];
-                store(sums + q, sum_rows<T>(rows));
-            }
-            for (int j = 0; j < count; ++j) {
-                T* to = dproj(p[j]) + s.rank + i;
-                const T dC = Readout ? sums[block + j] : T(0);
-                to[0] = first_vector ? sums[j] : to[0] + sums[j];
-                to[n_states] = first_vector ? dC : to[n_states] + dC;
-            }
+            for (int j = 0; j < lanes<T>; ++j) rows[j] = products[q + j];
+            store(sums + q, sum_rows<T>(rows));
+        }
+        for (int j = 0; j < count; ++j) {
+            T* to = to_B + p.row[j];
+            const T dC = Readout ? sums[block + j] : T(0);
+            to[0] = first_vector ? sums[j] : to[0] + sums[j];
+            to[states] = first_vector ? dC : to[states] + dC;
         }
     }
 
-    VSSM_INLINE T* dproj(int64_t p) const { return share.dproj + (w.proj - static_cast<const T*>(s.proj)) + p * s.routes * w.columns; }
-
     // The whole sequence of the sample w stands at.
-    void sample() {
-        const int64_t n_states = states();
-        for (int64_t i = 0; i < n_states; ++i) {
-            desk.h[i] = s.initial ? load_strided(static_cast<const T*>(s.initial) + w.carry() + i, n_states, w.n) : Vec<T>{};
-            desk.carry[i] = s.glast ? load_strided(static_cast<const T*>(s.glast) + w.carry() + i, n_states, w.n) : Vec<T>{};
+    void sample(const Walk<T>& w) {
+        const int64_t states = w.N;
+        const T *initial = static_cast<const T*>(s.initial), *glast = static_cast<const T*>(s.glast);
+        for (int64_t i = 0; i < states; ++i) {
+            desk.h[i] = initial ? load_strided(initial + w.carry() + i, states, w.n) : V{};
+            desk.carry[i] = glast ? load_strided(glast + w.carry() + i, states, w.n) : V{};
         }
         for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-            for (int64_t i = 0; i < n_states; ++i) desk.checkpoints[chunk * n_states + i] = desk.h[i];
-            if (chunk + 1 < plan.chunks) recompute<false>(chunk * plan.steps, (chunk + 1) * plan.steps);
+            for (int64_t i = 0; i < states; ++i) desk.checkpoints[chunk * states + i] = desk.h[i];
+            if (chunk + 1 < plan.chunks) recompute<false>(w, chunk * plan.steps, (chunk + 1) * plan.steps);
         }
         for (int64_t chunk = plan.chunks - 1; chunk >= 0; --chunk) {
-            const int64_t begin = chunk * plan.steps, end = smaller(s.length, begin + plan.steps);
-            for (int64_t i = 0; i < n_states; ++i) desk.h[i] = desk.checkpoints[chunk * n_states + i];
-            recompute<true>(begin, end);
-            reverse(begin, end);
+            const int64_t begin = chunk * plan.steps, end = smaller(w.L, begin + plan.steps);
+            for (int64_t i = 0; i < states; ++i) desk.h[i] = desk.checkpoints[chunk * states + i];
+            recompute<true>(w, begin, end);
+            reverse(w, begin, end);
         }
         if (s.dinitial)
-            for (int64_t i = 0; i < n_states; ++i)
-                store_strided(static_cast<T*>(s.dinitial) + w.carry() + i, n_states, desk.carry[i], w.n);
+            for (int64_t i = 0; i < states; ++i)
+                store_strided(static_cast<T*>(s.dinitial) + w.carry() + i, states, desk.carry[i], w.n);
     }
 };
 
@@ -315,10 +338,10 @@ void run_task(const ScanArgs& s, const Plan& plan, int64_t task, const Shares<T>
                 desk.sum_A[i] = Vec<T>{};
             }
             for (int64_t r = 0; r < s.rank; ++r) desk.sum_weight[r] = Vec<T>{};
-            Backward<T, N, Readout> back{s, plan, share, desk, w, v == group * width};
+            Backward<T, N, Readout> back{s, plan, desk, share.dproj, v == group * width};
             for (int64_t b = slab * samples; b < (slab + 1) * samples; ++b) {
-                w.at(b);
-                back.sample();
+                w.at(s, b);
+                back.sample(w);
             }
             if (s.rank > 0) store_columns(share.ddt_weight + kc * s.rank, s.rank, w.n, desk.sum_weight);
             for (int64_t i = 0; i < s.state; ++i)

@@ -11,50 +11,56 @@ namespace {
 
 // N is the number of states, 0 when it is known at run time only. First: this route writes y, later ones add.
 template <class T, int N, bool Readout, bool First>
-void walk(const Walk<T>& w, Vec<T>* h_memory) {
-    const ScanArgs& s = w.s;
-    const int64_t L = s.length, C = s.channels, states = N ? N : s.state;
+void walk(const ScanArgs& s, const Walk<T> w, Vec<T>* h_memory) {
+    const int64_t L = w.L, C = w.C, R = w.R, states = N ? N : w.N;
+    const int n = w.n;
     const T* u = static_cast<const T*>(s.u) + w.map;
     T* y = static_cast<T*>(s.y) + w.map;
     T* out = static_cast<T*>(s.states) + w.sequence * states * L * C + w.c;
-    Vec<T> h_registers[N ? N : 1];
-    Vec<T>* h = N ? h_registers : h_memory;
-    const int64_t carry = w.carry();
+    Vec<T> h0{};
+    auto h = [&](int64_t i) __attribute__((always_inline)) -> Vec<T>& { return N == 1 ? h0 : h_memory[i]; };
     for (int64_t i = 0; i < states; ++i)
-        h[i] = s.initial ? load_strided(static_cast<const T*>(s.initial) + carry + i, states, w.n) : Vec<T>{};
+        h(i) = s.initial ? load_strided(static_cast<const T*>(s.initial) + w.carry() + i, states, n) : Vec<T>{};
 
+    Places next;
+    w.places(0, next);
     for (int64_t t = 0; t < L; t += block) {
-        int64_t p[block];
-        Vec<T> dt[block], unused[block];
-        w.positions(t, p);
-        w.template step_sizes<false>(p, dt, unused);
-        const int count = static_cast<int>(smaller(block, L - t));
-        Vec<T> decay[block];
-        if constexpr (N == 1) {
-#pragma GCC unroll 8
-            for (int j = 0; j < block; ++j) decay[j] = exp2(dt[j] * w.A2[0]);
-        }
-        for (int j = 0; j < count; ++j) {
-            const T* BC = w.row(p[j]) + s.rank;
-            const Vec<T> x = load_first(u + p[j] * C, w.n);
+        const Places p = next;
+        Vec<T> dt[block], decay[block];
+        w.places(t + block, next);
+        prefetch(u, next.pixel);
+        if constexpr (Readout) prefetch(y, next.pixel);
+        prefetch(w.proj, next.row);
+        w.template step_sizes<false>(p, dt, decay);
+        if constexpr (N == 1) w.decays(dt, decay);
+        auto step = [&](int j) __attribute__((always_inline)) {
+            const T* BC = w.proj + p.row[j] + R;
+            const Vec<T> x = load_first(u + p.pixel[j], n);
             const Vec<T> dtx = dt[j] * x;
             Vec<T> sum = w.D * x;
             for (int64_t i = 0; i < states; ++i) {
                 const Vec<T> a = N == 1 ? decay[j] : exp2(dt[j] * w.A2[i]);
-                h[i] = fma(a, h[i], dtx * BC[i]);
-                if constexpr (Readout) sum = fma(h[i], set1(BC[states + i]), sum);
-                else store_first(out + (i * L + p[j]) * C, h[i], w.n);
+                h(i) = fma(a, h(i), dtx * BC[i]);
+                if constexpr (Readout) sum = fma(h(i), set1(BC[states + i]), sum);
+                else store_first(out + i * L * C + p.pixel[j], h(i), n);
             }
             if constexpr (Readout) {
-                T* at = y + p[j] * C;
-                if constexpr (!First) sum = load_first(at, w.n) + sum;
-                store_first(at, sum, w.n);
+                T* at = y + p.pixel[j];
+                if constexpr (!First) sum = load_first(at, n) + sum;
+                store_first(at, sum, n);
             }
+        };
+        if (N == 1 && t + block <= L) {
+#pragma GCC unroll 8
+            for (int j = 0; j < block; ++j) step(j);
+        } else {
+#pragma GCC unroll 1
+            for (int j = 0; j < block && t + j < L; ++j) step(j);
         }
     }
     if (s.last)
         for (int64_t i = 0; i < states; ++i)
-            store_strided(static_cast<T*>(s.last) + carry + i, states, h[i], w.n);
+            store_strided(static_cast<T*>(s.last) + w.carry() + i, states, h(i), n);
 }
 
 template <class T, int N, bool Readout>
@@ -69,10 +75,10 @@ int32_t forward(const ScanArgs& s) {
         }
         for (int64_t k = 0; k < s.routes; ++k) {
             Walk<T> w(s, k, task % vectors * lanes<T>, memory);
-            w.at(task / vectors);
+            w.at(s, task / vectors);
             Vec<T>* h = memory + s.rank + s.state;
-            if (k == 0 || s.separate) walk<T, N, Readout, true>(w, h);
-            else walk<T, N, Readout, false>(w, h);
+            if (k == 0 || s.separate) walk<T, N, Readout, true>(s, w, h);
+            else walk<T, N, Readout, false>(s, w, h);
         }
     });
     return status;

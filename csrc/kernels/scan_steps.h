@@ -11,6 +11,8 @@ namespace VSSM_ISA {
 // Pixels worked on together. Each load of a dt weight serves all of them, and their softplus and exp are independent
 // of each other, which hides the latency of the polynomials.
 constexpr int block = 8;
+// Of those, how many go through the polynomials in step: as the registers allow (32 with AVX-512, else 16).
+constexpr int in_step = VSSM_VECTOR_BYTES == 64 ? 8 : 4;
 
 VSSM_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 VSSM_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -56,13 +58,29 @@ inline void store_columns(T* p, int64_t R, int n, const Vec<T>* columns) {
     }
 }
 
+// Where a block of pixels lies: offsets into a map (L, C), and into the rows of proj.
+struct Places {
+    int64_t pixel[block], row[block];
+};
+
+// Ask for the rows that a later block reads. Routes along columns jump by a whole row of the map, which no hardware
+// prefetcher follows.
+template <class T>
+VSSM_INLINE void prefetch(const T* first, const int64_t (&offset)[block]) {
+#pragma GCC unroll 8
+    for (int j = 0; j < block; ++j) __builtin_prefetch(first + offset[j]);
+}
+
 // Route k for the vector of channels that begins at c; `at` moves it from sample to sample.
+// Its fields are plain values and kernels keep a copy: a vector store may alias anything, so what is read through a
+// reference would be read again after each.
 template <class T>
 struct Walk {
-    const ScanArgs& s;
-    int64_t k, c;
+    int64_t k, c, C, L, R, N;
+    bool softplus_dt;
     int n;                 // valid lanes (the vector's size or more)
     int64_t columns;       // of a row of proj that belong to one route: R + 2N
+    int64_t row_size;      // of a row of proj
     const int32_t* order;  // or null
     Vec<T>* weight;        // R vectors
     Vec<T>* A2;            // N vectors: A * log2(e), since exp(dt A) is computed as 2^(dt A2)
@@ -73,12 +91,14 @@ struct Walk {
     const T* dt = nullptr;
 
     // `vectors` has room for R + N.
-    Walk(const ScanArgs& args, int64_t k_, int64_t c_, Vec<T>* vectors)
-        : s(args), k(k_), c(c_), weight(vectors), A2(vectors + args.rank) {
-        const int64_t R = s.rank, N = s.state, kc = k * s.channels + c;
-        n = static_cast<int>(smaller(s.channels - c, lanes<T>));
+    Walk(const ScanArgs& s, int64_t k_, int64_t c_, Vec<T>* vectors)
+        : k(k_), c(c_), C(s.channels), L(s.length), R(s.rank), N(s.state), softplus_dt(s.softplus != 0),
+          weight(vectors), A2(vectors + s.rank) {
+        const int64_t kc = k * C + c;
+        n = static_cast<int>(smaller(C - c, lanes<T>));
         columns = R + 2 * N;
-        order = s.order ? s.order + k * s.length : nullptr;
+        row_size = s.routes * columns;
+        order = s.order ? s.order + k * L : nullptr;
         if (R > 0) load_columns(static_cast<const T*>(s.dt_weight) + kc * R, R, n, weight);
         for (int64_t i = 0; i < N; ++i)
             A2[i] = load_strided(static_cast<const T*>(s.A) + kc * N + i, N, n) * T(1.4426950408889634);
@@ -86,8 +106,7 @@ struct Walk {
         D = s.D ? load_first(static_cast<const T*>(s.D) + kc, n) : Vec<T>{};
     }
 
-    void at(int64_t b) {
-        const int64_t C = s.channels, L = s.length;
+    void at(const ScanArgs& s, int64_t b) {
         sequence = b * s.routes + k;
         map = (s.separate ? sequence : b) * L * C + c;
         proj = static_cast<const T*>(s.proj) + (b * L * s.routes + k) * columns;
@@ -95,50 +114,77 @@ struct Walk {
     }
 
     // Offset of this walk's part of a tensor (B, K, C, N).
-    VSSM_INLINE int64_t carry() const { return (sequence * s.channels + c) * s.state; }
+    VSSM_INLINE int64_t carry() const { return (sequence * C + c) * N; }
 
-    VSSM_INLINE int64_t position(int64_t t) const { return order ? order[t] : t; }
-    VSSM_INLINE const T* row(int64_t p) const { return proj + p * s.routes * columns; }
-
-    // Positions of steps t .. t + block - 1; past the end the last one again.
-    VSSM_INLINE void positions(int64_t t, int64_t (&p)[block]) const {
+    // Of steps t .. t + block - 1; past the end the last one again.
+    VSSM_INLINE void places(int64_t t, Places& p) const {
 #pragma GCC unroll 8
-        for (int j = 0; j < block; ++j) p[j] = position(smaller(t + j, s.length - 1));
+        for (int j = 0; j < block; ++j) {
+            const int64_t step = smaller(t + j, L - 1), at = order ? order[step] : step;
+            p.pixel[j] = at * C;
+            p.row[j] = at * row_size;
+        }
     }
 
-    // Step sizes at those positions. With Slope also their derivative by the raw dt.
+    // Step sizes of a block. With Slope also their derivative by the raw dt.
     template <bool Slope>
-    VSSM_INLINE void step_sizes(const int64_t (&p)[block], Vec<T> (&d)[block], Vec<T> (&slope)[block]) const {
+    VSSM_INLINE void step_sizes(const Places& p, Vec<T> (&d)[block], Vec<T> (&slope)[block]) const {
         Vec<T> z[block];
         if (dt) {
 #pragma GCC unroll 8
-            for (int j = 0; j < block; ++j) z[j] = load_first(dt + p[j] * s.channels, n) + bias;
+            for (int j = 0; j < block; ++j) z[j] = load_first(dt + p.pixel[j], n) + bias;
         } else {
             const T* low[block];
 #pragma GCC unroll 8
             for (int j = 0; j < block; ++j) {
-                low[j] = row(p[j]);
+                low[j] = proj + p.row[j];
                 z[j] = bias;
             }
-            for (int64_t r = 0; r < s.rank; ++r) {
+            // Two sums per pixel: eight chains of dependent fma alone do not fill two units of latency four.
+            Vec<T> odd[block] = {};
+            int64_t r = 0;
+            for (; r + 1 < R; r += 2) {
+                const Vec<T> w0 = weight[r], w1 = weight[r + 1];
+#pragma GCC unroll 8
+                for (int j = 0; j < block; ++j) {
+                    z[j] = fma(w0, set1(low[j][r]), z[j]);
+                    odd[j] = fma(w1, set1(low[j][r + 1]), odd[j]);
+                }
+            }
+            if (r < R) {
                 const Vec<T> w = weight[r];
 #pragma GCC unroll 8
                 for (int j = 0; j < block; ++j) z[j] = fma(w, set1(low[j][r]), z[j]);
             }
-        }
-        if (!s.softplus) {
 #pragma GCC unroll 8
-            for (int j = 0; j < block; ++j) {
-                d[j] = z[j];
-                if constexpr (Slope) slope[j] = set1(T(1));
+            for (int j = 0; j < block; ++j) z[j] += odd[j];
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < block; i += in_step) {
+            using Group = Pack<Vec<T>, in_step>;
+            Group part = pack<Vec<T>, in_step>([&](int j) __attribute__((always_inline)) { return z[i + j]; });
+            Group steps = part, slopes = pack<Vec<T>, in_step>([](int) { return set1(T(1)); });
+            if (softplus_dt) {
+                Group q;
+                steps = softplus(part, q);
+                if constexpr (Slope) slopes = sigmoid_from(part, q);
             }
-            return;
-        }
 #pragma GCC unroll 8
-        for (int j = 0; j < block; ++j) {
-            Vec<T> q;
-            d[j] = softplus(z[j], q);
-            if constexpr (Slope) slope[j] = sigmoid_from(z[j], q);
+            for (int j = 0; j < in_step; ++j) {
+                d[i + j] = steps[j];
+                if constexpr (Slope) slope[i + j] = slopes[j];
+            }
+        }
+    }
+
+    // exp(dt A) of the first state.
+    VSSM_INLINE void decays(const Vec<T> (&d)[block], Vec<T> (&decay)[block]) const {
+        const Vec<T> a = A2[0];
+#pragma GCC unroll 8
+        for (int i = 0; i < block; i += in_step) {
+            const auto part = exp2(pack<Vec<T>, in_step>([&](int j) __attribute__((always_inline)) { return d[i + j] * a; }));
+#pragma GCC unroll 8
+            for (int j = 0; j < in_step; ++j) decay[i + j] = part[j];
         }
     }
 };
