@@ -62,8 +62,8 @@ def test_hash_is_recorded_and_checked(site, tmp_path):
         download(f"{address}/%23v2cls/file.pth", cache)
 
 
-def test_failures_leave_nothing_behind(site, tmp_path):
-    _, address = site
+def test_failures_leave_nothing_behind(site, tmp_path, monkeypatch):
+    folder, address = site
     cache = tmp_path / "cache"
     with pytest.raises(DownloadError, match="404"):
         download(f"{address}/none.pth", cache)
@@ -71,7 +71,21 @@ def test_failures_leave_nothing_behind(site, tmp_path):
         download(f"{address}/cut.pth", cache)
     with pytest.raises(DownloadError, match="cannot download"):
         download("http://127.0.0.1:9/file.pth", cache)
+    with pytest.raises(DownloadError, match="not an http"):
+        download("file:///etc/hostname", cache)
+    (folder / "big.pth").write_bytes(b"x" * 100)
+    monkeypatch.setattr("vssm.weights.download.MAX_BYTES", 99)
+    with pytest.raises(DownloadError, match="larger than 99 bytes"):
+        download(f"{address}/big.pth", cache)
     assert list(cache.iterdir()) == []
+
+
+def test_a_damaged_record_is_named(site, tmp_path):
+    folder, address = site
+    (folder / "file.pth").write_bytes(b"weights")
+    (tmp_path / RECORD).write_text("{")
+    with pytest.raises(DownloadError, match="is damaged"):
+        download(f"{address}/file.pth", tmp_path)
 
 
 def test_pretrained(site, tmp_path):

@@ -18,6 +18,7 @@ import torch
 RECORD = "sha256.json"
 TIMEOUT_S = 30
 CHUNK = 1 << 20
+MAX_BYTES = 16 << 30
 
 
 class DownloadError(RuntimeError):
@@ -34,6 +35,8 @@ def download(url: str, cache_dir: str | Path | None = None) -> Path:
     Raises:
         DownloadError: the server fails, the file ends early, or the copy differs from its recorded SHA-256.
     """
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise DownloadError(f"{url} is not an http(s) address; load a local file with load_checkpoint")
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     # A release tag is part of the address and two releases may hold files of one name.
@@ -55,6 +58,8 @@ def _fetch(url: str, target: Path) -> None:
             while chunk := response.read(CHUNK):
                 out.write(chunk)
                 received += len(chunk)
+                if received > MAX_BYTES:
+                    raise DownloadError(f"{url} is larger than {MAX_BYTES} bytes; these models are not")
         if expected is not None and received != int(expected):
             raise DownloadError(f"{url} ended after {received} of {expected} bytes; try again")
         Path(temporary).replace(target)
@@ -66,7 +71,10 @@ def _fetch(url: str, target: Path) -> None:
 
 def _check_record(url: str, target: Path) -> None:
     record = target.parent / RECORD
-    known = json.loads(record.read_text()) if record.exists() else {}
+    try:
+        known = json.loads(record.read_text()) if record.exists() else {}
+    except json.JSONDecodeError as error:
+        raise DownloadError(f"{record} is damaged ({error}); delete it, and the hashes are recorded anew") from error
     found = sha256(target)
     expected = known.setdefault(target.name, {"sha256": found, "url": url})["sha256"]
     if found != expected:
