@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import sys
 import threading
 
 import pytest
@@ -74,7 +75,7 @@ def test_failures_leave_nothing_behind(site, tmp_path, monkeypatch):
     with pytest.raises(DownloadError, match="not an http"):
         download("file:///etc/hostname", cache)
     (folder / "big.pth").write_bytes(b"x" * 100)
-    monkeypatch.setattr("vssm.weights.download.MAX_BYTES", 99)
+    monkeypatch.setattr(sys.modules["vssm.weights.download"], "MAX_BYTES", 99)
     with pytest.raises(DownloadError, match="larger than 99 bytes"):
         download(f"{address}/big.pth", cache)
     assert list(cache.iterdir()) == []
