@@ -5,47 +5,51 @@ of the public operator. Everything is computed in float32, or in float64 if any 
 every gradient the dtype of its input.
 """
 
-import ctypes
+import struct
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vssm.ops import native
 
-_SIZES = ("is_double", "batch", "routes", "channels", "length", "rank", "state", "softplus", "separate", "chunk")
-_INPUTS = ("u", "dt", "proj", "dt_weight", "dt_bias", "A", "D", "initial", "order")
-_OUTPUTS = ("y", "last", "states", "gy", "glast", "gstates")
-_GRADIENTS = ("du", "ddt", "dproj", "ddt_weight", "ddt_bias", "dA", "dD", "dinitial")
-
 # Steps between the states that a backward keeps, a multiple of 8; 0 leaves it to the kernel. Tests set it.
 CHUNK = 0
 
-
-class ScanArgs(ctypes.Structure):
-    """struct ScanArgs of csrc/scan.h."""
-
-    _fields_ = [(name, ctypes.c_int64) for name in _SIZES] + [
-        (name, ctypes.c_void_p) for name in (*_INPUTS, *_OUTPUTS, *_GRADIENTS)
-    ]
+# struct ScanArgs of csrc/scan.h: ten integers, beginning with is_double and ending with chunk, then these addresses.
+_TENSORS = ("u", "dt", "proj", "dt_weight", "dt_bias", "A", "D", "initial", "order")
+_TENSORS += ("y", "last", "states", "gy", "glast", "gstates")
+_TENSORS += ("du", "ddt", "dproj", "ddt_weight", "ddt_bias", "dA", "dD", "dinitial")
+_ARGUMENTS = struct.Struct(f"{10 + len(_TENSORS)}q")
 
 
-def run(kernel: str, dtype: torch.dtype, sizes: dict[str, int], tensors: dict[str, Tensor | None]) -> None:
-    """Call a scan kernel on contiguous tensors of `dtype` (None stands for "absent" or "not wanted")."""
-    arguments = ScanArgs(is_double=dtype == torch.float64, chunk=CHUNK, **sizes)
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            setattr(arguments, name, tensor.data_ptr())
-    native.call(kernel, arguments)
+class Sizes(NamedTuple):
+    """The sizes and flags of struct ScanArgs."""
+
+    batch: int
+    routes: int
+    channels: int
+    length: int
+    rank: int
+    state: int
+    softplus: bool
+    separate: bool
+
+
+def run(kernel: str, dtype: torch.dtype, sizes: Sizes, tensors: dict[str, Tensor]) -> None:
+    """Call a scan kernel on contiguous tensors of `dtype`; those left out are absent or not wanted."""
+    addresses = [tensors[name].data_ptr() if name in tensors else 0 for name in _TENSORS]
+    native.call(kernel, _ARGUMENTS.pack(dtype == torch.float64, *sizes, CHUNK, *addresses))
+
+
+def prepare(dtype: torch.dtype, **tensors: Tensor | None) -> dict[str, Tensor]:
+    """The tensors that are present, contiguous in the compute dtype; themselves when they already are."""
+    return {name: t.to(dtype).contiguous() for name, t in tensors.items() if t is not None}
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """float64 if any tensor is, else float32."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def dense(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """x contiguous in the compute dtype; itself when it already is."""
-    return None if x is None else x.to(dtype).contiguous()
 
 
 class _Layout:
@@ -54,30 +58,17 @@ class _Layout:
     def __init__(self, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state):
         self.dtype = dtype = compute_dtype(u, dt, A, B, C, D, dt_bias, initial_state)
         batch, K, N, length = B.shape
-        channels = u.shape[1] // K
-        self.sizes = {
-            "batch": batch,
-            "routes": K,
-            "channels": channels,
-            "length": length,
-            "rank": 0,
-            "state": N,
-            "softplus": int(dt_softplus),
-            "separate": 1,
-        }
+        self.sizes = Sizes(batch, K, u.shape[1] // K, length, 0, N, dt_softplus, True)
         self.inputs = {
             "u": self.sequences(u),
             "dt": self.sequences(dt),
             "proj": self.projection(B, C),
-            "dt_bias": dense(dt_bias, dtype),
-            "A": dense(A, dtype),
-            "D": dense(D, dtype),
-            "initial": dense(initial_state, dtype),
+            **prepare(dtype, dt_bias=dt_bias, A=A, D=D, initial=initial_state),
         }
 
     def sequences(self, x: Tensor) -> Tensor:
         """(B, K*C, L) -> (B, K, L, C)."""
-        return x.unflatten(1, (self.sizes["routes"], -1)).transpose(2, 3).to(self.dtype).contiguous()
+        return x.unflatten(1, (self.sizes.routes, -1)).transpose(2, 3).to(self.dtype).contiguous()
 
     def projection(self, B: Tensor, C: Tensor | None) -> Tensor:
         """B and C (B, K, N, L) -> (B, L, K, 2N). Without C its half is not read."""
@@ -93,11 +84,11 @@ class _Layout:
 
     def states_shape(self) -> tuple[int, ...]:
         s = self.sizes
-        return s["batch"], s["routes"], s["state"], s["length"], s["channels"]
+        return s.batch, s.routes, s.state, s.length, s.channels
 
-    def gradients(self, **incoming: Tensor | None) -> dict[str, Tensor | None]:
-        """Run the backward; gradients in the kernel's layout, None where the input is None."""
-        grads = {"d" + name: None if x is None else torch.empty_like(x) for name, x in self.inputs.items()}
+    def gradients(self, **incoming: Tensor) -> dict[str, Tensor]:
+        """Run the backward; one gradient "d" + name per input, in the kernel's layout."""
+        grads = {"d" + name: torch.empty_like(x) for name, x in self.inputs.items()}
         run("scan_backward", self.dtype, self.sizes, {**self.inputs, **incoming, **grads})
         return grads
 
@@ -127,10 +118,11 @@ def states_forward(u, dt, A, B, dt_bias, dt_softplus, initial_state) -> Tensor:
 def backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state) -> tuple[Tensor | None, ...]:
     """(du, ddt, dA, dB, dC, dD, ddt_bias, dinitial_state); None for an absent input."""
     layout = _Layout(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
-    g = layout.gradients(gy=layout.sequences(gy), glast=dense(glast, layout.dtype))
+    g = layout.gradients(gy=layout.sequences(gy), **prepare(layout.dtype, glast=glast))
     N = A.shape[1]
     dB, dC = g["dproj"][..., :N].permute(0, 2, 3, 1), g["dproj"][..., N:].permute(0, 2, 3, 1)
-    grads = (_unsequence(g["du"]), _unsequence(g["ddt"]), g["dA"], dB, dC, g["dD"], g["ddt_bias"], g["dinitial"])
+    rest = g.get("dD"), g.get("ddt_bias"), g.get("dinitial")
+    grads = (_unsequence(g["du"]), _unsequence(g["ddt"]), g["dA"], dB, dC, *rest)
     return _like(grads, (u, dt, A, B, C, D, dt_bias, initial_state))
 
 
@@ -140,7 +132,7 @@ def states_backward(gh, u, dt, A, B, dt_bias, dt_softplus, initial_state) -> tup
     gstates = gh.unflatten(1, (B.shape[1], -1)).permute(0, 1, 3, 4, 2).to(layout.dtype).contiguous()
     g = layout.gradients(gstates=gstates)
     dB = g["dproj"][..., : A.shape[1]].permute(0, 2, 3, 1)
-    grads = (_unsequence(g["du"]), _unsequence(g["ddt"]), g["dA"], dB, g["ddt_bias"], g["dinitial"])
+    grads = (_unsequence(g["du"]), _unsequence(g["ddt"]), g["dA"], dB, g.get("ddt_bias"), g.get("dinitial"))
     return _like(grads, (u, dt, A, B, dt_bias, initial_state))
 
 

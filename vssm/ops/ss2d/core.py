@@ -8,34 +8,18 @@ every gradient the dtype of its input.
 import torch
 from torch import Tensor
 
-from vssm.ops.selective_scan.core import compute_dtype, dense, run
+from vssm.ops.selective_scan.core import Sizes, compute_dtype, prepare, run
 
 
-def _sizes(x: Tensor, dt_weight: Tensor, A: Tensor) -> dict[str, int]:
+def _sizes(x: Tensor, dt_weight: Tensor, A: Tensor) -> Sizes:
     batch, channels, height, width = x.shape
     K, _, R = dt_weight.shape
-    return {
-        "batch": batch,
-        "routes": K,
-        "channels": channels,
-        "length": height * width,
-        "rank": R,
-        "state": A.shape[1],
-        "softplus": 1,
-        "separate": 0,
-    }
+    return Sizes(batch, K, channels, height * width, R, A.shape[1], True, False)
 
 
-def _inputs(dtype, x, proj, dt_weight, dt_bias, A, D, order) -> dict[str, Tensor | None]:
-    return {
-        "u": _channels_last(x, dtype),
-        "proj": dense(proj, dtype),
-        "dt_weight": dense(dt_weight, dtype),
-        "dt_bias": dense(dt_bias, dtype),
-        "A": dense(A, dtype),
-        "D": dense(D, dtype),
-        "order": order,
-    }
+def _inputs(dtype, x, proj, dt_weight, dt_bias, A, D, order) -> dict[str, Tensor]:
+    rest = prepare(dtype, proj=proj, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
+    return {"u": _channels_last(x, dtype), **rest, "order": order}
 
 
 def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -79,10 +63,8 @@ def states_backward(gh: Tensor, x, proj, dt_weight, dt_bias, A, order) -> tuple[
 
 def _gradients(dtype, x, proj, dt_weight, dt_bias, A, D, order, **incoming) -> tuple[Tensor | None, ...]:
     tensors = _inputs(dtype, x, proj, dt_weight, dt_bias, A, D, order)
-    order_of_grads = ("u", "proj", "dt_weight", "dt_bias", "A", "D")
-    grads = {"d" + name: None if tensors[name] is None else torch.empty_like(tensors[name]) for name in order_of_grads}
+    grads = {"d" + name: torch.empty_like(t) for name, t in tensors.items() if name != "order"}
     run("scan_backward", dtype, _sizes(x, dt_weight, A), {**tensors, **incoming, **grads})
-    dx, *rest = grads.values()
-    dx = dx.permute(0, 3, 1, 2).to(x.dtype)
-    inputs = (proj, dt_weight, dt_bias, A, D)
-    return (dx, *(None if g is None else g.to(i.dtype) for g, i in zip(rest, inputs, strict=True)))
+    dx = grads["du"].permute(0, 3, 1, 2).to(x.dtype)
+    inputs = {"dproj": proj, "ddt_weight": dt_weight, "ddt_bias": dt_bias, "dA": A, "dD": D}
+    return (dx, *(None if t is None else grads[name].to(t.dtype) for name, t in inputs.items()))
