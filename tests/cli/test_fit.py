@@ -199,29 +199,37 @@ def test_information(capsys):
     assert "digits" in capsys.readouterr().out
 
 
+def fit_six_epochs(path):
+    argv = ["fit", "--config", "digits", "--out", str(path), "--epochs", "6", "--save_every_n_steps", "1", *TINY]
+    return [sys.executable, "-m", "vssm", *argv, "--trainer.log-every-n-steps=1"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run = RunDir(tmp_path_factory.mktemp("runs") / "whole")
+    subprocess.run(fit_six_epochs(run.path), check=True, capture_output=True)
+    return rows_but_speed(run)
+
+
+def rows_but_speed(run):
+    rows = read_metrics(run.metrics)
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
 @pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_killed_process_resumes_exactly(tmp_path, how):
-    def command(path):
-        argv = ["fit", "--config", "digits", "--out", str(path), "--epochs", "6", "--save_every_n_steps", "1", *TINY]
-        return [sys.executable, "-m", "vssm", *argv, "--trainer.log-every-n-steps=1"]
-
-    whole, killed = RunDir(tmp_path / "whole"), RunDir(tmp_path / "killed")
-    subprocess.run(command(whole.path), check=True, capture_output=True)
-    process = subprocess.Popen(command(killed.path), stderr=subprocess.PIPE, text=True)
-    while not (killed.metrics.exists() and len(read_metrics(killed.metrics)) >= 6):
+def test_a_killed_process_resumes_exactly(uninterrupted, tmp_path, how):
+    run = RunDir(tmp_path / "killed")
+    process = subprocess.Popen(fit_six_epochs(run.path), stderr=subprocess.PIPE, text=True)
+    while not (run.metrics.exists() and len(read_metrics(run.metrics)) >= 6):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
     assert process.returncode == (-how if how == signal.SIGKILL else 130)
     if how != signal.SIGKILL:
-        assert f"interrupted; continue with: vssm fit --resume {killed.path}" in error
-    subprocess.run([sys.executable, "-m", "vssm", "fit", "--resume", str(killed.path)], check=True, capture_output=True)
-    drop = "images_per_second"
-    found, expected = (
-        [{name: value for name, value in row.items() if name != drop} for row in read_metrics(r.metrics)]
-        for r in (killed, whole)
-    )
-    assert found == expected
+        assert f"interrupted; continue with: vssm fit --resume {run.path}" in error
+    resume = [sys.executable, "-m", "vssm", "fit", "--resume", str(run.path)]
+    subprocess.run(resume, check=True, capture_output=True)
+    assert rows_but_speed(run) == uninterrupted
