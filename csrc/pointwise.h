@@ -57,15 +57,16 @@ struct DepthwiseArgs {
     void* dbias;    // backward only; (channels,) or null
 };
 
-// State fusion. The structure is followed in memory by dilations[count], kernels[count] and dkernels[count]: int64 and
-// addresses of (channels, 9) arrays.
+// State fusion. The structure is followed in memory by the dilations, `count` int64.
 struct StateFusionArgs {
     int64_t is_double, batch, height, width, channels, count;
-    const void* alphas;  // (count,)
+    const void* kernels;  // (count, channels, 9)
+    const void* alphas;   // (count,)
     Tensor h;
-    Tensor y;       // forward: the result; backward: its gradient
-    Tensor dh;      // backward only
-    void* dalphas;  // backward only; (count,)
+    Tensor y;        // forward: the result; backward: its gradient
+    Tensor dh;       // backward only, as are dkernels and dalphas
+    void* dkernels;
+    void* dalphas;
     // With a readout the result is C * fused + D * u; C null: without.
     const void* C;  // (batch, height, width)
     const void* D;  // (channels,) or null

@@ -43,15 +43,13 @@ template <class T>
 struct Problem {
     const StateFusionArgs& a;
     const int64_t* dilations;
-    const int64_t* kernels;
-    const int64_t* dkernels;
     int reach = 0, count = 0;
     Tap* taps;
     T* weights = nullptr;
 
     explicit Problem(const StateFusionArgs& a)
-        : a(a), dilations(reinterpret_cast<const int64_t*>(&a + 1)), kernels(dilations + a.count),
-          dkernels(kernels + a.count), taps(static_cast<Tap*>(malloc((8 * a.count + 1) * sizeof(Tap)))) {
+        : a(a), dilations(reinterpret_cast<const int64_t*>(&a + 1)),
+          taps(static_cast<Tap*>(malloc((8 * a.count + 1) * sizeof(Tap)))) {
         if (taps == nullptr) return;
         for (int64_t i = 0; i < a.count; ++i)
             if (dilations[i] > reach) reach = static_cast<int>(dilations[i]);
@@ -59,7 +57,7 @@ struct Problem {
         weights = static_cast<T*>(calloc(count * a.channels + 1, sizeof(T)));
         if (weights == nullptr) return;
         for (int64_t i = 0; i < a.count; ++i) {
-            const T* kernel = reinterpret_cast<const T*>(kernels[i]);
+            const T* kernel = static_cast<const T*>(a.kernels) + i * a.channels * 9;
             const T alpha = static_cast<const T*>(a.alphas)[i];
             for (int k = 0; k < 9; ++k) {
                 T* row = weights + tap_of(i, k) * a.channels;
@@ -82,8 +80,8 @@ struct Problem {
     // The gradients of kernels and alphas, given those of the taps, one row of channels per tap.
     void unfold(const PartialSums<T>& dweights, T* row) const {
         for (int64_t i = 0; i < a.count; ++i) {
-            const T* kernel = reinterpret_cast<const T*>(kernels[i]);
-            T* dkernel = reinterpret_cast<T*>(dkernels[i]);
+            const T* kernel = static_cast<const T*>(a.kernels) + i * a.channels * 9;
+            T* dkernel = static_cast<T*>(a.dkernels) + i * a.channels * 9;
             const T alpha = static_cast<const T*>(a.alphas)[i];
             double dalpha = 0;
             for (int k = 0; k < 9; ++k) {

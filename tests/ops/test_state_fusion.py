@@ -190,7 +190,7 @@ def test_folded_kernel_is_the_convolution_and_differentiable():
 @pytest.mark.parametrize("path", PATHS)
 def test_opcheck(path):
     t = {k: v.requires_grad_() for k, v in arguments((2, 3, 4, 5), dilations=[1, 3]).items()}
-    kernels = [t["kernel0"], t["kernel1"]]
+    kernels = torch.stack([t["kernel0"], t["kernel1"]]).detach().requires_grad_()
     opcheck(torch.ops.vssm.state_fusion.default, (t["h"], kernels, t["alphas"], [1, 3], "taps", path))
     with torch.no_grad():
         args = (randn(2, 3, 4, 5), t["h"], kernels, t["alphas"], [1, 3], "folded", path)

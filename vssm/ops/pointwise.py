@@ -4,12 +4,15 @@ They are cheap next to a matrix product, so the cost of a call counts, and a com
 fuse it.
 """
 
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from vssm.ops import dispatch
+from vssm.ops.library import LIBRARY
 
 
 def call(op: torch._ops.OpOverload, *args):
@@ -18,6 +21,31 @@ def call(op: torch._ops.OpOverload, *args):
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
+
+
+def differentiable(name: str, backward: Callable, setup_context: Callable) -> None:
+    """Attach the autograd formula of operator `name`, whose tensors are all direct arguments.
+
+    What torch.library.register_autograd does for any schema, at half its cost per call.
+    """
+    op = getattr(torch.ops.vssm, name).default
+
+    def forward(ctx, *inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(backward))}
+    node = type(name, (torch.autograd.Function,), methods)
+
+    def kernel(*inputs):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return node.apply(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    LIBRARY.impl(name, kernel, "Autograd")
 
 
 def prefers_plain(path: str) -> bool:
@@ -43,7 +71,10 @@ def to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
 def as_inputs(inputs: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]) -> list[Tensor]:
     """Gradients in the dtype of their inputs; an absent one becomes the empty tensor that a schema can return."""
     like = next(x for x in inputs if x is not None)
-    return [like.new_empty(0) if g is None or x is None else g.to(x.dtype) for x, g in zip(inputs, grads, strict=True)]
+    return [
+        like.new_empty(0) if g is None or x is None else (g if g.dtype is x.dtype else g.to(x.dtype))
+        for x, g in zip(inputs, grads, strict=True)
+    ]
 
 
 def check_float(x: Tensor, name: str = "x") -> None:

@@ -5,7 +5,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vssm.ops import dispatch, library
 from vssm.ops.bias_act import core, torch_path
-from vssm.ops.pointwise import as_inputs
+from vssm.ops.pointwise import as_inputs, call, differentiable
 
 dispatch.register("bias_act", core=None, torch=None, reference=None)
 
@@ -34,7 +34,7 @@ def _setup(ctx, inputs, output):
 
 
 def _autograd(ctx, gy):
-    grads = torch.ops.vssm.bias_act_backward(gy, *ctx.saved_tensors, ctx.act, ctx.path)
+    grads = call(torch.ops.vssm.bias_act_backward.default, gy, *ctx.saved_tensors, ctx.act, ctx.path)
     return (*library.empty_like_or_none(grads), None, None)
 
 
@@ -44,7 +44,7 @@ library.define(
     _bias_act_backward,
     _bias_act_backward_fake,
 )
-library.differentiable("bias_act", _autograd, _setup)
+differentiable("bias_act", _autograd, _setup)
 
 
 @register_flop_formula([torch.ops.vssm.bias_act, torch.ops.vssm.bias_act_backward])

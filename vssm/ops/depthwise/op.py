@@ -5,7 +5,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vssm.ops import dispatch, library
 from vssm.ops.depthwise import core, torch_path
-from vssm.ops.pointwise import as_inputs, empty_map
+from vssm.ops.pointwise import as_inputs, call, differentiable, empty_map
 
 dispatch.register("depthwise_conv3x3", core=None, torch=None, reference=None)
 
@@ -35,14 +35,16 @@ def _setup(ctx, inputs, output):
 
 
 def _autograd(ctx, gy):
-    grads = torch.ops.vssm.depthwise_conv3x3_backward(gy, *ctx.saved_tensors, ctx.act, ctx.residual, ctx.path)
+    grads = call(
+        torch.ops.vssm.depthwise_conv3x3_backward.default, gy, *ctx.saved_tensors, ctx.act, ctx.residual, ctx.path
+    )
     return (*library.empty_like_or_none(grads), None, None, None)
 
 
 _OPTIONS = "Tensor x, Tensor weight, Tensor? bias, str act, bool residual, str path"
 library.define(f"depthwise_conv3x3({_OPTIONS}) -> Tensor", _conv, _conv_fake)
 library.define(f"depthwise_conv3x3_backward(Tensor gy, {_OPTIONS}) -> Tensor[]", _conv_backward, _conv_backward_fake)
-library.differentiable("depthwise_conv3x3", _autograd, _setup)
+differentiable("depthwise_conv3x3", _autograd, _setup)
 
 
 @register_flop_formula(torch.ops.vssm.depthwise_conv3x3)

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vssm.ops import dispatch, library
 from vssm.ops.layer_norm import core, torch_path
-from vssm.ops.pointwise import as_inputs, result_dtype
+from vssm.ops.pointwise import as_inputs, call, differentiable, result_dtype
 
 dispatch.register("layer_norm", core=None, torch=None, reference=None)
 dispatch.register("add_layer_norm", core=None, torch=None, reference=None)
@@ -49,7 +49,7 @@ def _layer_norm_setup(ctx, inputs, output):
 
 
 def _layer_norm_autograd(ctx, gy):
-    grads = torch.ops.vssm.layer_norm_backward(gy, *ctx.saved_tensors, ctx.eps, ctx.path)
+    grads = call(torch.ops.vssm.layer_norm_backward.default, gy, *ctx.saved_tensors, ctx.eps, ctx.path)
     return (*library.empty_like_or_none(grads), None, None)
 
 
@@ -64,7 +64,7 @@ library.define(
     _layer_norm_backward,
     _layer_norm_backward_fake,
 )
-library.differentiable("layer_norm", _layer_norm_autograd, _layer_norm_setup)
+differentiable("layer_norm", _layer_norm_autograd, _layer_norm_setup)
 
 
 # ---- add_layer_norm ----
@@ -102,7 +102,7 @@ def _add_layer_norm_autograd(ctx, gsum, gy):
     if gy is None:  # only the sum was used
         dsum, dweight, dbias = gsum, None, None
     else:
-        grads = torch.ops.vssm.add_layer_norm_backward(gsum, gy, total, weight, bias, ctx.eps, ctx.path)
+        grads = call(torch.ops.vssm.add_layer_norm_backward.default, gsum, gy, total, weight, bias, ctx.eps, ctx.path)
         dsum, dweight, dbias = library.empty_like_or_none(grads)
     dx, dbranch = (None if dsum is None else dsum.to(dtype) for dtype in ctx.dtypes)
     return dx, dbranch, dweight, dbias, None, None
@@ -119,7 +119,7 @@ library.define(
     _add_layer_norm_backward,
     _add_layer_norm_backward_fake,
 )
-library.differentiable("add_layer_norm", _add_layer_norm_autograd, _add_layer_norm_setup)
+differentiable("add_layer_norm", _add_layer_norm_autograd, _add_layer_norm_setup)
 
 
 # ---- FLOPs: two per multiply-add; torch's own counter has no entry for normalisations ----

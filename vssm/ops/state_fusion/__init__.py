@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vssm.ops import dispatch
 from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_float, prefers_plain
+from vssm.ops.pointwise import call, check_float, prefers_plain, to
 from vssm.ops.state_fusion import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.state_fusion import reference, torch_path
 from vssm.ops.state_fusion.fold import fold_kernels as _fold
@@ -47,19 +47,22 @@ def state_fusion(
     Cost as the paper counts it: 9 n B C H W multiply-adds.
     """
     if torch.jit.is_scripting():
-        return torch.ops.vssm.state_fusion(h, kernels, alphas, dilations, form, "")
+        if len(dilations) == 0:
+            return h
+        return torch.ops.vssm.state_fusion(h, torch.stack(kernels), alphas, dilations, form, "")
     else:
         kernels, dilations = list(kernels), list(dilations)
         _check(h, kernels, alphas, dilations, form)
         if not dilations:
             return h
+        stacked = torch.stack(kernels)
         path = dispatch.requested()
         if path == "reference" or (prefers_plain(path) and torch.compiler.is_exporting()):
-            dtype = at_least_float32(h, alphas, *kernels)
-            wide = h.to(dtype), [k.to(dtype) for k in kernels], alphas.to(dtype), dilations
-            fused = reference.state_fusion(*wide) if path == "reference" else torch_path.forward(*wide, form)
-            return fused.to(h.dtype)
-        return call(torch.ops.vssm.state_fusion.default, h, kernels, alphas, dilations, form, path)
+            wide_h, stacked, alphas = to(at_least_float32(h, stacked, alphas), h, stacked, alphas)
+            if path == "reference":
+                return reference.state_fusion(wide_h, stacked, alphas, dilations).to(h.dtype)
+            return torch_path.forward(wide_h, stacked, alphas, dilations, form).to(h.dtype)
+        return call(torch.ops.vssm.state_fusion.default, h, stacked, alphas, dilations, form, path)
 
 
 def fold_kernels(

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 
-def fold_kernels(kernels: list[Tensor], alphas: Tensor, dilations: list[int]) -> Tensor:
+def fold_kernels(kernels: list[Tensor] | Tensor, alphas: Tensor, dilations: list[int]) -> Tensor:
     """One kernel that does the work of all: alpha_i K_i on the grid of dilation i, taps that coincide added.
 
     Args:
-        kernels: n tensors (C, 1, 3, 3).
+        kernels: n tensors (C, 1, 3, 3), listed or stacked.
         alphas: (n,).
         dilations: n positive integers, at least one.
 
@@ -23,15 +23,9 @@ def fold_kernels(kernels: list[Tensor], alphas: Tensor, dilations: list[int]) ->
     return folded
 
 
-def unfold_gradient(
-    dfolded: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int]
-) -> tuple[list[Tensor], Tensor]:
-    """Gradients of `fold_kernels` by the kernels and the alphas."""
+def unfold_gradient(dfolded: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]) -> tuple[Tensor, Tensor]:
+    """Gradients of `fold_kernels` by the kernels (n, C, 1, 3, 3) and the alphas."""
     reach = max(dilations)
-    dkernels, dalphas = [], []
-    for i, dilation in enumerate(dilations):
-        grid = slice(reach - dilation, reach + dilation + 1, dilation)
-        taps = dfolded[:, :, grid, grid]
-        dkernels.append(alphas[i] * taps)
-        dalphas.append((kernels[i] * taps).sum())
-    return dkernels, torch.stack(dalphas)
+    grids = [slice(reach - d, reach + d + 1, d) for d in dilations]
+    dtaps = torch.stack([dfolded[:, :, grid, grid] for grid in grids])
+    return alphas[:, None, None, None, None] * dtaps, (kernels * dtaps).flatten(1).sum(1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def state_fusion(h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int]) -> Tensor:
+def state_fusion(h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]) -> Tensor:
     """sum_i alpha_i sum_{u,v in -1..1} K_i[c, u, v] h[c, clamp(y + u d_i), clamp(x + v d_i)]; h itself if no i."""
     if not dilations:
         return h

@@ -13,8 +13,8 @@ def _padded(h: Tensor, reach: int) -> Tensor:
     return F.pad(h, (reach, reach, reach, reach), mode="replicate")
 
 
-def forward(h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int], form: str) -> Tensor:
-    """See the public function. All inputs in the compute dtype, at least one dilation; channels_last memory."""
+def forward(h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int], form: str) -> Tensor:
+    """See the public function. Inputs in the compute dtype, kernels (n, C, 1, 3, 3), n >= 1; channels_last memory."""
     C = h.shape[1]
     with torch.autocast(h.device.type, enabled=False):
         if form == "folded":
@@ -36,19 +36,19 @@ def _convolution_backward(g: Tensor, h: Tensor, weight: Tensor, reach: int, dila
 
 
 def backward(
-    g: Tensor, h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int], form: str
-) -> tuple[Tensor, list[Tensor], Tensor]:
+    g: Tensor, h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int], form: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """dh (channels_last memory), dkernels, dalphas."""
     if form == "folded":
         reach = max(dilations)
         dh, dfolded = _convolution_backward(g, h, fold_kernels(kernels, alphas, dilations), reach, 1)
         dkernels, dalphas = unfold_gradient(dfolded, kernels, alphas, dilations)
     else:
-        dh, dkernels, each = torch.zeros_like(h), [], []
+        dh, parts = torch.zeros_like(h), []
         for i, d in enumerate(dilations):
             dpart, dweight = _convolution_backward(g, h, alphas[i] * kernels[i], d, d)
             dh = dh + dpart
-            dkernels.append(alphas[i] * dweight)
-            each.append((kernels[i] * dweight).sum())
-        dalphas = torch.stack(each)
+            parts.append(dweight)
+        dweights = torch.stack(parts)
+        dkernels, dalphas = alphas[:, None, None, None, None] * dweights, (kernels * dweights).flatten(1).sum(1)
     return dh.contiguous(memory_format=torch.channels_last), dkernels, dalphas
