@@ -74,15 +74,20 @@ def complexity(
     from torch._subclasses.fake_tensor import FakeTensorMode  # 0.2 s, and only needed here
 
     was_training = [module for module in model.modules() if module.training]
+    folding = [module for module in model.modules() if getattr(module, "fold_norms", False)]
     model.eval()
     counter = _Counter(BATCH_NORM[batch_norm])
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     try:
+        for module in folding:
+            module.fold_norms = False  # else the norms would not be seen
         with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
             model(torch.empty(1, *size, dtype=like.dtype, device=like.device))
     finally:
         for module in was_training:
             module.training = True
+        for module in folding:
+            module.fold_norms = True
     params = sum(p.numel() for p in model.parameters() if p.requires_grad)
     by_operator = {name: macs for name, macs in counter.macs.items() if macs}
     return Complexity(type(model).__name__, size, params, sum(by_operator.values()), by_operator)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.conv import Conv2d
+from vssm.nn.conv import Conv2d, fold_norm, pointwise_conv
 from vssm.nn.norm import LayerNorm
 
 
@@ -53,8 +53,19 @@ class BottleneckDownsample(nn.Module):
         self.conv2 = nn.Conv2d(wide, wide, 3, 2, padding=1, groups=wide)
         self.conv3 = nn.Conv2d(wide, out_dim, 1)
         self.norm = nn.BatchNorm2d(out_dim)
+        # In eval mode the norm is folded into the last convolution; False computes it by itself.
+        self.fold_norms = True
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.conv1(x.permute(0, 3, 1, 2)))
-        x = F.relu(self.conv2(x))
-        return self.norm(self.conv3(x)).permute(0, 2, 3, 1)
+        n = self.norm
+        if n.training or not self.fold_norms:
+            x = F.relu(self.conv1(x.permute(0, 3, 1, 2)))
+            x = F.relu(self.conv2(x))
+            return n(self.conv3(x)).permute(0, 2, 3, 1)
+        x = pointwise_conv(x, self.conv1.weight, self.conv1.bias, True)
+        x = F.relu(self.conv2(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        w, b = fold_norm(self.conv3.weight, self.conv3.bias, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
+        return pointwise_conv(x, w, b, False)
+
+
+register_notrace_module(BottleneckDownsample)

@@ -6,7 +6,7 @@ from timm.layers import trunc_normal_
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.conv import Conv2d
+from vssm.nn.conv import Conv2d, fold_norm, pointwise_conv
 from vssm.nn.norm import LayerNorm
 
 
@@ -56,11 +56,39 @@ class ResidualStem(nn.Module):
         self.conv5 = nn.Conv2d(wide, dim, 1, bias=False)
         self.norm5 = nn.BatchNorm2d(dim)
 
+        # In eval mode the norms are folded into the convolutions; False computes them by themselves.
+        self.fold_norms = True
+
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)  # else every convolution reorders its map
+        learning = self.norm1.training or self.norm2.training or self.norm3.training
+        learning = learning or self.norm4.training or self.norm5.training
+        if self.fold_norms and not learning:
+            return self._folded(x)
         x = F.relu(self.norm1(self.conv1(x)))
         x = x + self.norm3(self.conv3(F.relu(self.norm2(self.conv2(x)))))
         x = F.relu(self.norm4(self.conv4(x)))
         return self.norm5(self.conv5(x)).permute(0, 2, 3, 1)
+
+    def _folded(self, x: Tensor) -> Tensor:
+        n = self.norm1
+        w, b = fold_norm(self.conv1.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
+        x = F.relu(F.conv2d(x, w, b, self.conv1.stride, padding=1))
+        n = self.norm2
+        w, b = fold_norm(self.conv2.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
+        y = F.relu(F.conv2d(x, w, b, padding=1))
+        n = self.norm3
+        w, b = fold_norm(self.conv3.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
+        x = x + F.conv2d(y, w, b, padding=1)
+        n = self.norm4
+        w, b = fold_norm(self.conv4.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
+        x = F.relu(F.conv2d(x, w, b, self.conv4.stride, padding=1)).permute(0, 2, 3, 1)
+        n = self.norm5
+        w, b = fold_norm(self.conv5.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
+        return pointwise_conv(x, w, b, False)
+
+
+register_notrace_module(ResidualStem)
 
 
 class PositionEmbedding(nn.Module):
