@@ -43,22 +43,23 @@ def test_demo_passes_at_its_goal(tiny_recipe, tmp_path, monkeypatch):
     assert demo.main(["--out", str(tmp_path / "demo"), "--epochs", "1"]) == 0
 
 
-def test_wrong_digits_are_those_that_were_misread():
+def test_hardest_digits():
     import torch
 
     from vssm.data.digits import load_digits
-    from vssm.train.demo import _wrong_digits
+    from vssm.train.demo import hardest_digits
 
     _, test = load_digits(augment=False)
     probabilities = torch.nn.functional.one_hot(test.labels, 10).float()
-    probabilities[5] = torch.eye(10)[(test.labels[5] + 1) % 10] * 0.6
-    probabilities[9] = torch.eye(10)[(test.labels[9] + 2) % 10] * 0.9
-    wrong = _wrong_digits(test, probabilities)
-    assert [(w.truth, w.read) for w in wrong] == [
-        (int(test.labels[i]), (int(test.labels[i]) + more) % 10) for i, more in ((9, 2), (5, 1))
-    ]
-    assert [w.confidence for w in wrong] == pytest.approx([0.9, 0.6])
-    assert 0 <= wrong[0].image.min() < 0.1 and 0.9 < wrong[0].image.max() <= 1
+    for index, confidence, shift in ((5, 0.6, 1), (9, 0.9, 2), (11, 0.7, 0)):
+        probabilities[index] = confidence * torch.eye(10)[(test.labels[index] + shift) % 10]
+    wrong, unsure = hardest_digits(test, probabilities, unsure=1)
+    digits = test.labels.tolist()
+    assert [(d.truth, d.read) for d in wrong] == [(digits[9], (digits[9] + 2) % 10), (digits[5], (digits[5] + 1) % 10)]
+    assert [d.confidence for d in wrong] == pytest.approx([0.9, 0.6])
+    assert [(d.truth, d.read, round(d.confidence, 3)) for d in unsure] == [(digits[11], digits[11], 0.7)]
+    assert 0 <= wrong[0].image.min() < 0.1
+    assert 0.9 < wrong[0].image.max() <= 1
 
 
 @pytest.mark.full

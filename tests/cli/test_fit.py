@@ -107,6 +107,9 @@ def test_imagefolder_with_any_timm_model(images, tmp_path, capsys):
     assert main(["validate", "--checkpoint", str(out), "--data.root", str(images)]) == 0
 
 
+ABSENT = "tpu" if torch.accelerator.is_available() else "gpu"
+
+
 def fit_in(root, *more):
     return ["fit", "--model", "test_convnext", "--data.root", str(root), "--out", str(root.parent / "out"), *more]
 
@@ -127,6 +130,42 @@ CASES = {
     "batch of none": (
         lambda p, run: ["fit", "--data", "digits", "--batch-size", "0", "--out", str(p / "out")],
         "data.batch_size is 0; at least 1 is needed",
+    ),
+    "too small an image": (
+        lambda p, run: [
+            "fit",
+            "--config",
+            "digits",
+            "--model",
+            "resnet10t",
+            "--image-size",
+            "0",
+            "--out",
+            str(p / "o"),
+        ],
+        "image_size is 0",
+    ),
+    "another size than the model's": (
+        lambda p, run: [
+            "fit",
+            "--config",
+            "digits",
+            "--model",
+            "test_vit",
+            "--image-size",
+            "36",
+            "--out",
+            str(p / "o"),
+        ],
+        "test_vit cannot take images of 1x36x36",
+    ),
+    "no such accelerator": (
+        lambda p, run: ["fit", "--config", "digits", "--accelerator", ABSENT, "--out", str(p / "o")],
+        "xla" if ABSENT == "tpu" else "No supported gpu backend found",
+    ),
+    "unknown precision": (
+        lambda p, run: ["fit", "--config", "digits", "--precision", "bf17", "--out", str(p / "o")],
+        "bf17",
     ),
     "init from nothing": (
         lambda p, run: ["fit", "--config", "digits", "--init-from", str(p / "no.pth"), "--out", str(p / "out")],

@@ -34,7 +34,7 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
         raise FileExistsError(f"{folder} is already in use; choose another --out, or remove it")
     console = Console()
     with console.status("loading torch and Lightning"):
-        from vssm.cli.report import announce, kernels
+        from vssm.cli.report import announce, device_of, kernels
         from vssm.train.demo import train_digits
         from vssm.train.demo_figure import draw
         from vssm.train.progress import LiveProgress
@@ -43,6 +43,7 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
     for name in MODELS:
         settings = Settings.from_dict(read_yaml(recipes()[RECIPE]))
         settings.model.name, settings.seed, settings.out = name, seed, str(folder / name)
+        settings.trainer.devices = 1
         if epochs is not None:
             settings.trainer.max_epochs = epochs
         results.append(
@@ -51,7 +52,11 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
         console.print()
     console.print(_table(results))
     for result in results:
-        console.print(f"{result.model} ran {kernels(result.operators)}", soft_wrap=True, highlight=False)
+        console.print(
+            f"{result.model} ran {kernels(result.operators, device_of(settings.trainer.accelerator))}",
+            soft_wrap=True,
+            highlight=False,
+        )
     picture = folder / "demo.png"
     draw(results, TARGET, picture)
     console.print(f"learning curves and wrongly read digits: {picture}", soft_wrap=True)

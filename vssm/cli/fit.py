@@ -31,13 +31,15 @@ def main(argv: list[str]) -> int:
 def _start(settings) -> int:
     from rich.console import Console
 
-    from vssm.train.run_dir import free_path
+    from vssm.train.run_dir import RunDir, free_path, is_first_process
 
-    console = Console()
+    console = Console(quiet=not is_first_process())
+    if settings.out is None:
+        settings.out = str(free_path(f"runs/{settings.model.name}-{settings.data.name}"))
+    if is_first_process():
+        RunDir(settings.out).check_free()
     with console.status("loading torch and Lightning"):
         from vssm.train.fit import build, start_run
-    if settings.out is None:
-        settings.out = str(free_path(f"runs/{settings.model.name}-{settings.data.name or 'imagefolder'}"))
     experiment = build(settings)
     return _train(experiment, start_run(settings), False, console)
 
@@ -45,12 +47,12 @@ def _start(settings) -> int:
 def _resume(path: str) -> int:
     from rich.console import Console
 
-    from vssm.train.run_dir import RunDir
+    from vssm.train.run_dir import RunDir, is_first_process
     from vssm.train.settings import Settings
 
-    run = RunDir.reopen(path)
+    run = RunDir.reopen(path) if is_first_process() else RunDir(path)
     settings = Settings.from_dict(run.read_config())
-    console = Console()
+    console = Console(quiet=not is_first_process())
     with console.status("loading torch and Lightning"):
         from vssm.train.fit import build
     return _train(build(settings, weights=False), run, True, console)

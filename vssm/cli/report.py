@@ -20,10 +20,18 @@ def announce(console: Console, experiment) -> None:
         f"{channels}x{height}x{width}",
         "training": f"{trainer.max_epochs} epochs, batches of {data.batch_size * trainer.accumulate_grad_batches}"
         f" per device, lr {settings.optim.lr:g}, {trainer.precision}, seed {settings.seed}",
-        "kernels": kernels(),
+        "kernels": kernels(device=device_of(trainer.accelerator)),
     }
     for name, value in rows.items():
         console.print(f"[bold]{name:<10}[/]{value}", soft_wrap=True, highlight=False)
+
+
+def device_of(accelerator: str) -> str:
+    """The device type that Lightning's accelerator name means here."""
+    import torch
+
+    present = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator == "cpu" or present is None else present.type
 
 
 def metrics_table(metrics: Mapping[str, float]) -> Table:

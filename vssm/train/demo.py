@@ -19,8 +19,8 @@ from vssm.train.settings import Settings
 
 
 @dataclass(frozen=True)
-class WrongDigit:
-    """A test image (H, W) in 0..1 that was read as something else, and how sure the model was."""
+class ReadDigit:
+    """A test image (H, W) in 0..1, what it is, what it was read as, and how sure the model was."""
 
     image: np.ndarray
     truth: int
@@ -30,7 +30,10 @@ class WrongDigit:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """One trained model on the test digits, read with the final averaged weights (none chosen by the test)."""
+    """One trained model on the test digits, read with the final averaged weights (none chosen by the test).
+
+    wrong: the misread digits, most confident mistake first. unsure: digits read rightly, least confident first.
+    """
 
     model: str
     run: Path
@@ -39,7 +42,8 @@ class DemoResult:
     train_images_per_second: float
     test_images_per_second: float
     tested: int
-    wrong: tuple[WrongDigit, ...]
+    wrong: tuple[ReadDigit, ...]
+    unsure: tuple[ReadDigit, ...]
     operators: tuple[str, ...]
     curves: list[dict[str, str]]
 
@@ -64,7 +68,7 @@ def train_digits(
     seconds = time.perf_counter() - began
     curves = read_metrics(run.metrics)
     speeds = [float(row["images_per_second"]) for row in curves if row["images_per_second"]]
-    wrong = _wrong_digits(test, probabilities)
+    wrong, unsure = hardest_digits(test, probabilities)
     return DemoResult(
         settings.model.name,
         run.path,
@@ -74,6 +78,7 @@ def train_digits(
         len(test) / seconds,
         len(test),
         wrong,
+        unsure,
         operators_of(model, test.images[:1]),
         curves,
     )
@@ -102,13 +107,14 @@ def operators_of(model: nn.Module, images: torch.Tensor) -> tuple[str, ...]:
     return tuple(sorted(seen))
 
 
-def _wrong_digits(test: Digits, probabilities: torch.Tensor) -> tuple[WrongDigit, ...]:
-    """The misread digits, most confident mistake first."""
+def hardest_digits(
+    test: Digits, probabilities: torch.Tensor, unsure: int = 8
+) -> tuple[tuple[ReadDigit, ...], tuple[ReadDigit, ...]]:
+    """All misread digits, most confident mistake first, and the `unsure` least confident of the others."""
     confidence, read = probabilities.max(-1)
-    wrong = (read != test.labels).nonzero().flatten().tolist()
-    wrong.sort(key=lambda index: -float(confidence[index]))
     pixels = (test.images * STD[0] + MEAN[0]).clamp(0, 1).numpy()
-    return tuple(
-        WrongDigit(pixels[index, 0], int(test.labels[index]), int(read[index]), float(confidence[index]))
-        for index in wrong
-    )
+    order = confidence.argsort(descending=True).tolist()
+    digits = [ReadDigit(pixels[i, 0], int(test.labels[i]), int(read[i]), float(confidence[i])) for i in order]
+    wrong = [digit for digit in digits if digit.read != digit.truth]
+    right = [digit for digit in digits if digit.read == digit.truth]
+    return tuple(wrong), tuple(right[::-1][:unsure])

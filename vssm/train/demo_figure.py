@@ -11,13 +11,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpecFromSubplotSpec
+from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
-from vssm.train.demo import DemoResult, WrongDigit
+from vssm.train.demo import DemoResult, ReadDigit
 
 COLORS = ("#1f6f8b", "#d1495b", "#6a994e", "#7b5ea7")
-INK, FAINT = "#222831", "#9aa0a6"
+INK, QUIET, FAINT = "#222831", "#5f6368", "#9aa0a6"
 SHOWN = 8
 
 
@@ -47,7 +47,7 @@ def draw(results: Sequence[DemoResult], target: float, path: Path) -> None:
             right=0.975,
             top=0.87,
             bottom=0.035,
-            hspace=0.68,
+            hspace=0.6,
         )
         figure.suptitle(
             "Reading handwritten digits with state space models", x=0.07, y=0.975, ha="left", size=16, weight="bold"
@@ -57,13 +57,13 @@ def draw(results: Sequence[DemoResult], target: float, path: Path) -> None:
             0.925,
             "1797 scans, 80 % to train on, 20 % to test; every figure is of the test digits unless it says training",
             size=10,
-            color="#5f6368",
+            color=QUIET,
         )
         top = GridSpecFromSubplotSpec(1, 2, grid[0], wspace=0.2)
         _draw_loss(figure.add_subplot(top[0]), results)
         _draw_error(figure.add_subplot(top[1]), results, target)
         for row, (result, color) in enumerate(zip(results, COLORS, strict=False), start=1):
-            _draw_wrong(figure, grid[row], result, color)
+            _draw_hardest(figure, grid[row], result, color)
         figure.savefig(path)
         plt.close(figure)
 
@@ -107,7 +107,7 @@ def _draw_error(axes: Axes, results: Sequence[DemoResult], target: float) -> Non
         label = f"{result.model}: {result.accuracy:.1%} right"
         axes.plot(epochs, errors, color=color, linewidth=1.8, marker="o", markersize=3, label=label)
     axes.axhline(100 * (1 - target), color=FAINT, linewidth=1, linestyle=":")
-    axes.text(0, 100 * (1 - target) * 1.06, f" goal: {target:.0%} right", color="#5f6368", size=9)
+    axes.text(0, 100 * (1 - target) * 1.06, f" goal: {target:.0%} right", color=QUIET, size=9)
     axes.set_title("Test digits read wrongly", loc="left", size=11, weight="bold")
     axes.set_yscale("log")
     _count_epochs(axes)
@@ -124,25 +124,30 @@ def _count_epochs(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _draw_wrong(figure: Figure, place, result: DemoResult, color: str) -> None:
-    cells = GridSpecFromSubplotSpec(1, SHOWN, place, wspace=0.25)
-    title = f"{result.model}: " + (
-        f"{len(result.wrong)} of {result.tested} read wrongly" if result.wrong else "every test digit read rightly"
-    )
+def _draw_hardest(figure: Figure, place: SubplotSpec, result: DemoResult, color: str) -> None:
+    """The misread digits; what room is left goes to those that were read rightly with the least confidence."""
+    wrong = result.wrong[:SHOWN]
+    filled = [*wrong, *result.unsure[: SHOWN - len(wrong)]]
+    title = f"{result.model}: {len(result.wrong)} of {result.tested} read wrongly"
     if len(result.wrong) > SHOWN:
         title += f", the {SHOWN} it was surest of"
+    elif len(filled) > len(wrong):
+        title += "; read rightly, but least surely, the " + ("others" if wrong else "following")
     header = figure.add_subplot(place)
     header.set_axis_off()
     header.set_title(title, loc="left", size=11, weight="bold", color=color, pad=20)
-    for column, wrong in enumerate(result.wrong[:SHOWN]):
-        _draw_digit(figure.add_subplot(cells[column]), wrong, color)
+    cells = GridSpecFromSubplotSpec(1, SHOWN, place, wspace=0.25)
+    for column, digit in enumerate(filled):
+        _draw_digit(figure.add_subplot(cells[column]), digit, color)
 
 
-def _draw_digit(axes: Axes, wrong: WrongDigit, color: str) -> None:
-    axes.imshow(1 - wrong.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+def _draw_digit(axes: Axes, digit: ReadDigit, color: str) -> None:
+    wrong = digit.read != digit.truth
+    axes.imshow(1 - digit.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     for spine in axes.spines.values():
-        spine.set(visible=True, color=FAINT)
-    axes.set_title(f"{wrong.truth} read as {wrong.read}", size=9.5, pad=4, color=INK)
-    axes.set_xlabel(f"{wrong.confidence:.0%} sure", size=8.5, color="#5f6368", labelpad=3)
+        spine.set(visible=True, color=color if wrong else FAINT, linewidth=2 if wrong else 0.8)
+    caption = f"{digit.truth} read as {digit.read}" if wrong else f"{digit.truth}, right"
+    axes.set_title(caption, size=9.5, pad=4, color=INK if wrong else QUIET, weight="bold" if wrong else "normal")
+    axes.set_xlabel(f"{digit.confidence:.0%} sure", size=8.5, color=QUIET, labelpad=3)

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from vssm.data.preprocess import Preprocess
 from vssm.tasks.classification import Classification, check_model_name, create_classifier
 from vssm.train.callbacks import AtomicCheckpointIO, SaveCheckpoints, WriteMetrics
 from vssm.train.checkpoint import TrainedModel, load_weights
 from vssm.train.data import Loaders, Splits, load_splits
 from vssm.train.module import TrainingModule
-from vssm.train.run_dir import RunDir
+from vssm.train.run_dir import RunDir, is_first_process
 from vssm.train.settings import Settings
 
 
@@ -44,6 +46,7 @@ def build(settings: Settings, classes: tuple[str, ...] | None = None, weights: b
     """
     chosen = settings.model
     check_model_name(chosen.name)
+    create_trainer(settings)  # refuses a missing GPU or an unknown precision before anything is read
     splits = load_splits(settings.data, chosen.name, classes)
     L.seed_everything(settings.seed, verbose=False)
     model = create_classifier(
@@ -58,6 +61,7 @@ def build(settings: Settings, classes: tuple[str, ...] | None = None, weights: b
         load_weights(model, chosen.init_from, chosen.head)
     if chosen.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _try(model, chosen.name, splits.preprocess)
     description = {
         "format": 1,
         "classes": list(splits.classes),
@@ -67,6 +71,18 @@ def build(settings: Settings, classes: tuple[str, ...] | None = None, weights: b
     task = Classification(model, len(splits.classes), settings.optim.label_smoothing)
     module = TrainingModule(task, settings, description)
     return Experiment(settings, splits, module, Loaders(splits, settings.data, settings.seed))
+
+
+@torch.inference_mode()
+def _try(model: nn.Module, name: str, preprocess: Preprocess) -> None:
+    """One forward of an empty image, so that a size which the model cannot take is refused before anything starts."""
+    model.eval()
+    try:
+        model(torch.zeros(1, *preprocess.input_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = "x".join(map(str, preprocess.input_size))
+        raise ValueError(f"{name} cannot take images of {size}: {error}") from error
+    model.train()
 
 
 def fit(
@@ -116,17 +132,20 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     has_bar = any(hasattr(callback, "enable") for callback in callbacks)
-    return L.Trainer(
-        **vars(settings.trainer),
-        callbacks=list(callbacks),
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_checkpointing=any(isinstance(c, SaveCheckpoints) for c in callbacks),
-        enable_progress_bar=has_bar,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    try:
+        return L.Trainer(
+            **vars(settings.trainer),
+            callbacks=list(callbacks),
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            enable_checkpointing=any(isinstance(c, SaveCheckpoints) for c in callbacks),
+            enable_progress_bar=has_bar,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ModuleNotFoundError) as error:  # the latter for a TPU
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def start_run(settings: Settings) -> RunDir:
@@ -135,7 +154,7 @@ def start_run(settings: Settings) -> RunDir:
     The processes that Lightning starts for further devices are told the directory through the environment.
     """
     inherited = os.environ.get("VSSM_RUN_DIR")
-    if inherited and os.environ.get("LOCAL_RANK", "0") != "0":
+    if inherited and not is_first_process():
         return RunDir(inherited)
     assert settings.out is not None
     run = RunDir.create(settings.out)

@@ -45,16 +45,20 @@ class RunDir:
     @classmethod
     def create(cls, path: str | Path) -> "RunDir":
         run = cls(path)
-        _refuse_file(run.path)
-        if run.path.exists() and any(run.path.iterdir()):
-            if run.last.exists():
-                remedy = f"continue it with --resume {run.path}, or choose another --out"
-            else:
-                remedy = "choose another --out, or remove it"
-            raise FileExistsError(f"{run.path} is already in use (it is not empty); {remedy}")
+        run.check_free()
         run.checkpoints.mkdir(parents=True)
         run._take_lock()
         return run
+
+    def check_free(self) -> None:
+        """Raises OSError when there is a file or a directory that holds anything, without creating one."""
+        _refuse_file(self.path)
+        if self.path.exists() and any(self.path.iterdir()):
+            if self.last.exists():
+                remedy = f"continue it with --resume {self.path}, or choose another --out"
+            else:
+                remedy = "choose another --out, or remove it"
+            raise FileExistsError(f"{self.path} is already in use (it is not empty); {remedy}")
 
     @classmethod
     def reopen(cls, path: str | Path) -> "RunDir":
@@ -109,6 +113,11 @@ def checkpoint_file(path: str | Path) -> Path:
         if file.exists():
             return file
     raise FileNotFoundError(f"{path} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
+
+
+def is_first_process() -> bool:
+    """False in the further processes that Lightning starts, one per device, by running the command again."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def free_path(path: str | Path) -> Path:
