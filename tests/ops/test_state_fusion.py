@@ -11,7 +11,7 @@ from torch.library import opcheck
 
 from tests.fill import fill, golden_input
 from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
-from vssm.ops import fold_kernels, native, state_fusion, use
+from vssm.ops import fold_kernels, native, state_fusion, state_fusion_readout, use
 
 DILATIONS = [1, 3, 5]
 FORMS = ["taps", "folded"]
@@ -184,6 +184,55 @@ def test_folded_kernel_is_the_convolution_and_differentiable():
     assert torch.autograd.gradcheck(lambda *x: fold_kernels(list(x[:3]), x[3], DILATIONS), leaves)
 
 
+# ---- with the readout ----
+
+
+def readout(h, alphas, C, u=None, D=None, **kernels):
+    return state_fusion_readout(h, list(kernels.values()), alphas, C, u, D, DILATIONS[: len(kernels)])
+
+
+def readout_arguments(shape, dtype=torch.float32, dilations=DILATIONS):
+    t = arguments(shape, dtype, dilations)
+    batch, channels, height, width = shape
+    t["C"] = randn(batch, 1, height, width, dtype=dtype, seed=20)
+    t["u"], t["D"] = randn(*shape, dtype=dtype, seed=21), randn(channels, dtype=dtype, seed=22)
+    return t
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_readout_agrees_with_the_reference(path, dtype):
+    loose = 2e-5 if dtype == torch.float32 else None  # the gradient of alphas sums everything, with cancellation
+    for shape in [(2, 37, 6, 7), (1, 16, 12, 5), (2, 3, 1, 1)]:
+        for dilations in ([1, 3, 5], [1]):
+            (y,) = assert_agrees(readout, readout_arguments(shape, dtype, dilations), path, grad_tolerance=loose)
+            assert y.is_contiguous(memory_format=torch.channels_last)
+    t = readout_arguments((2, 5, 4, 3), dtype)
+    del t["u"], t["D"]
+    assert_agrees(readout, t, path)
+
+
+@pytest.mark.parametrize("path", EVERY_PATH)
+def test_readout_is_fusion_then_product(path):
+    t = readout_arguments((2, 6, 5, 4), torch.float64)
+    kernels = [t[f"kernel{i}"] for i in range(3)]
+    with use(path):
+        expected = t["C"] * state_fusion(t["h"], kernels, t["alphas"]) + t["D"][:, None, None] * t["u"]
+        assert torch.allclose(readout(**t), expected, rtol=0, atol=1e-13)
+        bare = state_fusion_readout(t["h"], [], torch.empty(0), t["C"], dilations=[])
+    assert torch.equal(bare, t["C"] * t["h"])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_readout_of_half_precision_maps_is_float32(path):
+    t = readout_arguments((1, 6, 5, 4))
+    t["u"] = t["u"].bfloat16()
+    (y,) = assert_agrees(readout, t, path)
+    assert y.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16), use(path):
+        assert torch.equal(readout(**t), y)
+
+
 # ---- as an operator ----
 
 
@@ -195,6 +244,14 @@ def test_opcheck(path):
     with torch.no_grad():
         args = (randn(2, 3, 4, 5), t["h"], kernels, t["alphas"], [1, 3], "folded", path)
         opcheck(torch.ops.vssm.state_fusion_backward.default, args)
+    r = readout_arguments((2, 3, 4, 5), dilations=[1, 3])
+    tensors = (r["h"], kernels.detach(), r["alphas"], r["C"], r["u"], r["D"])
+    leaves = [x.requires_grad_() for x in tensors]
+    opcheck(torch.ops.vssm.state_fusion_readout.default, (*leaves, [1, 3], path))
+    with torch.no_grad():
+        g = randn(2, 3, 4, 5)
+        opcheck(torch.ops.vssm.state_fusion_readout_backward.default, (g, *leaves, [1, 3], path))
+        opcheck(torch.ops.vssm.state_fusion_readout_backward.default, (g, *leaves[:4], None, None, [1, 3], path))
 
 
 def test_scripted_and_compiled_calls_are_the_eager_one():
@@ -242,6 +299,22 @@ def test_errors(change, message):
     }
     with pytest.raises(ValueError, match=message):
         state_fusion(**(valid | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"C": torch.ones(1, 4, 5, 6)}, r"C must be \(1, 1, 5, 6\), one number per pixel"),
+        ({"D": None}, "u and D belong together, got only u"),
+        ({"u": torch.ones(1, 4, 6, 5)}, r"u must have the shape of h, \(1, 4, 5, 6\), got \(1, 4, 6, 5\)"),
+        ({"D": torch.ones(5)}, r"D must be \(4,\)"),
+    ],
+)
+def test_errors_of_the_readout(change, message):
+    h = torch.ones(1, 4, 5, 6)
+    valid = {"C": torch.ones(1, 1, 5, 6), "u": h, "D": torch.ones(4)}
+    with pytest.raises(ValueError, match=message):
+        state_fusion_readout(h, [torch.ones(4, 1, 3, 3)], torch.ones(1), **(valid | change), dilations=[1])
 
 
 def test_folding_nothing_is_an_error():

@@ -11,7 +11,7 @@ from vssm.ops.mlp import mlp
 from vssm.ops.routes import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route
 from vssm.ops.selective_scan import selective_scan, selective_scan_states
 from vssm.ops.ss2d import ss2d, ss2d_cascade, ss2d_readout, ss2d_states
-from vssm.ops.state_fusion import fold_kernels, state_fusion
+from vssm.ops.state_fusion import fold_kernels, state_fusion, state_fusion_readout
 
 __all__ = [
     "BIDIRECTIONAL",
@@ -35,5 +35,6 @@ __all__ = [
     "ss2d_readout",
     "ss2d_states",
     "state_fusion",
+    "state_fusion_readout",
     "use",
 ]

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vssm.ops import dispatch
 from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_float, prefers_plain, to
+from vssm.ops.pointwise import call, check_float, check_per_channel, prefers_plain, to
 from vssm.ops.state_fusion import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.state_fusion import reference, torch_path
 from vssm.ops.state_fusion.fold import fold_kernels as _fold
 
-__all__ = ["fold_kernels", "state_fusion"]
+__all__ = ["fold_kernels", "state_fusion", "state_fusion_readout"]
 
 FORMS = ("taps", "folded")
 
@@ -65,6 +65,49 @@ def state_fusion(
         return call(torch.ops.vssm.state_fusion.default, h, stacked, alphas, dilations, form, path)
 
 
+def state_fusion_readout(
+    h: Tensor,
+    kernels: list[Tensor],
+    alphas: Tensor,
+    C: Tensor,
+    u: Tensor | None = None,
+    D: Tensor | None = None,
+    dilations: list[int] = (1, 3, 5),  # pyright: ignore[reportArgumentType]
+) -> Tensor:
+    """y = C * state_fusion(h) + D * u in one pass: what Spatial-Mamba's mixer reads out of its states.
+
+    Args:
+        h, kernels, alphas, dilations: as in `state_fusion`.
+        C: (B, 1, H, W), one number per pixel.
+        u, D: the map that entered the scan, like h in shape, and its weight per channel (C,); both or neither.
+
+    Returns:
+        (B, C, H, W) in the widest dtype of the inputs, at least float32; channels_last memory.
+
+    Raises:
+        ValueError: as `state_fusion`, or a readout that does not fit.
+
+    The backward computes the fusion once more rather than keeping it.
+    """
+    if torch.jit.is_scripting():
+        if len(dilations) == 0:
+            y = C * h
+            return y if D is None or u is None else y + D[:, None, None] * u
+        return torch.ops.vssm.state_fusion_readout(h, torch.stack(kernels), alphas, C, u, D, dilations, "")
+    else:
+        kernels, dilations = list(kernels), list(dilations)
+        _check(h, kernels, alphas, dilations, "taps")
+        _check_readout(h, C, u, D)
+        path = dispatch.requested()
+        if dilations and path != "reference" and not (prefers_plain(path) and torch.compiler.is_exporting()):
+            stacked = torch.stack(kernels)
+            return call(torch.ops.vssm.state_fusion_readout.default, h, stacked, alphas, C, u, D, dilations, path)
+        dtype = at_least_float32(h, alphas, C, u, D, *kernels)
+        fused = state_fusion(h.to(dtype), kernels, alphas, dilations)
+        C, u, D = to(dtype, C, u, D)
+        return reference.readout(fused, C, u, D)
+
+
 def fold_kernels(
     kernels: list[Tensor],
     alphas: Tensor,
@@ -107,3 +150,14 @@ def _check_kernels(kernels: list[Tensor], alphas: Tensor, dilations: list[int], 
             )
     if tuple(alphas.shape) != (len(dilations),):
         raise ValueError(f"alphas must be ({len(dilations)},), one per dilation, got {tuple(alphas.shape)}")
+
+
+def _check_readout(h: Tensor, C: Tensor, u: Tensor | None, D: Tensor | None) -> None:
+    expected = (h.shape[0], 1, *h.shape[2:])
+    if tuple(C.shape) != expected:
+        raise ValueError(f"C must be {expected}, one number per pixel of h {tuple(h.shape)}, got {tuple(C.shape)}")
+    if (u is None) != (D is None):
+        raise ValueError(f"u and D belong together, got only {'D' if u is None else 'u'}; give both or neither")
+    if u is not None and u.shape != h.shape:
+        raise ValueError(f"u must have the shape of h, {tuple(h.shape)}, got {tuple(u.shape)}")
+    check_per_channel("D", D, h.shape[1])

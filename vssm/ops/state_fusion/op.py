@@ -1,4 +1,4 @@
-"""Registration of `vssm::state_fusion`: schema, shapes, autograd, FLOPs.
+"""Registration of `vssm::state_fusion` and `vssm::state_fusion_readout`: schema, shapes, autograd, FLOPs.
 
 The n kernels arrive stacked, (n, C, 1, 3, 3).
 """
@@ -12,6 +12,7 @@ from vssm.ops.pointwise import as_inputs, call, differentiable, empty_map, to
 from vssm.ops.state_fusion import core, torch_path
 
 dispatch.register("state_fusion", core=None, torch=None, reference=None)
+dispatch.register("state_fusion_readout", core=None, torch=None, reference=None)
 
 
 def _fusion(h, kernels, alphas, dilations, form, path):
@@ -54,6 +55,53 @@ library.define(f"state_fusion_backward(Tensor g, {_ARGUMENTS}) -> Tensor[]", _fu
 differentiable("state_fusion", _autograd, _setup)
 
 
+# ---- state_fusion_readout: C * fused + D * u ----
+
+
+def _readout(h, kernels, alphas, C, u, D, dilations, path):
+    if dispatch.choose("state_fusion_readout", h, path) == "core":
+        return core.readout_forward(h, kernels, alphas, C, u, D, dilations)
+    dtype = at_least_float32(h, kernels, alphas, C, u, D)
+    h, kernels, alphas, C, u, D = to(dtype, h, kernels, alphas, C, u, D)
+    return torch_path.readout_forward(h, kernels, alphas, C, u, D, dilations)
+
+
+def _readout_fake(h, kernels, alphas, C, u, D, dilations, path):
+    return empty_map(h, at_least_float32(h, kernels, alphas, C, u, D))
+
+
+def _readout_backward(g, h, kernels, alphas, C, u, D, dilations, path):
+    inputs = (h, kernels, alphas, C, u, D)
+    if dispatch.choose("state_fusion_readout", h, path) == "core":
+        return as_inputs(inputs, core.readout_backward(g, *inputs, dilations))
+    g, h, kernels, alphas, C, u, D = to(at_least_float32(*inputs), g, *inputs)
+    return as_inputs(inputs, torch_path.readout_backward(g, h, kernels, alphas, C, u, D, dilations))
+
+
+def _readout_backward_fake(g, h, kernels, alphas, C, u, D, dilations, path):
+    absent = h.new_empty(0)
+    skip = [absent, absent.clone()] if u is None or D is None else [empty_map(u), torch.empty_like(D)]
+    return [empty_map(h), kernels.new_empty(kernels.shape), torch.empty_like(alphas), C.new_empty(C.shape), *skip]
+
+
+def _readout_setup(ctx, inputs, output):
+    *tensors, ctx.dilations, ctx.path = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _readout_autograd(ctx, g):
+    grads = call(torch.ops.vssm.state_fusion_readout_backward.default, g, *ctx.saved_tensors, ctx.dilations, ctx.path)
+    return (*library.empty_like_or_none(grads), None, None)
+
+
+_READOUT = "Tensor h, Tensor kernels, Tensor alphas, Tensor C, Tensor? u, Tensor? D, int[] dilations, str path"
+library.define(f"state_fusion_readout({_READOUT}) -> Tensor", _readout, _readout_fake)
+library.define(
+    f"state_fusion_readout_backward(Tensor g, {_READOUT}) -> Tensor[]", _readout_backward, _readout_backward_fake
+)
+differentiable("state_fusion_readout", _readout_autograd, _readout_setup)
+
+
 # ---- FLOPs: nine multiply-adds per kernel and element, as the papers count the training form ----
 
 
@@ -65,3 +113,13 @@ def _formula(h_shape, kernels_shape, *args, out_shape=None, **kwargs) -> int:
 @register_flop_formula(torch.ops.vssm.state_fusion_backward)
 def _backward_formula(g_shape, h_shape, kernels_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * 2 * 9 * kernels_shape[0] * torch.Size(h_shape).numel()
+
+
+@register_flop_formula(torch.ops.vssm.state_fusion_readout)
+def _readout_formula(h_shape, kernels_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * (9 * kernels_shape[0] + 2) * torch.Size(h_shape).numel()
+
+
+@register_flop_formula(torch.ops.vssm.state_fusion_readout_backward)
+def _readout_backward_formula(g_shape, h_shape, kernels_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * (3 * 9 * kernels_shape[0] + 4) * torch.Size(h_shape).numel()  # the fusion once more, for dC

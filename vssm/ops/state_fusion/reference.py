@@ -22,7 +22,7 @@ def state_fusion(h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int
     return fused
 
 
-def readout(fused: Tensor, C: Tensor, u: Tensor, D: Tensor | None) -> Tensor:
+def readout(fused: Tensor, C: Tensor, u: Tensor | None, D: Tensor | None) -> Tensor:
     """y = C * fused + D * u; C (B, 1, H, W) is shared by the channels, D (C,) by the pixels."""
     y = C * fused
-    return y if D is None else y + D[:, None, None] * u
+    return y if D is None or u is None else y + D[:, None, None] * u

@@ -52,3 +52,30 @@ def backward(
         dweights = torch.stack(parts)
         dkernels, dalphas = alphas[:, None, None, None, None] * dweights, (kernels * dweights).flatten(1).sum(1)
     return dh.contiguous(memory_format=torch.channels_last), dkernels, dalphas
+
+
+def readout_forward(
+    h: Tensor, kernels: Tensor, alphas: Tensor, C: Tensor, u: Tensor | None, D: Tensor | None, dilations: list[int]
+) -> Tensor:
+    """C * fused + D * u; all inputs in the compute dtype."""
+    y = C * forward(h, kernels, alphas, dilations, "taps")
+    return y if D is None or u is None else torch.addcmul(y, D[:, None, None], u)
+
+
+def readout_backward(
+    g: Tensor,
+    h: Tensor,
+    kernels: Tensor,
+    alphas: Tensor,
+    C: Tensor,
+    u: Tensor | None,
+    D: Tensor | None,
+    dilations: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """dh, dkernels, dalphas, dC, du, dD."""
+    dC = (g * forward(h, kernels, alphas, dilations, "taps")).sum(1, keepdim=True)
+    dh, dkernels, dalphas = backward(g * C, h, kernels, alphas, dilations, "taps")
+    if D is None or u is None:
+        return dh, dkernels, dalphas, dC, None, None
+    du = (g * D[:, None, None]).contiguous(memory_format=torch.channels_last)
+    return dh, dkernels, dalphas, dC, du, (g * u).sum((0, 2, 3))
