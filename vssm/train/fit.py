@@ -129,6 +129,8 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # True of Lightning's own samplers; ours start where the checkpoint says.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    # torchmetrics has gathered the values from all processes by then.
+    warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     has_bar = any(hasattr(callback, "enable") for callback in callbacks)
