@@ -40,12 +40,19 @@ register_notrace_module(DepthwiseConv3x3)
 
 
 def fold_norm(
-    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor, eps: float
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that equals a convolution followed by a BatchNorm in eval mode.
 
     Made from the live parameters at each call: they are small next to the maps, and a stored copy could be stale.
     """
+    assert mean is not None and var is not None  # a BatchNorm that keeps no statistics is never in eval mode
     scale = scale * torch.rsqrt(var + eps)
     mean = mean if bias is None else mean - bias
     return weight * scale[:, None, None, None], shift - mean * scale
