@@ -1,8 +1,9 @@
 """The operators around the scan beside torch's own: ns per element and ratio, one thread, at VMamba-T's stage shapes.
 
-    python benchmarks/pointwise.py [--batch 1 8] [--only layer_norm ...] [--rounds 30]
+    python benchmarks/pointwise.py [--batch 1 8] [--part layer_norm mlp ...] [--rounds 30]
 
-Both sides run in turns in one process; the table shows medians. Elements are those of the larger tensor of the op.
+Both sides run in turns in one process; the table shows medians. Elements are those of the larger tensor of the
+operator: for gelu and mlp the hidden one.
 """
 
 import argparse
@@ -12,7 +13,15 @@ import time
 import torch
 import torch.nn.functional as F
 
-from vssm.ops import add_layer_norm, bias_act, depthwise_conv3x3, layer_norm
+from vssm.ops import (
+    add_layer_norm,
+    bias_act,
+    depthwise_conv3x3,
+    layer_norm,
+    mlp,
+    state_fusion,
+    state_fusion_readout,
+)
 
 STAGES = ((56, 96), (28, 192), (14, 384), (7, 768))  # side and width of the four stages at 224 x 224
 
@@ -101,11 +110,42 @@ def cases(batch, side, dim):
         (image, kernel, bias),
     )
 
+    yield "mlp", wide, mlp, plain_mlp, (rows, torch.randn(4 * dim, dim), wide_bias, torch.randn(dim, 4 * dim), bias)
+
+    kernels, alphas = [torch.randn(dim, 1, 3, 3) for _ in range(3)], torch.randn(3)
+    C = torch.randn(batch, 1, side, side)
+    yield (
+        "state_fusion",
+        image,
+        lambda h, a, *k: state_fusion(h, list(k), a),
+        plain_fusion,
+        (image, alphas, *kernels),
+    )
+    yield (
+        "fusion readout",
+        image,
+        lambda h, C, u, D, a, *k: state_fusion_readout(h, list(k), a, C, u, D),
+        lambda h, C, u, D, a, *k: C * plain_fusion(h, a, *k) + D[:, None, None] * u,
+        (image, C, image, bias, alphas, *kernels),
+    )
+
+
+def plain_mlp(x, w1, b1, w2, b2):
+    return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+
+
+def plain_fusion(h, alphas, *kernels):
+    fused = 0
+    for alpha, kernel, d in zip(alphas, kernels, (1, 3, 5), strict=True):
+        padded = F.pad(h, (d, d, d, d), mode="replicate")
+        fused = fused + F.conv2d(padded, alpha * kernel, dilation=d, groups=h.shape[1])
+    return fused
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--only", nargs="+", help="names of rows")
+    parser.add_argument("--part", nargs="+", help="names of rows")
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -113,7 +153,7 @@ def main():
     for batch in args.batch:
         for side, dim in STAGES:
             for name, largest, ours, theirs, tensors in cases(batch, side, dim):
-                if args.only and name not in args.only:
+                if args.part and name not in args.part:
                     continue
                 scale = 1e9 / largest.numel()
                 with torch.no_grad():

@@ -168,6 +168,7 @@ def test_scripted_and_compiled_calls_are_the_eager_one():
     tensors = arguments((4, 30), gate=True)
     x, weight, bias, gate = tensors["x"], tensors["weight"], tensors["bias"], tensors["gate"]
     eager = layer_norm(x, weight, bias, 1e-5, gate)
+    assert torch.allclose(layer_norm(x, weight, bias), F.layer_norm(x, (30,), weight, bias), atol=1e-6)
     assert torch.equal(torch.jit.script(layer_norm)(x, weight, bias, 1e-5, gate), eager)
     compiled = torch.compile(layer_norm, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x, weight, bias, 1e-5, gate), eager, atol=1e-6)
