@@ -5,7 +5,6 @@ from vssm.models import vmamba as _vmamba
 from vssm.models.hierarchy import Hierarchy
 from vssm.models.spatial_mamba import SpatialMamba, SpatialMambaConfig
 from vssm.models.vmamba import VMamba, VMambaConfig
-from vssm.weights.load import checkpoint_filter_fn
 
 __all__ = [
     "NAMES",
@@ -14,7 +13,6 @@ __all__ = [
     "SpatialMambaConfig",
     "VMamba",
     "VMambaConfig",
-    "checkpoint_filter_fn",
     "list_models",
 ]
 

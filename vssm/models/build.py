@@ -12,7 +12,6 @@ from torch import nn
 from vssm.models.hierarchy import Hierarchy
 from vssm.weights.catalog import no_weights_error
 from vssm.weights.download import download
-from vssm.weights.load import checkpoint_filter_fn
 from vssm.weights.read import read_checkpoint
 
 ModelT = TypeVar("ModelT", bound=Hierarchy)
@@ -46,7 +45,6 @@ def create(
         pretrained,
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
-        pretrained_filter_fn=checkpoint_filter_fn,
         cache_dir=cache_dir,
         model_cfg=cfg,
         feature_cfg={

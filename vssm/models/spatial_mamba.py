@@ -27,6 +27,7 @@ from vssm.models.build import create
 from vssm.models.hierarchy import Hierarchy, build_stages
 from vssm.nn import SS2D, BottleneckDownsample, DepthwiseConv3x3, LayerNorm, Mlp, ResidualStem, StateFusion
 from vssm.weights.catalog import pretrained_cfg
+from vssm.weights.load import checkpoint_filter_fn
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ default_cfgs = generate_default_cfgs(_cfgs)
 
 
 def _spatial_mamba(name: str, pretrained: bool, **kwargs) -> SpatialMamba:
-    return create(SpatialMamba, SpatialMambaConfig(**VARIANTS[name]), name, pretrained, **kwargs)
+    cfg = SpatialMambaConfig(**VARIANTS[name])
+    return create(SpatialMamba, cfg, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
 
 
 @register_model

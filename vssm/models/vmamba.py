@@ -28,6 +28,7 @@ from vssm.nn import SS2D, ConvDownsample, ConvStem, LayerNorm, Mlp, PatchMerging
 from vssm.nn.choices import check_choice
 from vssm.ops import Route
 from vssm.weights.catalog import pretrained_cfg
+from vssm.weights.load import checkpoint_filter_fn
 
 STEMS = {"v1": PatchStem, "v2": ConvStem}
 DOWNSAMPLES: dict[str, Callable[[int, int], nn.Module]] = {
@@ -189,7 +190,8 @@ default_cfgs = generate_default_cfgs(_cfgs)
 
 
 def _vmamba(name: str, pretrained: bool, **kwargs) -> VMamba:
-    return create(VMamba, VMambaConfig(**VARIANTS[SHORT_NAMES.get(name, name)]), name, pretrained, **kwargs)
+    cfg = VMambaConfig(**VARIANTS[SHORT_NAMES.get(name, name)])
+    return create(VMamba, cfg, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
 
 
 @register_model

@@ -55,8 +55,8 @@ def load_checkpoint(
         path: .pth or .safetensors: the authors' classification files, mmdet / mmseg files (their "backbone." part),
             plain state dicts, our own files. See `vssm.weights.read.read_checkpoint`.
         head: "strict", or "reset": leave the file's classifier out and keep the model's own, for other classes.
-        ema: take the averaged weights that a file keeps beside the raw ones. The published accuracies are those of
-            "model"; the default.
+        ema: take the averaged weights ("model_ema", "state_dict_ema") that a training file keeps beside the raw ones.
+            The default is the entry that the official loaders read ("model").
         max_bytes: refuse a larger file.
 
     Returns:
