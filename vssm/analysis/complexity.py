@@ -268,7 +268,7 @@ def _(args, kwargs, out):
     return {"scan": _scan_states(len(u), u.shape[2], A)}
 
 
-@_rule(torch.ops.vssm.state_fusion)
+@_rule(torch.ops.vssm.state_fusion, torch.ops.vssm.state_fusion_readout)
 def _(args, kwargs, out):
     h, kernels = args[:2]
     return {"conv": h.numel() * sum(kernel[0].numel() for kernel in kernels)}

@@ -11,6 +11,7 @@ from vssm.nn.choices import check_choice
 from vssm.nn.conv import DepthwiseConv3x3
 from vssm.nn.init import init_linear, init_ssm
 from vssm.nn.norm import LayerNorm
+from vssm.nn.state_fusion import StateFusion
 from vssm.ops import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route, ss2d, ss2d_cascade, ss2d_readout, ss2d_states
 from vssm.ops.routes import encode
 
@@ -141,7 +142,10 @@ class SS2D(nn.Module):
             return ss2d(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.D, self.routes)
         else:
             h, C = ss2d_states(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.routes)
-            return ss2d_readout(self.state_fn(h), C, u, self.D)
+            state_fn = self.state_fn
+            if isinstance(state_fn, StateFusion) and not (state_fn._forward_hooks or state_fn._forward_pre_hooks):
+                return state_fn.readout(h, C, u, self.D)  # unless somebody watches the fused states
+            return ss2d_readout(state_fn(h), C, u, self.D)
 
     def _scan_scripted(self, u: Tensor, A: Tensor) -> Tensor:
         """`_scan` for TorchScript, which knows neither routes as objects nor Python operators."""

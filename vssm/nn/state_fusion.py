@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vssm.ops import state_fusion
+from vssm.ops import ss2d_readout, state_fusion, state_fusion_readout
 
 
 class StateFusion(nn.Module):
@@ -44,6 +44,14 @@ class StateFusion(nn.Module):
             return fused.unsqueeze(1).unsqueeze(3)
         fused = state_fusion(h.flatten(1, 3), kernels, self.alphas, self.dilations)
         return fused.unflatten(1, h.shape[1:4])
+
+    @torch.jit.unused
+    def readout(self, h: Tensor, C: Tensor, x: Tensor, D: Tensor) -> Tensor:
+        """`ss2d_readout(self(h), C, x, D)`, for one route and one state in the pass that fuses."""
+        if h.shape[1] != 1 or h.shape[3] != 1:
+            return ss2d_readout(self(h), C, x, D)
+        kernels = list(self.kernels)
+        return state_fusion_readout(h[:, 0, :, 0], kernels, self.alphas, C[:, 0], x, D, self.dilations)
 
     def extra_repr(self) -> str:
         return f"dilations={tuple(self.dilations)}"
