@@ -72,7 +72,7 @@ def _table(results):
 
     table = Table()
     table.add_column("model", no_wrap=True)
-    for heading in ("accuracy", "wrong", "parameters", "train img/s", "test img/s"):
+    for heading in ("accuracy", "wrong", "params", "train img/s", "test img/s"):
         table.add_column(heading, justify="right")
     for result in results:
         table.add_row(
