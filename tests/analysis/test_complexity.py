@@ -160,6 +160,15 @@ def test_leaves_the_model_as_it_was():
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
+def test_a_demanded_path_changes_nothing():
+    model = vssm.create_model("spatial_mamba_nano")
+    want = vssm.complexity(model)
+    for path in ("reference", "torch"):
+        with vssm.ops.use(path):
+            assert vssm.complexity(model) == want
+            assert vssm.ops.dispatch.requested() == path
+
+
 def test_bad_input():
     model = vssm.create_model("vmamba_nano")
     with pytest.raises(ValueError, match="must be"):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import vssm.ops  # noqa: F401  (the operators counted below)
+import vssm.ops
 
 aten = torch.ops.aten
 
@@ -81,7 +81,8 @@ def complexity(
     try:
         for module in folding:
             vars(module)["fold_norms"] = False  # else the norms would not be seen
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+        # One path for all, so that a count depends neither on what is built here nor on what was demanded around it.
+        with vssm.ops.use("torch"), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
             model(torch.empty(1, *size, dtype=like.dtype, device=like.device))
     finally:
         for module in was_training:
