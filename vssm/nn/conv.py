@@ -5,14 +5,18 @@ import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.ops import bias_act, depthwise_conv3x3
+from vssm.ops import bias_act, conv2d, depthwise_conv3x3
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` from NHWC to NHWC: (B, H, W, C) -> (B, H', W', C')."""
+    """`torch.nn.Conv2d` from NHWC to NHWC, (B, H, W, C) -> (B, H', W', C'): square, one group, no dilation."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+        x = input.permute(0, 3, 1, 2)
+        return conv2d(x, self.weight, self.bias, self.stride[0], int(self.padding[0])).permute(0, 2, 3, 1)
+
+
+register_notrace_module(Conv2d)
 
 
 class DepthwiseConv3x3(nn.Conv2d):

@@ -1,0 +1,52 @@
+"""torch's convolution, as one matrix product where the weight outweighs the map.
+
+oneDNN brings a weight into its own order at every call. For the last downsampling of a network that costs more than
+the convolution: 10 MB of weight for a map of 14 x 14. Unfolded patches times the weight as it lies need no reordering.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vssm.ops import dispatch
+from vssm.ops.pointwise import prefers_plain
+
+__all__ = ["conv2d"]
+
+# The product pays from this many weight elements per element of the map. Measured on VMamba-T's last downsampling,
+# one thread, against the convolution: B=1 (ratio 35) x0.2, B=2 (18) x0.5, B=4 (9) x0.7, B=8 (4) x1.3.
+WEIGHT_PER_MAP = 8
+
+dispatch.register("conv2d", core=None, torch=None, reference=None)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """`torch.nn.functional.conv2d` with one group: x (B, C, H, W), weight (C', C, k, k) -> (B, C', H', W').
+
+    Differs from it only in inference on the CPU core, and there in the order of summation alone.
+    """
+    if torch.jit.is_scripting():
+        return F.conv2d(x, weight, bias, stride, padding)
+    else:
+        path = dispatch.requested()
+        plain = (
+            torch.is_grad_enabled()
+            or prefers_plain(path)
+            or weight.numel() < WEIGHT_PER_MAP * x.numel()
+            or x.dtype != weight.dtype
+            or torch.is_autocast_enabled(x.device.type)
+            or path == "reference"
+            or dispatch.choose("conv2d", x, path) != "core"
+        )
+        return F.conv2d(x, weight, bias, stride, padding) if plain else _product(x, weight, bias, stride, padding)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    batch, _, height, width = x.shape
+    kernel_height, kernel_width = weight.shape[2:]
+    patches = F.unfold(x.contiguous(), (kernel_height, kernel_width), padding=padding, stride=stride)
+    y = torch.matmul(weight.flatten(1), patches)  # (B, C', L)
+    out_height = (height + 2 * padding - kernel_height) // stride + 1
+    out_width = (width + 2 * padding - kernel_width) // stride + 1
+    y = y.view(batch, -1, out_height, out_width).contiguous(memory_format=torch.channels_last)
+    return y if bias is None else y.add_(bias[:, None, None])
