@@ -13,7 +13,7 @@ needs_core = pytest.mark.skipif(not native.available(), reason="the C++ core is 
 
 def arguments(rows=(3, 50, 7), dim=12, hidden=48, out=12, dtype=torch.float64):
     g = torch.Generator().manual_seed(0)
-    shapes = ((*rows, dim), (hidden, dim), (hidden,), (out, hidden), (out,))
+    shapes = ((*rows, dim), (hidden, dim), (hidden,), (out, hidden), (out,), (*rows, out))
     return [torch.randn(*s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
 
 
@@ -33,7 +33,7 @@ def test_core_agrees_with_the_composition(monkeypatch, recompute, dtype, toleran
     assert len(core.chunks(3 * 50 * 7, 48)) > 10
     args = arguments(dtype=dtype, out=9)
     for name, found, expected in zip(
-        ("y", "x", "weight1", "bias1", "weight2", "bias2"),
+        ("y", "x", "weight1", "bias1", "weight2", "bias2", "residual"),
         outputs_and_gradients("core", args),
         outputs_and_gradients("torch", args),
         strict=True,
@@ -63,8 +63,10 @@ def test_autocast_gives_what_linear_gives(dtype):
     args = arguments(dtype=torch.float32)
     with torch.autocast("cpu", dtype=dtype):
         y = mlp(*args)
+        bare = mlp(*args[:-1])
         expected = torch.nn.functional.linear(args[0], args[1]).dtype
-    assert y.dtype == expected == dtype
+    assert bare.dtype == expected == dtype
+    assert y.dtype == torch.float32  # a float32 residual stream stays one
     torch.testing.assert_close(y.float(), mlp(*args), rtol=0.05, atol=0.5)
 
 
@@ -72,6 +74,7 @@ def test_autocast_gives_what_linear_gives(dtype):
 def test_opcheck_and_flops():
     args = arguments(dtype=torch.float32)
     opcheck(torch.ops.vssm.mlp, (*args, "core"))
+    opcheck(torch.ops.vssm.mlp, (*args[:-1], None, "core"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         mlp(*args)
     assert counter.get_total_flops() == 2 * 3 * 50 * 7 * (2 * 12 * 48)
@@ -80,10 +83,11 @@ def test_opcheck_and_flops():
 @pytest.mark.parametrize(
     "index, shape, message",
     [
-        (0, (2, 11), r"x must be \(..., C\) and weight1 \(H, C\) with the same C, got \(2, 11\)"),
+        (0, (3, 50, 7, 11), r"x must be \(..., C\) and weight1 \(H, C\) with the same C, got \(3, 50, 7, 11\)"),
         (2, (47,), r"bias1 must be \(48,\), got \(47,\)"),
         (3, (12, 47), r"weight2 must be \(O, H\) with H = 48"),
         (4, (1,), r"bias2 must be \(12,\), got \(1,\)"),
+        (5, (3, 50, 1), r"residual must be \(3, 50, 7, 12\) like the result, got \(3, 50, 1\)"),
     ],
 )
 def test_bad_arguments_are_named(index, shape, message):

@@ -84,7 +84,9 @@ class SpatialMambaBlock(nn.Module):
         x = self.cpe1(x)
         x = x + self.drop_path(self.mixer(self.norm1(x)))
         x = self.cpe2(x)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        if self.training:
+            return x + self.drop_path(self.mlp(self.norm2(x)))
+        return self.mlp(self.norm2(x), x)
 
 
 class SpatialMamba(Hierarchy):

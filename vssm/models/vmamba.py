@@ -122,7 +122,9 @@ class VMambaBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.norm1(x)))
         if self.mlp is not None and self.norm2 is not None:
-            x = x + self.drop_path(self.mlp(self.norm2(x)))
+            if self.training:
+                return x + self.drop_path(self.mlp(self.norm2(x)))
+            return self.mlp(self.norm2(x), x)
         return x
 
 

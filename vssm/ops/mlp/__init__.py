@@ -1,4 +1,4 @@
-"""The two-layer perceptron of a block, y = gelu(x W1' + b1) W2' + b2, without its hidden tensor in memory."""
+"""The two-layer perceptron of a block, y = residual + gelu(x W1' + b1) W2' + b2, without its hidden tensor in memory."""
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,16 @@ from vssm.ops.pointwise import call, prefers_plain
 __all__ = ["mlp"]
 
 
-def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+def mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, residual: Tensor | None = None
+) -> Tensor:
     """Two linear layers with the exact GELU between them.
 
     Args:
         x: (..., C) float32, float64, bfloat16 or float16.
         weight1, bias1: (H, C) and (H,).
         weight2, bias2: (O, H) and (O,).
+        residual: (..., O), added to the result, or None.
 
     Returns:
         (..., O), the dtype that `torch.nn.functional.linear` would give, under autocast too.
@@ -32,26 +35,28 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tenso
     compiled graphs this is the plain composition.
     """
     if torch.jit.is_scripting():
-        return reference.mlp(x, weight1, bias1, weight2, bias2)
+        return reference.mlp(x, weight1, bias1, weight2, bias2, residual)
     else:
-        _check(x, weight1, bias1, weight2, bias2)
+        _check(x, weight1, bias1, weight2, bias2, residual)
         path = dispatch.requested()
         plain = (
             prefers_plain(path)
             or x.dtype not in (torch.float32, torch.float64)
             or x.dtype != weight1.dtype
+            or (residual is not None and residual.dtype != x.dtype)
             or dispatch.choose("mlp", x, path) != "core"
             or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
         )
         if plain:
-            return reference.mlp(x, weight1, bias1, weight2, bias2)
+            return reference.mlp(x, weight1, bias1, weight2, bias2, residual)
         trains = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight1, bias1, weight2, bias2))
         if trains and x.numel() // x.shape[-1] * weight1.shape[0] * x.element_size() < core.RECOMPUTE_BYTES:
-            return F.linear(bias_act(F.linear(x, weight1), bias1, "gelu"), weight2, bias2)
-        return call(torch.ops.vssm.mlp.default, x, weight1, bias1, weight2, bias2, path)
+            y = F.linear(bias_act(F.linear(x, weight1), bias1, "gelu"), weight2, bias2)
+            return y if residual is None else residual + y
+        return call(torch.ops.vssm.mlp.default, x, weight1, bias1, weight2, bias2, residual, path)
 
 
-def _check(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> None:
+def _check(x, weight1, bias1, weight2, bias2, residual) -> None:
     if weight1.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight1.shape[1]:
         raise ValueError(
             f"x must be (..., C) and weight1 (H, C) with the same C, got {tuple(x.shape)} and {tuple(weight1.shape)}"
@@ -62,3 +67,7 @@ def _check(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Te
     for name, bias, size in (("bias1", bias1, hidden), ("bias2", bias2, weight2.shape[0])):
         if bias.shape != (size,):
             raise ValueError(f"{name} must be ({size},), got {tuple(bias.shape)}")
+    if residual is not None and residual.shape != (*x.shape[:-1], weight2.shape[0]):
+        raise ValueError(
+            f"residual must be {(*x.shape[:-1], weight2.shape[0])} like the result, got {tuple(residual.shape)}"
+        )

@@ -9,12 +9,12 @@ from vssm.ops.mlp import core, reference
 dispatch.register("mlp", core=None, torch=None, reference=None)
 
 
-def _mlp(x, weight1, bias1, weight2, bias2, path):
+def _mlp(x, weight1, bias1, weight2, bias2, residual, path):
     implementation = core.forward if dispatch.choose("mlp", x, path) == "core" else reference.mlp
-    return implementation(x, weight1, bias1, weight2, bias2)
+    return implementation(x, weight1, bias1, weight2, bias2, residual)
 
 
-def _mlp_fake(x, weight1, bias1, weight2, bias2, path):
+def _mlp_fake(x, weight1, bias1, weight2, bias2, residual, path):
     return x.new_empty((*x.shape[:-1], weight2.shape[0]))
 
 
@@ -28,16 +28,18 @@ def _backward_fake(gy, x, weight1, bias1, weight2, path):
 
 
 def _setup(ctx, inputs, output):
-    x, weight1, bias1, weight2, _, ctx.path = inputs
+    x, weight1, bias1, weight2, _, residual, ctx.path = inputs
+    ctx.has_residual = residual is not None
     ctx.save_for_backward(x, weight1, bias1, weight2)
 
 
 def _autograd(ctx, gy):
-    return (*torch.ops.vssm.mlp_backward(gy, *ctx.saved_tensors, ctx.path), None)
+    grads = torch.ops.vssm.mlp_backward(gy, *ctx.saved_tensors, ctx.path)
+    return (*grads, gy if ctx.has_residual else None, None)
 
 
 _WEIGHTS = "Tensor weight1, Tensor bias1, Tensor weight2"
-library.define(f"mlp(Tensor x, {_WEIGHTS}, Tensor bias2, str path) -> Tensor", _mlp, _mlp_fake)
+library.define(f"mlp(Tensor x, {_WEIGHTS}, Tensor bias2, Tensor? residual, str path) -> Tensor", _mlp, _mlp_fake)
 library.define(f"mlp_backward(Tensor gy, Tensor x, {_WEIGHTS}, str path) -> Tensor[]", _backward, _backward_fake)
 library.differentiable("mlp", _autograd, _setup)
 
