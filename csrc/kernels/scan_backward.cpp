@@ -14,7 +14,14 @@ namespace {
 // Bytes of per-step memory up to which a whole sequence is kept; beyond, chunks of `chunk_bytes` are computed twice.
 // Half a megabyte to a megabyte stays in the second-level cache.
 constexpr int64_t whole_bytes = 1 << 20, chunk_bytes = 1 << 18;
-constexpr int64_t wanted_tasks = 16;
+constexpr int64_t wanted_tasks = 8;
+
+// Vectors of one step's record: [dt | slope of softplus | state after the step, N | decay, N]. With one state the decay
+// is computed again on the way back, which costs less than its share of the cache.
+template <class T>
+int64_t record_size(int64_t states) {
+    return special<T> && states == 1 ? 3 : 2 + 2 * states;
+}
 
 // How the work is cut, and where partial sums go.
 struct Plan {
@@ -45,7 +52,7 @@ Plan make_plan(const ScanArgs& s) {
             }
         }
     }
-    const int64_t step_bytes = (2 + 2 * s.state) * static_cast<int64_t>(sizeof(Vec<T>));
+    const int64_t step_bytes = record_size<T>(s.state) * static_cast<int64_t>(sizeof(Vec<T>));
     plan.steps = round_up(s.length, block);
     if (s.chunk > 0) plan.steps = smaller(plan.steps, round_up(s.chunk, block));
     else if (plan.steps * step_bytes > whole_bytes)
@@ -60,14 +67,13 @@ struct Shares {
     T *dproj, *ddt_weight, *ddt_bias, *dA, *dD;
 };
 
-// The vectors that a task works in. `steps` holds a record for every step of the chunk and one for the step before
-// it: [dt | slope of softplus | decay, N | state after the step, N].
+// The vectors that a task works in. `steps` holds a record for every step of the chunk and one for the step before it.
 template <class T>
 struct Desk {
     Vec<T>*parameters, *A, *h, *carry, *sum_weight, *sum_A, *products, *checkpoints, *steps;
 
     static int64_t size(const ScanArgs& s, const Plan& plan) {
-        return 2 * s.rank + (5 + 2 * block + plan.chunks) * s.state + (plan.steps + 1) * (2 + 2 * s.state);
+        return 2 * s.rank + (5 + 2 * block + plan.chunks) * s.state + (plan.steps + 1) * record_size<T>(s.state);
     }
 
     Desk(const ScanArgs& s, const Plan& plan, Vec<T>* v) {
@@ -85,7 +91,7 @@ struct Desk {
         sum_A = take(N);
         products = take(2 * block * N);
         checkpoints = take(plan.chunks * N);
-        steps = take((plan.steps + 1) * (2 + 2 * N));
+        steps = take((plan.steps + 1) * record_size<T>(N));
     }
 };
 
@@ -103,14 +109,14 @@ struct Backward {
     // Steps [begin, end) forwards from the state in desk.h; with Keep everything the way back needs is stored.
     template <bool Keep>
     void recompute(const Walk<T> w, int64_t begin, int64_t end) {
-        const int64_t R = w.R, states = N ? N : w.N, record = 2 + 2 * states;
+        const int64_t R = w.R, states = N ? N : w.N, record = record_size<T>(states);
         const int n = w.n;
         const T* u = static_cast<const T*>(s.u) + w.map;
         V *const h_memory = desk.h, *to = desk.steps;
         V h0 = h_memory[0];
         auto h = [&](int64_t i) __attribute__((always_inline)) -> V& { return N == 1 ? h0 : h_memory[i]; };
         if constexpr (Keep)
-            for (int64_t i = 0; i < states; ++i) to[2 + states + i] = h(i);
+            for (int64_t i = 0; i < states; ++i) to[2 + i] = h(i);
         Places next;
         w.places(begin, next);
         for (int64_t t = begin; t < end; t += block) {
@@ -133,8 +139,8 @@ struct Backward {
                     const V a = N == 1 ? decay[j] : exp2(dt[j] * w.A2[i]);
                     h(i) = fma(a, h(i), dtx * B[i]);
                     if constexpr (Keep) {
-                        to[2 + i] = a;
-                        to[2 + states + i] = h(i);
+                        to[2 + i] = h(i);
+                        if constexpr (N != 1) to[2 + states + i] = a;
                     }
                 }
             };
@@ -151,7 +157,7 @@ struct Backward {
 
     // Steps [begin, end) backwards; desk.carry is the gradient that reaches the last one's state from later steps.
     void reverse(const Walk<T> w, int64_t begin, int64_t end) {
-        const int64_t R = w.R, states = N ? N : w.N, record = 2 + 2 * states, map_size = w.L * w.C;
+        const int64_t R = w.R, states = N ? N : w.N, record = record_size<T>(states), map_size = w.L * w.C;
         const int n = w.n;
         const T* u = static_cast<const T*>(s.u) + w.map;
         const T* gy = static_cast<const T*>(s.gy) + w.map;
@@ -179,7 +185,14 @@ struct Backward {
             if constexpr (Readout) prefetch(gy, next.pixel);
             prefetch(w.proj, next.row);
             prefetch(dproj, next.row);
-            V dz[block];
+            const int count = static_cast<int>(smaller(block, end - t));
+            V dz[block], decay[block];
+            if constexpr (N == 1) {
+                V dt[block];
+#pragma GCC unroll 8
+                for (int j = 0; j < block; ++j) dt[j] = step_record[(j < count ? j - count : -1) * record];
+                w.decays(dt, decay);
+            }
             auto step = [&](int j) __attribute__((always_inline)) {
                 step_record -= record;
                 const T* B = w.proj + p.row[j] + R;
@@ -193,10 +206,10 @@ struct Backward {
                     const V gh = Readout ? fma(g, set1(B[states + i]), carry)
                                          : load_first(gstates + i * map_size + p.pixel[j], n) + carry;
                     products[i * 2 * block + j] = gh * dtx;
-                    if constexpr (Readout) products[(i * 2 + 1) * block + j] = g * step_record[2 + states + i];
+                    if constexpr (Readout) products[(i * 2 + 1) * block + j] = g * step_record[2 + i];
                     through_B = N == 1 ? gh * B[i] : fma(gh, set1(B[i]), through_B);
-                    carry = gh * step_record[2 + i];
-                    const V e = carry * step_record[2 + states + i - record];
+                    carry = gh * (N == 1 ? decay[j] : step_record[2 + states + i]);
+                    const V e = carry * step_record[2 + i - record];
                     through_A = N == 1 ? e * A0 : fma(e, A_memory[i], through_A);
                     sum_A = fma(e, dt, sum_A);
                 }
@@ -212,12 +225,10 @@ struct Backward {
                 to_bias += dz[j];
                 if (ddt) store_first(ddt + p.pixel[j], dz[j], n);
             };
-            int count = block;
-            if (N == 1 && t + block <= end) {
+            if (N == 1 && count == block) {
 #pragma GCC unroll 8
                 for (int j = block - 1; j >= 0; --j) step(j);
             } else {
-                count = static_cast<int>(smaller(block, end - t));
                 for (int j = count; j < block; ++j) {
                     dz[j] = V{};
                     for (int64_t i = 0; i < states; ++i)
@@ -405,10 +416,15 @@ int32_t backward(const ScanArgs& s) {
     return status;
 }
 
+template <class T, bool Readout>
+int32_t choose(const ScanArgs& s) {
+    if (special<T> && s.state == 1) return backward<T, special<T>, Readout>(s);
+    return backward<T, 0, Readout>(s);
+}
+
 template <class T>
 int32_t choose(const ScanArgs& s) {
-    if (s.gy) return s.state == 1 ? backward<T, 1, true>(s) : backward<T, 0, true>(s);
-    return s.state == 1 ? backward<T, 1, false>(s) : backward<T, 0, false>(s);
+    return s.gy ? choose<T, true>(s) : choose<T, false>(s);
 }
 
 }  // namespace

@@ -84,10 +84,15 @@ int32_t forward(const ScanArgs& s) {
     return status;
 }
 
+template <class T, bool Readout>
+int32_t choose(const ScanArgs& s) {
+    if (special<T> && s.state == 1) return forward<T, special<T>, Readout>(s);
+    return forward<T, 0, Readout>(s);
+}
+
 template <class T>
 int32_t choose(const ScanArgs& s) {
-    if (s.y) return s.state == 1 ? forward<T, 1, true>(s) : forward<T, 0, true>(s);
-    return s.state == 1 ? forward<T, 1, false>(s) : forward<T, 0, false>(s);
+    return s.y ? choose<T, true>(s) : choose<T, false>(s);
 }
 
 }  // namespace

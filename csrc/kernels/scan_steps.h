@@ -14,6 +14,10 @@ constexpr int block = 8;
 // Of those, how many go through the polynomials in step: as the registers allow (32 with AVX-512, else 16).
 constexpr int in_step = VSSM_VECTOR_BYTES == 64 ? 8 : 4;
 
+// The number of states that has code of its own: 1, or 0 for none. double is for checking, the general code will do.
+template <class T>
+constexpr int special = sizeof(T) == 4 ? 1 : 0;
+
 VSSM_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 VSSM_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
