@@ -34,9 +34,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
             or prefers_plain(path)
             or weight.numel() < WEIGHT_PER_MAP * x.numel()
             or x.dtype != weight.dtype
-            or torch.is_autocast_enabled(x.device.type)
             or path == "reference"
             or dispatch.choose("conv2d", x, path) != "core"
+            or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
         )
         return F.conv2d(x, weight, bias, stride, padding) if plain else _product(x, weight, bias, stride, padding)
 
