@@ -36,7 +36,7 @@ struct LayerNormArgs {
 
 struct BiasActArgs {
     int64_t is_double, rows, channels;
-    int64_t act;       // 0 gelu, 1 silu, 2 relu
+    int64_t act;       // 0 gelu, 1 silu, 2 relu, 3 none
     const void* bias;  // (channels,) or null
     Tensor x;
     Tensor y;     // forward: the result; backward: its gradient

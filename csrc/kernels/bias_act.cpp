@@ -69,6 +69,7 @@ int32_t choose(const BiasActArgs& a, bool forwards) {
         case gelu: return forwards ? forward<T, gelu>(a) : backward<T, gelu>(a);
         case silu: return forwards ? forward<T, silu>(a) : backward<T, silu>(a);
         case relu: return forwards ? forward<T, relu>(a) : backward<T, relu>(a);
+        case identity: return forwards ? forward<T, identity>(a) : backward<T, identity>(a);
     }
     return bad_argument;
 }

@@ -10,7 +10,7 @@ from vssm.ops.pointwise import ABSENT, address, compute_dtype, dense, typed
 
 # struct BiasActArgs: is_double, rows, channels, act, bias, then (data, type) of x, y, dx, then dbias.
 _ARGUMENTS = struct.Struct("12q")
-_ACTS = {"gelu": 0, "silu": 1, "relu": 2}
+_ACTS = {"gelu": 0, "silu": 1, "relu": 2, "none": 3}
 
 
 def _sizes(x: Tensor, dtype: torch.dtype, bias: Tensor | None) -> tuple[int, int, int]:
