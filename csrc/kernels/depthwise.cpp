@@ -170,7 +170,8 @@ int32_t backward(const DepthwiseArgs& a) {
         const int64_t sample = task / strips, top = task % strips * strip, end = smaller(top + strip, a.height);
         const int64_t rows_in = end - top + 4, rows_g = end - top + 2;
         const Buffers<T> buffer(
-            (convert_in ? rows_in : 0) + (convert_g ? rows_g : 0) + (act == identity ? 0 : rows_g) + (convert_out ? 1 : 0),
+            (convert_in ? rows_in : 0) + (convert_g ? rows_g : 0) + (act == identity ? 0 : rows_g) +
+                (convert_out ? end - top : 0),
             size);
         if (buffer.start == nullptr) {
             status = out_of_memory;
