@@ -1,4 +1,4 @@
-"""The two-layer perceptron of a block, y = residual + gelu(x W1' + b1) W2' + b2, without its hidden tensor in memory."""
+"""The two-layer perceptron, y = residual + gelu(x W1' + b1) W2' + b2, without its hidden tensor in memory."""
 
 import torch
 import torch.nn.functional as F
