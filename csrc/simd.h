@@ -273,8 +273,14 @@ VSSM_INLINE T sum(Vec<T> v) {
 template <int Width, int Second, class V, int... I>
 VSSM_INLINE V pick_blocks(V a, V b, Lanes<I...>) {
     constexpr int n = sizeof...(I);
+#if defined(__clang__) || __GNUC__ >= 12
     return __builtin_shufflevector(
         a, b, (I % Width + Second * Width + I / (2 * Width) * 2 * Width + (I / Width % 2 ? n : 0))...);
+#else
+    using Index = decltype(a < b);
+    return __builtin_shuffle(
+        a, b, Index{(I % Width + Second * Width + I / (2 * Width) * 2 * Width + (I / Width % 2 ? n : 0))...});
+#endif
 }
 
 template <class T, int Width, class Rows>
