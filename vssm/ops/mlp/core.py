@@ -43,8 +43,8 @@ def forward(
         bias_act.forward(hidden, bias1, "gelu", out=hidden)
         if base is None:
             # Not addmm: it writes the bias over all of y first and has the product read it back, 1 to 6 % slower here.
-        out = torch.mm(hidden, w2, out=y[part])
-        bias_act.forward(out, bias2, "none", out=out)
+            out = torch.mm(hidden, w2, out=y[part])
+            bias_act.forward(out, bias2, "none", out=out)
         else:  # the pass that would copy the bias adds the residual
             torch.add(base[part], bias2, out=y[part]).addmm_(hidden, w2)
     return y.view(*x.shape[:-1], -1)
