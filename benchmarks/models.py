@@ -154,7 +154,8 @@ def main() -> None:
         results["eval 768"] = large
         print_ratios("resolution", 1, large, "eval B=1 at 768x768")
         for name in names:
-            print(f"  {SHORT.get(name, name):<20} time(768)/time(224) = {small[name] / large[name]:.2f} (pixels: 11.76)")
+            ratio = small[name] / large[name]
+            print(f"  {SHORT.get(name, name):<20} time(768)/time(224) = {ratio:.2f} (pixels: 11.76)")
     if "threads" in args.part:
         one = speed("eval", [*args.only, *PEERS], 8, args)
         torch.set_num_threads(2)

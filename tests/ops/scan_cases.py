@@ -1,7 +1,8 @@
 """Stored cases of the selective scan: inputs drawn from seeds, outputs and gradients from files (float64).
 
-The outputs in tests/data/vmamba/selective_scan.npz come from an independent sequential recurrence with a hand-written
-adjoint that agrees with the official function. Of the sequences of 1000 steps only y and the weights' gradients are kept.
+The outputs in tests/data/vmamba/selective_scan.npz come from an independent sequential recurrence with a
+hand-written adjoint that agrees with the official function. Of the sequences of 1000 steps only y and the weights'
+gradients are kept.
 """
 
 from functools import cache

@@ -6,6 +6,7 @@ implementation that was demanded ("" = choose at run time), so that a backward t
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,13 @@ def at_least_float32(*tensors: Tensor | None) -> torch.dtype:
         if tensor is not None:
             dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def widened(*values: Any) -> list[Any]:
+    """Every floating tensor among `values` in the compute dtype; all else as it is."""
+    floating = [isinstance(v, Tensor) and v.is_floating_point() for v in values]
+    dtype = at_least_float32(*(v for v, is_floating in zip(values, floating) if is_floating))
+    return [v.to(dtype) if is_floating else v for v, is_floating in zip(values, floating)]
 
 
 def empty_like_or_none(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

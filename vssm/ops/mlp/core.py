@@ -67,6 +67,7 @@ def backward(
         dw2.addmm_(g[part].t(), act)
         torch.mm(g[part], weight2, out=ghidden)
         _, db = bias_act.backward(ghidden, pre, bias1, "gelu", out=ghidden)
+        assert db is not None
         db1 += db
         dw1.addmm_(ghidden.t(), rows[part])
         torch.mm(ghidden, weight1, out=dx[part])

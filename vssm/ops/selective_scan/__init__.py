@@ -57,12 +57,8 @@ def selective_scan(
     _check(u, dt, A, B, C, D, dt_bias, initial_state)
     path = dispatch.requested()
     if path == "reference":
-        dtype = library.at_least_float32(u, A)
-        y, last = reference.scan(
-            *(None if t is None else t.to(dtype) for t in (u, dt, A, B, C, D, dt_bias)),
-            dt_softplus,
-            None if initial_state is None else initial_state.to(dtype),
-        )
+        u, dt, A, B, C, D, dt_bias, initial_state = library.widened(u, dt, A, B, C, D, dt_bias, initial_state)
+        y, last = reference.scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
     else:
         y, last = torch.ops.vssm.selective_scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path)
     return (y, last) if return_last_state else y
@@ -82,13 +78,8 @@ def selective_scan_states(
     _check(u, dt, A, B, None, None, dt_bias, initial_state)
     path = dispatch.requested()
     if path == "reference":
-        dtype = library.at_least_float32(u, A)
-        return reference.states(
-            *(t.to(dtype) for t in (u, dt, A, B)),
-            None if dt_bias is None else dt_bias.to(dtype),
-            dt_softplus,
-            None if initial_state is None else initial_state.to(dtype),
-        )
+        u, dt, A, B, dt_bias, initial_state = library.widened(u, dt, A, B, dt_bias, initial_state)
+        return reference.states(u, dt, A, B, dt_bias, dt_softplus, initial_state)
     return torch.ops.vssm.selective_scan_states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path)
 
 

@@ -14,11 +14,6 @@ _INPUTS = "Tensor u, Tensor dt, Tensor A, Tensor B, "
 _OPTIONS = "Tensor? dt_bias, bool dt_softplus, Tensor? initial_state, str path"
 
 
-def widen(tensors: tuple) -> tuple:
-    dtype = library.at_least_float32(*(t for t in tensors if isinstance(t, Tensor)))
-    return tuple(t.to(dtype) if isinstance(t, Tensor) else t for t in tensors)
-
-
 def as_inputs(grads, inputs) -> list[Tensor]:
     """Gradients in the dtype of their inputs; an absent one becomes the empty tensor that a schema can return."""
     first = inputs[0]
@@ -32,7 +27,7 @@ def _scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path):
     args = (u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
     if dispatch.choose("selective_scan", u, path) == "core":
         return core.forward(*args)
-    return two_level.forward(*widen(args))
+    return two_level.forward(*library.widened(*args))
 
 
 def _scan_fake(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path):
@@ -45,7 +40,7 @@ def _scan_backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_s
     if dispatch.choose("selective_scan", u, path) == "core":
         grads = core.backward(*args)
     else:
-        grads = two_level.backward(*widen(args))
+        grads = two_level.backward(*library.widened(*args))
     return as_inputs(grads, (u, dt, A, B, C, D, dt_bias, initial_state))
 
 
@@ -90,7 +85,7 @@ def _states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path):
     args = (u, dt, A, B, dt_bias, dt_softplus, initial_state)
     if dispatch.choose("selective_scan_states", u, path) == "core":
         return core.states_forward(*args)
-    return two_level.states_forward(*widen(args))
+    return two_level.states_forward(*library.widened(*args))
 
 
 def _states_fake(u, dt, A, B, dt_bias, dt_softplus, initial_state, path):
@@ -103,7 +98,7 @@ def _states_backward(gh, u, dt, A, B, dt_bias, dt_softplus, initial_state, path)
     if dispatch.choose("selective_scan_states", u, path) == "core":
         grads = core.states_backward(*args)
     else:
-        grads = two_level.states_backward_op(*widen(args))
+        grads = two_level.states_backward_op(*library.widened(*args))
     return as_inputs(grads, (u, dt, A, B, dt_bias, initial_state))
 
 

@@ -57,7 +57,7 @@ def _decay_and_drive(u: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> tuple[Tenso
 
 
 def states(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, h0: Tensor | None) -> Tensor:
-    """All states (B, K, L, C, N). u, dt (B, K, L, C), dt after softplus; A (K, C, N); B (B, K, L, N); h0 (B, K, C, N)"""
+    """States (B, K, L, C, N). u, dt (B, K, L, C), dt after softplus; A (K, C, N); B (B, K, L, N); h0 (B, K, C, N)."""
     decay, drive = _decay_and_drive(u, dt, A, B)
     batch, K, length, C, N = drive.shape
     flat_h0 = None if h0 is None else h0.reshape(batch * K, C * N)

@@ -57,7 +57,7 @@ def ss2d(
     path = dispatch.requested()
     proj = project(x, x_proj_weight)
     if path == "reference":
-        return reference.forward(*_widened(x, proj, dt_weight, dt_bias, A, D), routes)
+        return reference.forward(*library.widened(x, proj, dt_weight, dt_bias, A, D, routes))
     return torch.ops.vssm.ss2d(x, proj, dt_weight, dt_bias, A, D, encode(routes), path)
 
 
@@ -79,7 +79,7 @@ def ss2d_states(
     proj = project(x, x_proj_weight)
     _, _, C = reference.split_projection(proj, dt_weight.shape[2], A.shape[1])
     if path == "reference":
-        x, proj, dt_weight, dt_bias, A = _widened(x, proj, dt_weight, dt_bias, A)
+        x, proj, dt_weight, dt_bias, A = library.widened(x, proj, dt_weight, dt_bias, A)
         return reference.states(x, proj, dt_weight, dt_bias, A, routes), C
     return torch.ops.vssm.ss2d_states(x, proj, dt_weight, dt_bias, A, encode(routes), path), C
 
@@ -108,11 +108,6 @@ def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Te
 def project(x: Tensor, x_proj_weight: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H, W, K*(R+2N)): the projections of all routes in one matrix product on the raster map."""
     return F.linear(x.permute(0, 2, 3, 1), x_proj_weight.flatten(0, 1).to(x.dtype))
-
-
-def _widened(*tensors: Tensor | None) -> list:
-    dtype = library.at_least_float32(*tensors)
-    return [None if t is None else t.to(dtype) for t in tensors]
 
 
 def _check(x, x_proj_weight, dt_weight, dt_bias, A, D, routes) -> None:

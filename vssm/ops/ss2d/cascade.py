@@ -43,15 +43,9 @@ def _both_directions(x, first, x_proj_weight, dt_weight, dt_bias, A, D, eps):
     proj = torch.stack([proj[:, 0], proj[:, 1].flip(-1)], dim=1)
     low, B, C = proj.split([rank, state, state], dim=2)
     dt = torch.einsum("bkrl,kcr->bkcl", low, dt_weight[groups].to(low.dtype))
-    y = selective_scan(
-        u.flatten(1, 2),
-        dt.flatten(1, 2),
-        A[rows],
-        B,
-        C,
-        None if D is None else D[rows],
-        dt_bias[groups].flatten(),
-        True,
-    )
+    skip = None if D is None else D[rows]
+    bias = dt_bias[groups].flatten()
+    y = selective_scan(u.flatten(1, 2), dt.flatten(1, 2), A[rows], B, C, skip, bias, True)
+    assert isinstance(y, Tensor)
     y = y.unflatten(1, (2, channels)).sum(1)
     return y.view(batch, height, channels, width).transpose(1, 2)

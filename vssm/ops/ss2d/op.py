@@ -5,7 +5,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vssm.ops import dispatch, library
 from vssm.ops.routes import visit_order
-from vssm.ops.selective_scan.op import as_inputs, scan_flops, widen
+from vssm.ops.selective_scan.op import as_inputs, scan_flops
 from vssm.ops.ss2d import core, two_level
 
 dispatch.register("ss2d", core=None, torch=None, reference=None)
@@ -31,7 +31,7 @@ def _ss2d(x, proj, dt_weight, dt_bias, A, D, routes, path):
     args = (x, proj, dt_weight, dt_bias, A, D)
     if dispatch.choose("ss2d", x, path) == "core":
         return core.forward(*args, _order(x, routes))
-    return two_level.forward(*widen(args), _order(x, routes))
+    return two_level.forward(*library.widened(*args, _order(x, routes)))
 
 
 def _ss2d_fake(x, proj, dt_weight, dt_bias, A, D, routes, path):
@@ -43,7 +43,7 @@ def _ss2d_backward(gy, x, proj, dt_weight, dt_bias, A, D, routes, path):
     if dispatch.choose("ss2d", x, path) == "core":
         grads = core.backward(*args, _order(x, routes))
     else:
-        grads = two_level.backward(*widen(args), _order(x, routes))
+        grads = two_level.backward(*library.widened(*args, _order(x, routes)))
     return as_inputs(grads, (x, proj, dt_weight, dt_bias, A, D))
 
 
@@ -85,7 +85,7 @@ def _states(x, proj, dt_weight, dt_bias, A, routes, path):
     args = (x, proj, dt_weight, dt_bias, A)
     if dispatch.choose("ss2d_states", x, path) == "core":
         return core.states_forward(*args, _order(x, routes))
-    return two_level.states_forward(*widen(args), _order(x, routes))
+    return two_level.states_forward(*library.widened(*args, _order(x, routes)))
 
 
 def _states_fake(x, proj, dt_weight, dt_bias, A, routes, path):
@@ -99,7 +99,7 @@ def _states_backward(gh, x, proj, dt_weight, dt_bias, A, routes, path):
     if dispatch.choose("ss2d_states", x, path) == "core":
         grads = core.states_backward(*args, _order(x, routes))
     else:
-        grads = two_level.states_backward_op(*widen(args), _order(x, routes))
+        grads = two_level.states_backward_op(*library.widened(*args, _order(x, routes)))
     return as_inputs(grads, (x, proj, dt_weight, dt_bias, A))
 
 

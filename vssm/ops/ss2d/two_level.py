@@ -26,6 +26,14 @@ def _gather_per_route(rows: Tensor, order: Tensor) -> Tensor:
     return torch.stack([rows[:, order[k], k] for k in range(order.shape[0])], dim=1)
 
 
+def _merged(sequences: Tensor, inverse: Tensor) -> Tensor:
+    """(B, K, L, C) -> (B, L, C): every route put back in raster order, and their sum."""
+    total = sequences[:, 0, inverse[0]]
+    for k in range(1, len(inverse)):
+        total += sequences[:, k, inverse[k]]
+    return total
+
+
 class _Slab:
     """One slab of the batch, gathered and projected: what forward and backward share."""
 
@@ -65,8 +73,7 @@ def forward(x, proj, dt_weight, dt_bias, A, D, order):
     for s in _walk(x, dt_weight, A):
         slab = _Slab(x[s], proj[s], dt_weight, dt_bias, A, order)
         out = slab.readout()
-        merged = sum(out[:, k, inverse[k]] for k in range(order.shape[0]))
-        y[s] = merged.view(-1, height, width, channels)
+        y[s] = _merged(out, inverse).view(-1, height, width, channels)
     if D is not None:
         y.addcmul_(x.permute(0, 2, 3, 1), D.view(-1, channels).sum(0))
     return y.permute(0, 3, 1, 2)
@@ -135,6 +142,6 @@ class _Gradients:
         blocks = torch.cat([dlow, dB, torch.zeros_like(dB) if dC is None else dC], dim=-1)
         inverse = slab.order.argsort(dim=1)
         K = len(inverse)
-        self.dx[s] = sum(du[:, k, inverse[k]] for k in range(K)).view(self.dx[s].shape)  # pyright: ignore
+        self.dx[s] = _merged(du, inverse).view(self.dx[s].shape)
         dproj = torch.stack([blocks[:, k, inverse[k]] for k in range(K)], dim=2)
         self.dproj[s] = dproj.view(self.dproj[s].shape)
