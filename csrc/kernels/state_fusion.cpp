@@ -353,9 +353,8 @@ int32_t choose(const StateFusionArgs& a, bool forwards) {
     const Problem<T> p(a);
     if (p.weights == nullptr) return out_of_memory;
     if (a.count == 0) return bad_argument;
-    if (FixedTaps<T, 1, 3, 5>::fits(p)) return run<T, FixedTaps<T, 1, 3, 5>>(p, forwards);
-    if (FixedTaps<T, 1, 3>::fits(p)) return run<T, FixedTaps<T, 1, 3>>(p, forwards);
-    if (FixedTaps<T, 1>::fits(p)) return run<T, FixedTaps<T, 1>>(p, forwards);
+    if constexpr (sizeof(T) == 4)  // the published dilations; double precision is for checking
+        if (FixedTaps<T, 1, 3, 5>::fits(p)) return run<T, FixedTaps<T, 1, 3, 5>>(p, forwards);
     return run<T, AnyTaps<T>>(p, forwards);
 }
 
