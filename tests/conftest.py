@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+# The tensors are small, and on a busy machine two threads wait for each other many times longer than they work.
+torch.set_num_threads(1)
+
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also run the tests marked full, which take long")
