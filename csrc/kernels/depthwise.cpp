@@ -1,9 +1,10 @@
 // The depthwise 3x3 convolution of channels-last maps: bias, activation and residual in the same pass.
 //
-// A task is a strip of rows of one sample. One vector of channels is taken through the whole strip with its nine
-// weights in registers; along a row a window of 3x3 pixels slides, so a pixel costs three loads. The backward first
-// writes g, the gradient before the activation, for the strip and one row around it; then a second sweep with the
-// same window over g yields dx (the weights mirrored) and, with x, the gradient of the weights.
+// A task is a strip of rows of one sample. Row after row, one vector of channels is taken along the row with its nine
+// weights in registers and a window of 3x3 pixels that slides, so a pixel costs three loads. Those loads are a pixel
+// apart; to keep memory streaming, the row after next is prefetched in the order it lies in. The backward keeps a ring
+// of three rows of g, the gradient before the activation: a sweep with the same window over g yields dx (the weights
+// mirrored) and, with x, the gradient of the weights.
 #include "activation.h"
 #include "rows.h"
 
@@ -16,6 +17,7 @@ template <class T>
 struct Row {
     const T* data;
     int64_t stride;
+    Row at(int64_t c) const { return {data + (stride ? c : 0), stride}; }
 };
 
 template <class T>
@@ -64,14 +66,48 @@ VSSM_INLINE void along(const Row<T> (&rows)[3], int64_t width, int count, const 
     body(width - 1, window);
 }
 
-// The nine weights of `count` channels from (channels, 9), in order or mirrored.
+// The weights (channels, 9) as nine rows of channels, each padded to whole vectors.
 template <class T>
-VSSM_INLINE void load_weights(const T* weight, int64_t c, int count, bool mirrored, Vec<T> (&out)[9]) {
-    alignas(VSSM_VECTOR_BYTES) T square[9][lanes<T>] = {};
-    for (int j = 0; j < count; ++j)
-        for (int i = 0; i < 9; ++i) square[i][j] = weight[(c + j) * 9 + (mirrored ? 8 - i : i)];
-    for (int i = 0; i < 9; ++i) out[i] = load(square[i]);
-}
+class TapMajor {
+  public:
+    TapMajor(const T* weight, int64_t channels)
+        : stride_((channels + lanes<T> - 1) / lanes<T> * lanes<T>),
+          memory_(static_cast<T*>(calloc(9 * stride_ + 1, sizeof(T)))) {
+        if (memory_ == nullptr) return;
+        int64_t c = 0;
+        if constexpr (lanes<T> >= 9) {
+            for (; c + lanes<T> <= channels; c += lanes<T>) {
+                Vec<T> square[lanes<T>];
+                for (int j = 0; j < lanes<T>; ++j) square[j] = load_first(weight + (c + j) * 9, 9);
+                transpose<T>(square);
+                for (int i = 0; i < 9; ++i) store(memory_ + i * stride_ + c, square[i]);
+            }
+        }
+        for (; c < channels; ++c)
+            for (int i = 0; i < 9; ++i) memory_[i * stride_ + c] = weight[c * 9 + i];
+    }
+    ~TapMajor() { free(memory_); }
+    bool failed() const { return memory_ == nullptr; }
+
+    VSSM_INLINE void get(int64_t c, bool mirrored, Vec<T> (&out)[9]) const {
+        for (int i = 0; i < 9; ++i) out[i] = load(memory_ + (mirrored ? 8 - i : i) * stride_ + c);
+    }
+
+  private:
+    int64_t stride_;
+    T* memory_;
+};
+
+// Fetches a row of a map line by line while another one is worked on, a line per pixel and vector of channels.
+template <class T>
+struct Prefetch {
+    const T* next;
+    const T* end;
+    VSSM_INLINE void step() {
+        if (next < end) __builtin_prefetch(next);
+        next += 64 / sizeof(T);
+    }
+};
 
 // Rows [first, last) of a sample as rows of T, converted into `buffer` where the map has another type.
 template <class T>
@@ -114,11 +150,12 @@ template <class T, int64_t act>
 int32_t forward(const DepthwiseArgs& a) {
     const int64_t C = a.channels, size = a.width * C, strip = strip_rows(a, 32768);
     const int64_t strips = (a.height + strip - 1) / strip;
-    const T* weights = static_cast<const T*>(a.weight);
+    const TapMajor<T> weights(static_cast<const T*>(a.weight), C);
     const T* biases = static_cast<const T*>(a.bias);
     const bool convert_in = a.x.type != type_of<T>, convert_out = a.y.type != type_of<T>;
     const Zeros<T> zeros;
-    int32_t status = ok;
+    int32_t status = weights.failed() ? out_of_memory : ok;
+    if (status != ok) return status;
     parallel(a.batch * strips, [&](int64_t task) {
         const int64_t sample = task / strips, top = task % strips * strip, end = smaller(top + strip, a.height);
         const Buffers<T> buffer((convert_in ? end - top + 2 : 0) + (convert_out ? end - top : 0), size);
@@ -132,22 +169,25 @@ int32_t forward(const DepthwiseArgs& a) {
             return convert_out ? converted + (y - top) * size
                                : static_cast<T*>(a.y.data) + (sample * a.height + y) * size;
         };
-        each_channel_block(C, lanes<T>, [&](int64_t c, int count) VSSM_BODY {
-            Vec<T> weight[9];
-            load_weights(weights, c, count, false, weight);
-            const Vec<T> bias = biases ? load_first(biases + c, count) : Vec<T>{};
-            for (int64_t y = top; y < end; ++y) {
-                Row<T> rows[3] = {x.row(y - 1), x.row(y), x.row(y + 1)};
-                for (auto& row : rows) row.data += row.stride ? c : 0;
-                T* out = out_row(y) + c;
-                const bool residual = a.residual;
+        const bool residual = a.residual;
+        for (int64_t y = top; y < end; ++y) {
+            const Row<T> above = x.row(y - 1), centre = x.row(y), below = x.row(y + 1);
+            const T* fetched = x.row(y + 2).data;
+            Prefetch<T> reads{fetched, y + 2 < smaller(end + 1, a.height) ? fetched + size : fetched};
+            T* out = out_row(y);
+            each_channel_block(C, lanes<T>, [&](int64_t c, int count) VSSM_BODY {
+                Vec<T> weight[9];
+                weights.get(c, false, weight);
+                const Vec<T> bias = biases ? load_first(biases + c, count) : Vec<T>{};
+                const Row<T> rows[3] = {above.at(c), centre.at(c), below.at(c)};
                 along(rows, a.width, count, [&](int64_t px, const Window<T>& w) VSSM_BODY {
+                    reads.step();
                     Vec<T> v = activate<act>(weighted(weight, w, bias));
                     if (residual) v += w.at[1][1];
-                    store_first(out + px * C, v, count);
+                    store_first(out + px * C + c, v, count);
                 });
-            }
-        });
+            });
+        }
         if (convert_out)
             for (int64_t y = top; y < end; ++y) finish_row(a.y, sample * a.height + y, size, out_row(y));
     });
@@ -158,21 +198,20 @@ template <class T, int64_t act>
 int32_t backward(const DepthwiseArgs& a) {
     const int64_t C = a.channels, size = a.width * C, strip = strip_rows(a, 65536);
     const int64_t strips = (a.height + strip - 1) / strip;
-    const T* weights = static_cast<const T*>(a.weight);
+    const TapMajor<T> weights(static_cast<const T*>(a.weight), C);
     const T* biases = static_cast<const T*>(a.bias);
     const bool convert_in = a.x.type != type_of<T>, convert_g = a.y.type != type_of<T>;
     const bool convert_out = a.dx.type != type_of<T>;
     const Zeros<T> zeros;
     const PartialSums<T> partial(a.batch * strips, 10, C);
-    int32_t status = partial.failed() ? out_of_memory : ok;
+    int32_t status = partial.failed() || weights.failed() ? out_of_memory : ok;
     if (status != ok) return status;
     parallel(a.batch * strips, [&](int64_t task) {
         const int64_t sample = task / strips, top = task % strips * strip, end = smaller(top + strip, a.height);
         const int64_t rows_in = end - top + 4, rows_g = end - top + 2;
-        const Buffers<T> buffer(
-            (convert_in ? rows_in : 0) + (convert_g ? rows_g : 0) + (act == identity ? 0 : rows_g) +
-                (convert_out ? end - top : 0),
-            size);
+        const Buffers<T> buffer((convert_in ? rows_in : 0) + (convert_g ? rows_g : 0) + (act == identity ? 0 : 3) +
+                                    (convert_out ? end - top : 0),
+                                size);
         if (buffer.start == nullptr) {
             status = out_of_memory;
             return;
@@ -185,51 +224,53 @@ int32_t backward(const DepthwiseArgs& a) {
         };
         const Strip<T> x(a.x, zeros, a, sample, top - 2, end + 2, convert_in ? take(rows_in) : nullptr);
         const Strip<T> gy(a.y, zeros, a, sample, top - 1, end + 1, convert_g ? take(rows_g) : nullptr);
-        T* g = act == identity ? nullptr : take(rows_g);
+        T* ring = act == identity ? nullptr : take(3);
         T* converted = convert_out ? take(end - top) : nullptr;
         const auto g_row = [&](int64_t y) -> Row<T> {
             if (act == identity || y < 0 || y >= a.height) return gy.row(y);
-            return {g + (y - top + 1) * size, C};
+            return {ring + y % 3 * size, C};
         };
-        each_channel_block(C, lanes<T>, [&](int64_t c, int count) VSSM_BODY {
-            Vec<T> weight[9];
-            if constexpr (act != identity) {
-                load_weights(weights, c, count, false, weight);
+        const auto fill_g = [&](int64_t y) {
+            if (act == identity || y < 0 || y >= a.height) return;
+            const Row<T> above = x.row(y - 1), centre = x.row(y), below = x.row(y + 1), incoming = gy.row(y);
+            T* out = ring + y % 3 * size;
+            each_channel_block(C, lanes<T>, [&](int64_t c, int count) VSSM_BODY {
+                Vec<T> weight[9];
+                weights.get(c, false, weight);
                 const Vec<T> bias = biases ? load_first(biases + c, count) : Vec<T>{};
-                for (int64_t y = top > 0 ? top - 1 : 0; y < smaller(end + 1, a.height); ++y) {
-                    Row<T> rows[3] = {x.row(y - 1), x.row(y), x.row(y + 1)};
-                    for (auto& row : rows) row.data += row.stride ? c : 0;
-                    const T* incoming = gy.row(y).data + c;
-                    T* out = g + (y - top + 1) * size + c;
-                    along(rows, a.width, count, [&](int64_t px, const Window<T>& w) VSSM_BODY {
-                        const Vec<T> d = slope<act>(weighted(weight, w, bias));
-                        store_first(out + px * C, d * load_first(incoming + px * C, count), count);
-                    });
-                }
-            }
-            load_weights(weights, c, count, true, weight);
-            Vec<T> dweight[9] = {}, dbias{};
-            for (int64_t y = top; y < end; ++y) {
-                Row<T> rows[3] = {g_row(y - 1), g_row(y), g_row(y + 1)};
-                for (auto& row : rows) row.data += row.stride ? c : 0;
-                const T* in = x.row(y).data + c;
-                const T* incoming = gy.row(y).data + c;
-                T* out = (convert_out ? converted + (y - top) * size
-                                      : static_cast<T*>(a.dx.data) + (sample * a.height + y) * size) + c;
-                const bool residual = a.residual;
+                const Row<T> rows[3] = {above.at(c), centre.at(c), below.at(c)};
+                along(rows, a.width, count, [&](int64_t px, const Window<T>& w) VSSM_BODY {
+                    const Vec<T> d = slope<act>(weighted(weight, w, bias));
+                    store_first(out + px * C + c, d * load_first(incoming.data + px * C + c, count), count);
+                });
+            });
+        };
+        const bool residual = a.residual;
+        fill_g(top - 1);
+        fill_g(top);
+        for (int64_t y = top; y < end; ++y) {
+            fill_g(y + 1);
+            const Row<T> above = g_row(y - 1), centre = g_row(y), below = g_row(y + 1);
+            const T *in = x.row(y).data, *incoming = gy.row(y).data;
+            T* out = convert_out ? converted + (y - top) * size
+                                 : static_cast<T*>(a.dx.data) + (sample * a.height + y) * size;
+            each_channel_block(C, lanes<T>, [&](int64_t c, int count) VSSM_BODY {
+                Vec<T> weight[9], sums[10];
+                weights.get(c, true, weight);
+                for (int i = 0; i < 10; ++i) sums[i] = load_first(partial.of(task, i) + c, count);
+                const Row<T> rows[3] = {above.at(c), centre.at(c), below.at(c)};
                 along(rows, a.width, count, [&](int64_t px, const Window<T>& w) VSSM_BODY {
                     Vec<T> v = weighted(weight, w, Vec<T>{});
-                    if (residual) v += load_first(incoming + px * C, count);
-                    store_first(out + px * C, v, count);
-                    const Vec<T> value = load_first(in + px * C, count);
+                    if (residual) v += load_first(incoming + px * C + c, count);
+                    store_first(out + px * C + c, v, count);
+                    const Vec<T> value = load_first(in + px * C + c, count);
 #pragma GCC unroll 9
-                    for (int i = 0; i < 9; ++i) dweight[i] = fma(value, w.at[2 - i / 3][2 - i % 3], dweight[i]);
-                    dbias += w.at[1][1];
+                    for (int i = 0; i < 9; ++i) sums[i] = fma(value, w.at[2 - i / 3][2 - i % 3], sums[i]);
+                    sums[9] += w.at[1][1];
                 });
-            }
-            for (int i = 0; i < 9; ++i) store_first(partial.of(task, i) + c, dweight[i], count);
-            store_first(partial.of(task, 9) + c, dbias, count);
-        });
+                for (int i = 0; i < 10; ++i) store_first(partial.of(task, i) + c, sums[i], count);
+            });
+        }
         if (convert_out)
             for (int64_t y = top; y < end; ++y)
                 finish_row(a.dx, sample * a.height + y, size, converted + (y - top) * size);
