@@ -76,4 +76,17 @@ struct StateFusionArgs {
     Tensor du;
 };
 
+// y = act(x W' + bias) + residual, all float.
+struct LinearArgs {
+    int64_t rows, in, out;
+    int64_t act;
+    int64_t x_stride;       // from one row of x to the next
+    const float* x;         // (rows, in)
+    const float* weight;    // (out, in)
+    const float* packed;    // the weight's panels as linear_pack wrote them, or null
+    const float* bias;      // (out,) or null
+    const float* residual;  // (rows, out) or null; may be y itself
+    float* y;               // (rows, out)
+};
+
 }  // namespace vssm

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers import DropPath
 from timm.models._registry import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from vssm.models.build import create
 from vssm.models.hierarchy import Hierarchy, build_stages
 from vssm.nn import SS2D, BottleneckDownsample, DepthwiseConv3x3, LayerNorm, Mlp, ResidualStem, StateFusion
+from vssm.nn.watch import is_watched
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
 
@@ -81,12 +83,19 @@ class SpatialMambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.cpe1(x)
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        x = self.cpe2(x)
-        if self.training:
+        return self._add_mlp(self.cpe2(self._add_mixer(self.cpe1(x))))
+
+    def _add_mixer(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting() or self.training or is_watched(self.mixer):
+            return x + self.drop_path(self.mixer(self.norm1(x)))
+        else:
+            return self.mixer(self.norm1(x), x)
+
+    def _add_mlp(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting() or self.training or is_watched(self.mlp):
             return x + self.drop_path(self.mlp(self.norm2(x)))
-        return self.mlp(self.norm2(x), x)
+        else:
+            return self.mlp(self.norm2(x), x)
 
 
 class SpatialMamba(Hierarchy):

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from timm.layers import DropPath
 from timm.models._registry import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from vssm.models.build import create
 from vssm.models.hierarchy import Hierarchy, build_stages
 from vssm.nn import SS2D, ConvDownsample, ConvStem, LayerNorm, Mlp, PatchMerging, PatchStem, PositionEmbedding
 from vssm.nn.choices import check_choice
+from vssm.nn.watch import is_watched
 from vssm.ops import Route
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
@@ -120,12 +122,21 @@ class VMambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        if self.mlp is not None and self.norm2 is not None:
-            if self.training:
-                return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self._add_mixer(x)
+        return x if self.mlp is None else self._add_mlp(x)
+
+    def _add_mixer(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting() or self.training or is_watched(self.mixer):
+            return x + self.drop_path(self.mixer(self.norm1(x)))
+        else:
+            return self.mixer(self.norm1(x), x)
+
+    def _add_mlp(self, x: Tensor) -> Tensor:
+        assert self.mlp is not None and self.norm2 is not None
+        if torch.jit.is_scripting() or self.training or is_watched(self.mlp):
+            return x + self.drop_path(self.mlp(self.norm2(x)))
+        else:
             return self.mlp(self.norm2(x), x)
-        return x
 
 
 class VMamba(Hierarchy):

@@ -8,9 +8,10 @@ cache.
 from collections.abc import Callable
 
 import torch
-import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 from torch.fx import Proxy
+
+from vssm.nn.watch import any_watched
 
 # Bytes of a stage's input that run together, per thread: measured best between one and two L2 caches of 2 MB.
 WORKING_SET = 5 << 19
@@ -24,14 +25,8 @@ def depth_first(module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -
     """
     if isinstance(x, Proxy) or x.shape[0] == 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return run(x)
-    if module.training or x.device.type != "cpu" or torch.jit.is_tracing() or _is_watched(module):
+    if module.training or x.device.type != "cpu" or torch.jit.is_tracing() or any_watched(module):
         return run(x)
     sample = x[0].numel() * x.element_size()
     together = max(1, WORKING_SET * torch.get_num_threads() // sample)
     return torch.cat([run(part) for part in x.split(together)]) if together < x.shape[0] else run(x)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return True
-    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())

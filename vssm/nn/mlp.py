@@ -1,21 +1,32 @@
 """The two-layer perceptron of a block."""
 
+import torch
+import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
+from vssm.nn.linear import Linear
+from vssm.nn.watch import is_plain
 from vssm.ops import mlp
 
 
 class Mlp(nn.Module):
-    """fc2(gelu(fc1(x))) on the last dim, plus a residual if given: (..., dim) -> (..., dim); GELU in its exact form."""
+    """fc2(gelu(fc1(x))) on the last dim, plus a residual if given: (..., dim) -> (..., dim); GELU in its exact form.
+
+    Computed as one by `vssm.ops.mlp`, unless a layer was replaced or is watched by a hook.
+    """
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual)
+        if torch.jit.is_scripting() or (is_plain(self.fc1, Linear) and is_plain(self.fc2, Linear)):
+            return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual)
+        else:
+            y = self.fc2(F.gelu(self.fc1(x)))
+            return y if residual is None else residual + y
 
 
 register_notrace_module(Mlp)

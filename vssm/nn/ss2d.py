@@ -10,9 +10,22 @@ from torch import Tensor, nn
 from vssm.nn.choices import check_choice
 from vssm.nn.conv import DepthwiseConv3x3
 from vssm.nn.init import init_linear, init_ssm
+from vssm.nn.linear import Linear
 from vssm.nn.norm import LayerNorm
 from vssm.nn.state_fusion import StateFusion
-from vssm.ops import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route, ss2d, ss2d_cascade, ss2d_readout, ss2d_states
+from vssm.nn.watch import is_plain, is_watched
+from vssm.ops import (
+    BIDIRECTIONAL,
+    CROSS,
+    RASTER,
+    UNIDIRECTIONAL,
+    Route,
+    linear,
+    ss2d,
+    ss2d_cascade,
+    ss2d_readout,
+    ss2d_states,
+)
 from vssm.ops.routes import encode
 
 SCANS: dict[str, tuple[Route, ...]] = {
@@ -29,8 +42,8 @@ GATES = ("none", "act", "linear")
 class SS2D(nn.Module):
     """in_proj, depthwise convolution, activation, scan along K routes, out_norm, gate, out_proj.
 
-    x (B, H, W, dim) -> (B, H, W, dim). VMamba (arXiv 2401.10166), figure 3 and section 4.4; Spatial-Mamba
-    (arXiv 2410.15091), figure 3, is the scan "raster" with a `StateFusion` as state_fn.
+    x (B, H, W, dim) -> (B, H, W, dim), plus a residual of that shape if given. VMamba (arXiv 2401.10166), figure 3 and
+    section 4.4; Spatial-Mamba (arXiv 2410.15091), figure 3, is the scan "raster" with a `StateFusion` as state_fn.
 
     Args:
         dim: width of the stage, C.
@@ -88,13 +101,13 @@ class SS2D(nn.Module):
         self.dt_proj_bias = nn.Parameter(torch.empty(groups, inner))
         self.A_log = nn.Parameter(torch.empty(groups * inner, d_state))
         self.D = nn.Parameter(torch.empty(groups * inner))
-        self.in_proj = nn.Linear(dim, inner if gate == "none" else 2 * inner, bias=False)
+        self.in_proj = Linear(dim, inner if gate == "none" else 2 * inner, bias=False)
         # The convolution applies SiLU itself, in the pass that writes its result.
         self.conv_acts = conv and act == "silu"
         self.conv = DepthwiseConv3x3(inner, conv_bias, "silu" if self.conv_acts else "none") if conv else None
         self.state_fn: nn.Module | None = None
         self.out_norm = LayerNorm(inner)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
         self.set_state_fn(state_fn)
         self.reset_parameters()
 
@@ -110,14 +123,8 @@ class SS2D(nn.Module):
         init_linear(self.in_proj)
         init_linear(self.out_proj)
 
-    def forward(self, x: Tensor) -> Tensor:
-        z: Tensor | None = None
-        if self.gate == "none":
-            u = self.in_proj(x)
-        else:
-            # Two products rather than one and a split: both halves come out contiguous.
-            u = F.linear(x, self.in_proj.weight[: self.inner_dim])
-            z = F.linear(x, self.in_proj.weight[self.inner_dim :])
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        u, z = self._project(x)
         if self.conv is not None:
             u = self.conv(u)
         if not self.conv_acts:
@@ -129,7 +136,30 @@ class SS2D(nn.Module):
             y = self.out_norm(y, z)
         else:
             y = self.out_norm(y) * (_activate(z, self.act) if self.gate == "act" else z)
-        return self.out_proj(y.to(u.dtype))
+        return self._project_out(y.to(u.dtype), residual)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.gate == "none":
+            return self.in_proj(x), None
+        # Two products rather than one and a split: both halves come out contiguous.
+        weight = self.in_proj.weight
+        if torch.jit.is_scripting():
+            return F.linear(x, weight[: self.inner_dim]), F.linear(x, weight[self.inner_dim :])
+        elif is_plain(self.in_proj, Linear):
+            return linear(x, weight[: self.inner_dim]), linear(x, weight[self.inner_dim :])
+        else:
+            u, z = self.in_proj(x).chunk(2, dim=-1)
+            return u, z
+
+    def _project_out(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        if residual is None:
+            return self.out_proj(y)
+        if torch.jit.is_scripting():
+            return residual + self.out_proj(y)
+        elif is_plain(self.out_proj, Linear):
+            return self.out_proj(y, residual)
+        else:
+            return residual + self.out_proj(y)
 
     def _scan(self, u: Tensor) -> Tensor:
         """u (B, E, H, W) -> y (B, E, H, W), at least float32."""
@@ -143,7 +173,7 @@ class SS2D(nn.Module):
         else:
             h, C = ss2d_states(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.routes)
             state_fn = self.state_fn
-            if isinstance(state_fn, StateFusion) and not (state_fn._forward_hooks or state_fn._forward_pre_hooks):
+            if isinstance(state_fn, StateFusion) and not is_watched(state_fn):
                 return state_fn.readout(h, C, u, self.D)  # unless somebody watches the fused states
             return ss2d_readout(state_fn(h), C, u, self.D)
 

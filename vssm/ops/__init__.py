@@ -8,6 +8,7 @@ from vssm.ops.conv2d import conv2d
 from vssm.ops.depthwise import depthwise_conv3x3
 from vssm.ops.dispatch import PathUnavailable, SlowPathWarning, explain, use
 from vssm.ops.layer_norm import add_layer_norm, layer_norm
+from vssm.ops.linear import linear
 from vssm.ops.mlp import mlp
 from vssm.ops.routes import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route
 from vssm.ops.selective_scan import selective_scan, selective_scan_states
@@ -29,6 +30,7 @@ __all__ = [
     "explain",
     "fold_kernels",
     "layer_norm",
+    "linear",
     "mlp",
     "selective_scan",
     "selective_scan_states",

@@ -25,6 +25,11 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # What one operator offers beyond the common rules below: a reason against a path, or None.
 Rule = Callable[[torch.device, torch.dtype], str | None]
 
+
+class NotFaster(str):
+    """A reason to prefer the next path although this one could run. A demand is met; nothing slow is reported."""
+
+
 _forced = ""
 _operators: dict[str, dict[str, Rule | None]] = {}
 _chosen: dict[tuple[str, str, torch.dtype], str] = {}
@@ -104,22 +109,24 @@ def choose(op: str, tensor: Tensor, path: str = "") -> str:
             found = _chosen[key] = _choose_best(op, tensor.device, tensor.dtype)
         return found
     reason = _why_not(op, path, tensor.device, tensor.dtype)
-    if reason is not None:
+    if reason is not None and not isinstance(reason, NotFaster):
         raise PathUnavailable(f"path {path!r} was demanded for {op} and cannot run: {reason}")
     return path
 
 
 def _choose_best(op: str, device: torch.device, dtype: torch.dtype) -> str:
-    reasons = []
+    reasons, slower = [], []
     for path in _operators[op]:
         if path == "reference":
             continue
         reason = _why_not(op, path, device, dtype)
         if reason is None:
-            if reasons and device.type == "cpu":
-                _say_once(f"vssm: the {path} path runs instead of a faster one. {reasons[0]}")
+            if slower and device.type == "cpu":
+                _say_once(f"vssm: the {path} path runs instead of a faster one. {slower[0]}")
             return path
         reasons.append(f"{path}: {reason}")
+        if not isinstance(reason, NotFaster):
+            slower.append(reasons[-1])
     raise PathUnavailable(f"no path can run {op} on {device.type} with {dtype}: " + "; ".join(reasons))
 
 
@@ -177,7 +184,7 @@ def explain(
         candidates = [_forced] if _forced else [p for p in _operators[name] if p != "reference"]
         for path in candidates:
             reason = _why_not(name, path, device, dtype)
-            if reason is None:
+            if reason is None or (_forced and isinstance(reason, NotFaster)):
                 taken = path
                 why = "demanded by vssm.ops.use" if _forced else _praise(path)
                 break

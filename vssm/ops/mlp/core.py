@@ -8,7 +8,9 @@ begins. The backward recomputes the hidden chunk from x, one more product in sev
 import torch
 from torch import Tensor
 
+from vssm.ops import dispatch
 from vssm.ops.bias_act import core as bias_act
+from vssm.ops.linear import core as linear
 
 # Elements of one hidden chunk: 1 MB in float32, half of a usual L2. At least MIN_ROWS rows, or the weights, which
 # are read once per chunk, dominate.
@@ -37,6 +39,13 @@ def forward(
     parts = chunks(len(rows), weight1.shape[0])
     buffer = x.new_empty(parts[0].stop, weight1.shape[0])
     base = None if residual is None else residual.reshape(y.shape)
+    if linear.fits(x, weight1, weight2, bias1, bias2, residual) and dispatch.choose("linear", x) == "core":
+        packed1, packed2 = (linear.pack(weight1), linear.pack(weight2)) if len(parts) > 1 else (None, None)
+        for part in parts:
+            hidden = buffer[: part.stop - part.start]
+            linear.forward(rows[part], weight1, bias1, "gelu", None, hidden, packed1)
+            linear.forward(hidden, weight2, bias2, "none", None if base is None else base[part], y[part], packed2)
+        return y.view(*x.shape[:-1], -1)
     w1, w2 = weight1.t(), weight2.t()
     for part in parts:
         hidden = torch.mm(rows[part], w1, out=buffer[: part.stop - part.start])

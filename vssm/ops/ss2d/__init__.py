@@ -11,11 +11,11 @@ them (fusion, adaptors) need not know how they came about. Spatial-Mamba is the 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vssm.ops import dispatch, library
 from vssm.ops.checks import same_device
+from vssm.ops.linear import linear
 from vssm.ops.routes import CROSS, Route, encode
 from vssm.ops.ss2d import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.ss2d import reference
@@ -107,7 +107,7 @@ def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Te
 
 def project(x: Tensor, x_proj_weight: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H, W, K*(R+2N)): the projections of all routes in one matrix product on the raster map."""
-    return F.linear(x.permute(0, 2, 3, 1), x_proj_weight.flatten(0, 1).to(x.dtype))
+    return linear(x.permute(0, 2, 3, 1), x_proj_weight.flatten(0, 1).to(x.dtype))
 
 
 def _check(x, x_proj_weight, dt_weight, dt_bias, A, D, routes) -> None:

@@ -1,0 +1,52 @@
+"""The linear layer on the compiled core (csrc/kernels/linear.cpp): float32, no autograd."""
+
+import struct
+
+import torch
+from torch import Tensor
+
+from vssm.ops import native
+from vssm.ops.pointwise import address
+
+# struct LinearArgs: rows, in, out, act, x_stride, then addresses of x, weight, packed, bias, residual, y.
+_ARGUMENTS = struct.Struct("11q")
+_ACTS = {"gelu": 0, "silu": 1, "relu": 2, "none": 3}
+_LANES = 16  # a packed weight is padded to whole vectors of the widest instruction set
+
+
+def fits(*tensors: Tensor | None) -> bool:
+    """Whether the kernel takes these tensors: float32, and not empty."""
+    return all(t is None or (t.dtype is torch.float32 and t.numel() > 0) for t in tensors)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """The weight in the order of the kernel, for many calls of `forward` in a row. Not to be kept: it goes stale."""
+    weight = weight.contiguous()
+    out, inner = weight.shape
+    packed = weight.new_empty(-(-out // _LANES) * _LANES * inner)
+    native.call("linear_pack", _ARGUMENTS.pack(0, inner, out, 3, 0, 0, weight.data_ptr(), 0, 0, 0, packed.data_ptr()))
+    return packed
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    act: str,
+    residual: Tensor | None,
+    out: Tensor | None = None,
+    packed: Tensor | None = None,
+) -> Tensor:
+    """See the public function. `out` (contiguous) receives the result and may be the residual itself."""
+    weight = weight.contiguous()
+    channels, inner = weight.shape
+    rows = x.numel() // inner
+    if not (x.dim() == 2 and x.stride(1) == 1):  # rows may lie apart
+        x = x.contiguous()
+    stride = x.stride(0) if x.dim() == 2 else inner
+    bias = None if bias is None else bias.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    y = x.new_empty((*x.shape[:-1], channels)) if out is None else out
+    sources = (x.data_ptr(), weight.data_ptr(), address(packed), address(bias), address(residual))
+    native.call("linear_forward", _ARGUMENTS.pack(rows, inner, channels, _ACTS[act], stride, *sources, y.data_ptr()))
+    return y
