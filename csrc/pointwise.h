@@ -57,6 +57,25 @@ struct DepthwiseArgs {
     void* dbias;    // backward only; (channels,) or null
 };
 
+// The middle of a bottleneck: y = relu(bias + weight * h), depthwise 3x3 with stride 2 and zero padding 1, on a strip of
+// consecutive rows of every sample. Everything has the compute type.
+struct BottleneckArgs {
+    int64_t is_double, samples, height, width, channels;  // of h
+    int64_t out_height, out_width;
+    int64_t above;       // h begins with the row above the first centre, else at the map's top edge
+    const void* weight;  // (9, channels)
+    const void* bias;    // (channels,)
+    void* h;             // after its ReLU; backward: replaced by its gradient before that ReLU, the last row only if `last`
+    void* y;             // backward: its value, from the forward
+    // Backward only.
+    int64_t last;        // the strip ends at the map's bottom edge
+    void* g;             // the gradient of y; replaced by that before the ReLU
+    const void* g_above; // (out_width, channels), the last row of what was g in the strip above; null at the top
+    void* dweight;       // (9, channels); added to, as are dbias and the sum of what replaces h
+    void* dbias;
+    void* dh_sum;
+};
+
 // State fusion. The structure is followed in memory by the dilations, `count` int64.
 struct StateFusionArgs {
     int64_t is_double, batch, height, width, channels, count;

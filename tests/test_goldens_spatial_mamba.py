@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+import vssm.nn.downsample
 import vssm.ops
 from tests.goldens import PATHS, error, image, load, official_model, relative_error, samples
-from vssm.nn import BottleneckDownsample, ResidualStem
+from vssm.ops.bottleneck.reference import bottleneck as bottleneck_reference
 from vssm.weights.rename import SPATIAL_MAMBA, to_official
 
 
@@ -121,11 +122,11 @@ def test_gradients(case):
 
 
 @CASES
-def test_gradients_on_the_same_side_of_every_relu(case):
+def test_gradients_on_the_same_side_of_every_relu(case, monkeypatch):
     model, golden, meta = _model_and_case(case)
-    for module in model.modules():
-        if isinstance(module, ResidualStem | BottleneckDownsample):
-            module.fold_norms = False  # every ReLU is one of its own then
+    # Every ReLU is one of its own then. The fused ones have their own tests.
+    monkeypatch.setattr(vssm.nn.downsample, "bottleneck", bottleneck_reference)
+    monkeypatch.setattr(model.stem, "fold_norms", False)
     sides = _assert_golden_gradients(model, golden, meta, torch.float64, 1e-9)
     assert len(sides) == 9
     with vssm.ops.use("torch"):

@@ -290,10 +290,11 @@ def _(args, kwargs, out):
     return _layer_norm(args[0], args[2])
 
 
-@_rule(torch.ops.vssm.mlp)
+@_rule(torch.ops.vssm.bottleneck)
 def _(args, kwargs, out):
-    x, weight1, _, weight2 = args[:4]
-    return {"linear": x.numel() // x.shape[-1] * (weight1.numel() + weight2.numel())}
+    x, weight1, _, weight2, _, weight3 = args[:6]
+    pixels, halved = x.numel() // x.shape[-1], out.numel() // out.shape[-1]
+    return {"conv": pixels * weight1.numel() + halved * (weight2.numel() + weight3.numel())}
 
 
 @_rule(torch.ops.vssm.bias_act)

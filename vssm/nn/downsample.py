@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.conv import Conv2d, fold_norm, pointwise_conv
+from vssm.nn.conv import Conv2d
 from vssm.nn.norm import LayerNorm
+from vssm.nn.watch import is_plain
+from vssm.ops import bottleneck
 
 
 class PatchMerging(nn.Module):
@@ -44,7 +46,10 @@ class ConvDownsample(nn.Module):
 
 class BottleneckDownsample(nn.Module):
     """Spatial-Mamba's: 1x1 to 4 out_dim, ReLU, depthwise 3x3 with stride 2, ReLU, 1x1 to out_dim, BatchNorm (the paper
-    prints LayerNorm, the released weights hold BatchNorm). ceil(H/2) x ceil(W/2)."""
+    prints LayerNorm, the released weights hold BatchNorm). ceil(H/2) x ceil(W/2).
+
+    The convolutions are computed as one by `vssm.ops.bottleneck`, unless one was replaced or is watched by a hook.
+    """
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
@@ -53,19 +58,23 @@ class BottleneckDownsample(nn.Module):
         self.conv2 = nn.Conv2d(wide, wide, 3, 2, padding=1, groups=wide)
         self.conv3 = nn.Conv2d(wide, out_dim, 1)
         self.norm = nn.BatchNorm2d(out_dim)
-        # In eval mode the norm is folded into the last convolution; False computes it by itself.
-        self.fold_norms = True
 
     def forward(self, x: Tensor) -> Tensor:
-        n = self.norm
-        if n.training or not self.fold_norms:
-            x = F.relu(self.conv1(x.permute(0, 3, 1, 2)))
-            x = F.relu(self.conv2(x))
-            return n(self.conv3(x)).permute(0, 2, 3, 1)
-        x = pointwise_conv(x, self.conv1.weight, self.conv1.bias, True)
-        x = F.relu(self.conv2(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        w, b = fold_norm(self.conv3.weight, self.conv3.bias, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        return pointwise_conv(x, w, b, False)
+        conv1, conv2, conv3 = self.conv1, self.conv2, self.conv3
+        if torch.jit.is_scripting():
+            return self._layer_by_layer(x)
+        elif is_plain(conv1, nn.Conv2d) and is_plain(conv2, nn.Conv2d) and is_plain(conv3, nn.Conv2d):
+            assert conv1.bias is not None and conv2.bias is not None and conv3.bias is not None
+            weight1, weight3 = conv1.weight.flatten(1), conv3.weight.flatten(1)
+            x = bottleneck(x, weight1, conv1.bias, conv2.weight, conv2.bias, weight3, conv3.bias)
+            return self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        else:
+            return self._layer_by_layer(x)
+
+    def _layer_by_layer(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv1(x.permute(0, 3, 1, 2)))
+        x = F.relu(self.conv2(x))
+        return self.norm(self.conv3(x)).permute(0, 2, 3, 1)
 
 
 register_notrace_module(BottleneckDownsample)

@@ -4,6 +4,7 @@
 """
 
 from vssm.ops.bias_act import bias_act
+from vssm.ops.bottleneck import bottleneck
 from vssm.ops.conv2d import conv2d
 from vssm.ops.depthwise import depthwise_conv3x3
 from vssm.ops.dispatch import PathUnavailable, SlowPathWarning, explain, use
@@ -25,6 +26,7 @@ __all__ = [
     "SlowPathWarning",
     "add_layer_norm",
     "bias_act",
+    "bottleneck",
     "conv2d",
     "depthwise_conv3x3",
     "explain",

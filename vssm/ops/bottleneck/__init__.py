@@ -1,0 +1,64 @@
+"""The bottleneck that halves a map: 1x1 to many channels, ReLU, depthwise 3x3 with stride 2, ReLU, 1x1 to few."""
+
+import torch
+from torch import Tensor
+
+from vssm.ops import dispatch
+from vssm.ops.bottleneck import op as _op  # noqa: F401  (registers the operators)
+from vssm.ops.bottleneck import reference
+from vssm.ops.pointwise import call, prefers_plain
+
+__all__ = ["bottleneck"]
+
+
+def bottleneck(
+    x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, weight3: Tensor, bias3: Tensor
+) -> Tensor:
+    """The downsampling of Spatial-Mamba (arXiv 2410.15091, as its released weights have it), without its norm.
+
+    Args:
+        x: (B, H, W, C) float32, float64, bfloat16 or float16.
+        weight1, bias1: (M, C) and (M,).
+        weight2, bias2: (M, 1, 3, 3) and (M,): stride 2, zero padding 1.
+        weight3, bias3: (O, M) and (O,).
+
+    Returns:
+        (B, ceil(H/2), ceil(W/2), O), the dtype that `torch.nn.functional.linear` would give, under autocast too.
+
+    Raises:
+        ValueError: shapes that do not fit; the message names the argument.
+
+    On the CPU core all three convolutions run strip by strip of rows, so that the wide maps stay in the cache; the
+    backward recomputes them from x. Elsewhere, under autocast and in compiled graphs this is the plain composition.
+    """
+    if torch.jit.is_scripting():
+        return reference.bottleneck(x, weight1, bias1, weight2, bias2, weight3, bias3)
+    else:
+        _check(x, weight1, bias1, weight2, bias2, weight3, bias3)
+        path = dispatch.requested()
+        plain = (
+            prefers_plain(path)
+            or x.dtype not in (torch.float32, torch.float64)
+            or x.dtype != weight1.dtype
+            or dispatch.choose("bottleneck", x, path) != "core"
+            or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
+        )
+        if plain:
+            return reference.bottleneck(x, weight1, bias1, weight2, bias2, weight3, bias3)
+        return call(torch.ops.vssm.bottleneck.default, x, weight1, bias1, weight2, bias2, weight3, bias3, path)
+
+
+def _check(x, weight1, bias1, weight2, bias2, weight3, bias3) -> None:
+    if x.dim() != 4 or weight1.dim() != 2 or x.shape[-1] != weight1.shape[1] or x.numel() == 0:
+        raise ValueError(
+            "x must be (B, H, W, C), none of them 0, and weight1 (M, C) with the same C, got "
+            f"{tuple(x.shape)} and {tuple(weight1.shape)}"
+        )
+    wide = weight1.shape[0]
+    if weight2.shape != (wide, 1, 3, 3):
+        raise ValueError(f"weight2 must be {(wide, 1, 3, 3)}, got {tuple(weight2.shape)}")
+    if weight3.dim() != 2 or weight3.shape[1] != wide:
+        raise ValueError(f"weight3 must be (O, M) with M = {wide} as in weight1, got {tuple(weight3.shape)}")
+    for name, bias, size in (("bias1", bias1, wide), ("bias2", bias2, wide), ("bias3", bias3, weight3.shape[0])):
+        if bias.shape != (size,):
+            raise ValueError(f"{name} must be ({size},), got {tuple(bias.shape)}")
