@@ -189,11 +189,41 @@ struct Block {
     VSSM_INLINE int64_t at(int64_t y, int64_t x) const { return pixel(y, x) * a.channels + c; }
     VSSM_INLINE int64_t pixel(int64_t y, int64_t x) const { return (sample * a.height + y) * a.width + x; }
 
+    // body(x, value) for every pixel of row y of a map. Pixels lie a row of channels apart, which no hardware prefetcher
+    // follows when it is a page.
+    template <class Body>
+    VSSM_INLINE void each_read(const Tensor& t, int64_t y, const Body& body) const {
+        const int64_t width = a.width, step = a.channels;
+        if (t.type == type_of<T> && used >= lanes<T>) {
+            const T* from = static_cast<const T*>(t.data) + at(y, 0);
+            for (int64_t x = 0; x < width; ++x, from += step) {
+                __builtin_prefetch(from + 8 * step);
+                body(x, load(from));
+            }
+        } else {
+            for (int64_t x = 0; x < width; ++x) body(x, load_values<T>(t, at(y, x), used));
+        }
+    }
+
+    // Row y of a map from a line of vectors.
+    VSSM_INLINE void write(const Tensor& t, int64_t y, const T* line) const {
+        const int64_t width = a.width, step = a.channels;
+        if (t.type == type_of<T> && used >= lanes<T>) {
+            T* to = static_cast<T*>(t.data) + at(y, 0);
+            for (int64_t x = 0; x < width; ++x, to += step) {
+                __builtin_prefetch(to + 8 * step, 1);
+                store(to, load(line + x * lanes<T>));
+            }
+        } else {
+            for (int64_t x = 0; x < width; ++x) store_values<T>(t, at(y, x), load(line + x * lanes<T>), used);
+        }
+    }
+
     // Rows [first, last) of the map and their repeated borders.
     void copy_in(const Plane<T>& plane, int64_t first, int64_t last) const {
         for (int64_t y = first; y < last; ++y) {
             T* row = plane.row(y - first);
-            for (int64_t x = 0; x < a.width; ++x) store(row + x * lanes<T>, load_values<T>(a.h, at(y, x), used));
+            each_read(a.h, y, [&](int64_t x, Vec<T> v) VSSM_BODY { store(row + x * lanes<T>, v); });
             for (int64_t x = 1; x <= plane.margin; ++x) {
                 store(row - x * lanes<T>, load(row));
                 store(row + (a.width - 1 + x) * lanes<T>, load(row + (a.width - 1) * lanes<T>));
@@ -202,21 +232,43 @@ struct Block {
     }
 };
 
-// Row y + dy of a plane whose first row is row `first` of the map, clamped to the map.
-template <class T>
+// Row y + dy of a plane whose first row is row `first` of the map, clamped to the map: looked up once per row where the
+// reach is known, so that no tap asks about the border.
+template <class T, class Taps>
 struct Neighbours {
+    T* at[2 * Taps::reach + 1];
+    VSSM_INLINE Neighbours(const Plane<T>& plane, int64_t y, int64_t height, int64_t first) {
+#pragma GCC unroll 16
+        for (int dy = -Taps::reach; dy <= Taps::reach; ++dy)
+            at[dy + Taps::reach] = plane.row(clamp(y + dy, height) - first);
+    }
+    VSSM_INLINE T* operator[](int dy) const { return at[dy + Taps::reach]; }
+};
+
+template <class T>
+struct Neighbours<T, AnyTaps<T>> {
     Plane<T> plane;
     int64_t y, height, first;
+    VSSM_INLINE Neighbours(const Plane<T>& plane, int64_t y, int64_t height, int64_t first)
+        : plane(plane), y(y), height(height), first(first) {}
     VSSM_INLINE T* operator[](int dy) const { return plane.row(clamp(y + dy, height) - first); }
 };
 
 template <class T, class Taps>
-VSSM_INLINE Vec<T> fuse(Taps& taps, const Neighbours<T>& rows, int64_t x) {
+VSSM_INLINE Vec<T> fuse(Taps& taps, const Neighbours<T, Taps>& rows, int64_t x) {
     Vec<T> part[4] = {};
     taps.each([&](const Vec<T>& weight, Vec<T>&, const Tap& tap, int j) VSSM_BODY {
         part[j] = fma(weight, load(rows[tap.dy] + (x + tap.dx) * lanes<T>), part[j]);
     });
     return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
+// A row of fused pixels. Not inlined, and without conversions: all registers are left to the weights.
+template <class T, class Taps>
+__attribute__((noinline)) void fuse_row(const Taps& of_task, const Neighbours<T, Taps>& of_row, T* line, int64_t width) {
+    Taps taps = of_task;
+    const Neighbours<T, Taps> rows = of_row;
+    for (int64_t x = 0; x < width; ++x) store(line + x * lanes<T>, fuse(taps, rows, x));
 }
 
 template <class T, class Taps>
@@ -235,23 +287,30 @@ int32_t forward(const Problem<T>& p) {
         const int64_t top = task % strips * strip, end = smaller(top + strip, a.height);
         const int64_t first = clamp(top - p.reach, a.height), last = clamp(end - 1 + p.reach, a.height) + 1;
         const int64_t taken = Taps::memory(p);
-        T* memory = static_cast<T*>(scratch((taken + Plane<T>::values(last - first, a.width, p.reach)) * sizeof(T)));
+        const int64_t size = Plane<T>::values(last - first, a.width, p.reach);
+        T* memory = static_cast<T*>(scratch((taken + size + a.width * lanes<T>) * sizeof(T)));
         if (memory == nullptr) {
             status = out_of_memory;
             return;
         }
         const Plane<T> plane{memory + taken, a.width, p.reach};
+        T* line = memory + taken + size;
         block.copy_in(plane, first, last);
         Taps taps(p, memory, block.c, block.used);
         const Vec<T> skip = D ? load_first(D + block.c, block.used) : Vec<T>{};
         for (int64_t y = top; y < end; ++y) {
-            const Neighbours<T> rows{plane, y, a.height, first};
-            for (int64_t x = 0; x < a.width; ++x) {
-                Vec<T> v = fuse(taps, rows, x);
-                if (C) v *= C[block.pixel(y, x)];
-                if (D) v = fma(skip, load_values<T>(a.u, block.at(y, x), block.used), v);
-                store_values<T>(a.y, block.at(y, x), v, block.used);
+            const Neighbours<T, Taps> rows(plane, y, a.height, first);
+            fuse_row(taps, rows, line, a.width);
+            if (C) {
+                const T* of_row = C + block.pixel(y, 0);
+                for (int64_t x = 0; x < a.width; ++x) store(line + x * lanes<T>, load(line + x * lanes<T>) * of_row[x]);
             }
+            if (D) {
+                block.each_read(a.u, y, [&](int64_t x, Vec<T> u) VSSM_BODY {
+                    store(line + x * lanes<T>, fma(skip, u, load(line + x * lanes<T>)));
+                });
+            }
+            block.write(a.y, y, line);
         }
     });
     return status;
@@ -285,7 +344,7 @@ int32_t backward(const Problem<T>& p) {
         Vec<T> dskip{};
         T* g = gradient.row(0);
         for (int64_t y = 0; y < a.height; ++y) {
-            const Neighbours<T> rows{h, y, a.height, 0}, drows{dh, y, a.height, 0};
+            const Neighbours<T, Taps> rows(h, y, a.height, 0), drows(dh, y, a.height, 0);
             for (int64_t x = 0; x < a.width; ++x) {
                 Vec<T> v = load_values<T>(a.y, block.at(y, x), block.used);
                 if (D) {
@@ -321,8 +380,7 @@ int32_t backward(const Problem<T>& p) {
                 store(row, load(row) + load(row - x * lanes<T>));
                 store(right, load(right) + load(right + x * lanes<T>));
             }
-            for (int64_t x = 0; x < a.width; ++x)
-                store_values<T>(a.dh, block.at(y, x), load(row + x * lanes<T>), block.used);
+            block.write(a.dh, y, row);
         }
         int i = 0;
         taps.each([&](const Vec<T>&, Vec<T>& sum, const Tap&, int) VSSM_BODY {

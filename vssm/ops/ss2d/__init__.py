@@ -16,6 +16,7 @@ from torch import Tensor
 from vssm.ops import dispatch, library
 from vssm.ops.checks import same_device
 from vssm.ops.linear import linear
+from vssm.ops.pointwise import call
 from vssm.ops.routes import CROSS, Route, encode
 from vssm.ops.ss2d import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.ss2d import reference
@@ -58,7 +59,7 @@ def ss2d(
     proj = project(x, x_proj_weight)
     if path == "reference":
         return reference.forward(*library.widened(x, proj, dt_weight, dt_bias, A, D, routes))
-    return torch.ops.vssm.ss2d(x, proj, dt_weight, dt_bias, A, D, encode(routes), path)
+    return call(torch.ops.vssm.ss2d.default, x, proj, dt_weight, dt_bias, A, D, encode(routes), path)
 
 
 def ss2d_states(
@@ -81,7 +82,7 @@ def ss2d_states(
     if path == "reference":
         x, proj, dt_weight, dt_bias, A = library.widened(x, proj, dt_weight, dt_bias, A)
         return reference.states(x, proj, dt_weight, dt_bias, A, routes), C
-    return torch.ops.vssm.ss2d_states(x, proj, dt_weight, dt_bias, A, encode(routes), path), C
+    return call(torch.ops.vssm.ss2d_states.default, x, proj, dt_weight, dt_bias, A, encode(routes), path), C
 
 
 def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Tensor:
