@@ -86,16 +86,20 @@ class SpatialMambaBlock(nn.Module):
         return self._add_mlp(self.cpe2(self._add_mixer(self.cpe1(x))))
 
     def _add_mixer(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or self.training or is_watched(self.mixer):
+        if torch.jit.is_scripting():
             return x + self.drop_path(self.mixer(self.norm1(x)))
-        else:
+        elif not self.training and not is_watched(self.mixer):
             return self.mixer(self.norm1(x), x)
+        else:
+            return x + self.drop_path(self.mixer(self.norm1(x)))
 
     def _add_mlp(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or self.training or is_watched(self.mlp):
+        if torch.jit.is_scripting():
             return x + self.drop_path(self.mlp(self.norm2(x)))
-        else:
+        elif not self.training and not is_watched(self.mlp):
             return self.mlp(self.norm2(x), x)
+        else:
+            return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class SpatialMamba(Hierarchy):

@@ -126,17 +126,21 @@ class VMambaBlock(nn.Module):
         return x if self.mlp is None else self._add_mlp(x)
 
     def _add_mixer(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or self.training or is_watched(self.mixer):
+        if torch.jit.is_scripting():
             return x + self.drop_path(self.mixer(self.norm1(x)))
-        else:
+        elif not self.training and not is_watched(self.mixer):
             return self.mixer(self.norm1(x), x)
+        else:
+            return x + self.drop_path(self.mixer(self.norm1(x)))
 
     def _add_mlp(self, x: Tensor) -> Tensor:
         assert self.mlp is not None and self.norm2 is not None
-        if torch.jit.is_scripting() or self.training or is_watched(self.mlp):
+        if torch.jit.is_scripting():
             return x + self.drop_path(self.mlp(self.norm2(x)))
-        else:
+        elif not self.training and not is_watched(self.mlp):
             return self.mlp(self.norm2(x), x)
+        else:
+            return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class VMamba(Hierarchy):

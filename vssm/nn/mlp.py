@@ -22,11 +22,13 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if torch.jit.is_scripting() or (is_plain(self.fc1, Linear) and is_plain(self.fc2, Linear)):
+        if torch.jit.is_scripting():
             return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual)
-        else:
+        elif not is_plain(self.fc1, Linear) or not is_plain(self.fc2, Linear):
             y = self.fc2(F.gelu(self.fc1(x)))
             return y if residual is None else residual + y
+        else:
+            return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual)
 
 
 register_notrace_module(Mlp)
