@@ -13,6 +13,9 @@ from torch import Tensor
 
 LIBRARY = torch.library.Library("vssm", "FRAGMENT")
 
+# The implementation of each operator, for `vssm.ops.pointwise.call`.
+KERNELS: dict[torch._ops.OpOverload, Callable] = {}
+
 
 def define(schema: str, kernel: Callable, fake: Callable) -> None:
     """Register one operator: its schema, its implementation on every device, its shape function."""
@@ -20,6 +23,7 @@ def define(schema: str, kernel: Callable, fake: Callable) -> None:
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"vssm::{name}", fake, lib=LIBRARY)
+    KERNELS[getattr(torch.ops.vssm, name).default] = kernel
 
 
 def differentiable(name: str, backward: Callable, setup_context: Callable) -> None:

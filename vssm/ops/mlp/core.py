@@ -34,13 +34,16 @@ def forward(
     x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, residual: Tensor | None
 ) -> Tensor:
     """See the public function; one dtype throughout."""
+    parts = chunks(x.numel() // x.shape[-1], weight1.shape[0])
+    own = linear.fits(x, weight1, weight2, bias1, bias2, residual) and dispatch.choose("linear", x) == "core"
+    if own and len(parts) == 1:
+        return linear.forward(linear.forward(x, weight1, bias1, "gelu", None), weight2, bias2, "none", residual)
     rows = x.reshape(-1, x.shape[-1])
     y = x.new_empty(rows.shape[0], weight2.shape[0])
-    parts = chunks(len(rows), weight1.shape[0])
     buffer = x.new_empty(parts[0].stop, weight1.shape[0])
     base = None if residual is None else residual.reshape(y.shape)
-    if linear.fits(x, weight1, weight2, bias1, bias2, residual) and dispatch.choose("linear", x) == "core":
-        packed1, packed2 = (linear.pack(weight1), linear.pack(weight2)) if len(parts) > 1 else (None, None)
+    if own:
+        packed1, packed2 = linear.pack(weight1), linear.pack(weight2)
         for part in parts:
             hidden = buffer[: part.stop - part.start]
             linear.forward(rows[part], weight1, bias1, "gelu", None, hidden, packed1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vssm.ops import native
+from vssm.ops.pointwise import dense
 
 # Steps between the states that a backward keeps, a multiple of 8; 0 leaves it to the kernel. Tests set it.
 CHUNK = 0
@@ -44,7 +45,7 @@ def run(kernel: str, dtype: torch.dtype, sizes: Sizes, tensors: dict[str, Tensor
 
 def prepare(dtype: torch.dtype, **tensors: Tensor | None) -> dict[str, Tensor]:
     """The tensors that are present, contiguous in the compute dtype; themselves when they already are."""
-    return {name: t.to(dtype).contiguous() for name, t in tensors.items() if t is not None}
+    return {name: dense(t, dtype) for name, t in tensors.items() if t is not None}
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
