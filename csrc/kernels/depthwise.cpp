@@ -282,6 +282,7 @@ int32_t backward(const DepthwiseArgs& a) {
 
 template <class T>
 int32_t choose(const DepthwiseArgs& a, bool forwards) {
+    if (a.height < 1 || a.width < 1 || a.channels < 1) return bad_argument;
     switch (a.act) {
         case silu: return forwards ? forward<T, silu>(a) : backward<T, silu>(a);
         case identity: return forwards ? forward<T, identity>(a) : backward<T, identity>(a);

@@ -408,9 +408,9 @@ int32_t run(const Problem<T>& p, bool forwards) {
 
 template <class T>
 int32_t choose(const StateFusionArgs& a, bool forwards) {
+    if (a.count < 1 || a.height < 1 || a.width < 1 || a.channels < 1) return bad_argument;
     const Problem<T> p(a);
     if (p.weights == nullptr) return out_of_memory;
-    if (a.count == 0) return bad_argument;
     if constexpr (sizeof(T) == 4)  // the published dilations; double precision is for checking
         if (FixedTaps<T, 1, 3, 5>::fits(p)) return run<T, FixedTaps<T, 1, 3, 5>>(p, forwards);
     return run<T, AnyTaps<T>>(p, forwards);

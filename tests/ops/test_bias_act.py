@@ -128,6 +128,7 @@ def test_result_does_not_depend_on_the_number_of_threads(path):
         ({"bias": torch.ones(3)}, r"bias must be \(4,\), one number per channel of x, got \(3,\)"),
         ({"x": torch.ones(2, 4, dtype=torch.int32)}, "x has dtype torch.int32; supported: float32"),
         ({"x": torch.tensor(1.0)}, r"x must be \(\.\.\., C\), got a scalar"),
+        ({"bias": torch.ones(4, device="meta")}, "bias is on meta but x is on cpu"),
     ],
 )
 def test_errors(change, message):

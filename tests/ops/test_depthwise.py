@@ -143,8 +143,17 @@ def test_flops():
         ({"bias": torch.ones(3)}, r"bias must be \(4,\)"),
         ({"act": "gelu"}, "unknown act 'gelu': choose one of none, silu"),
         ({"x": torch.ones(1, 4, 5, 6, dtype=torch.uint8)}, "x has dtype torch.uint8; supported: float32"),
+        ({"x": torch.ones(1, 4, 5, 0)}, r"x has no values to compute with: \(1, 4, 5, 0\)"),
+        ({"weight": torch.ones(4, 1, 3, 3, device="meta")}, "weight is on meta but x is on cpu"),
     ],
 )
 def test_errors(change, message):
     with pytest.raises(ValueError, match=message):
         depthwise_conv3x3(**({"x": torch.ones(1, 4, 5, 6), "weight": torch.ones(4, 1, 3, 3)} | change))
+
+
+@pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
+def test_the_core_refuses_a_map_without_pixels():
+    """A scripted model calls the operator without the checks of the public function."""
+    with pytest.raises(RuntimeError, match="outside what the kernel supports"):
+        torch.ops.vssm.depthwise_conv3x3(torch.ones(1, 4, 0, 6), torch.ones(4, 1, 3, 3), None, "none", False, "core")

@@ -200,6 +200,9 @@ def test_result_does_not_depend_on_the_number_of_threads(path):
         ({"gate": torch.ones(6)}, r"gate must have the shape of x, \(4, 6\), got \(6,\)"),
         ({"x": torch.ones(4, 6, dtype=torch.int32)}, "x has dtype torch.int32; supported: float32"),
         ({"x": torch.tensor(1.0)}, r"x must be \(\.\.\., C\)"),
+        ({"weight": torch.ones(6, device="meta")}, "weight is on meta but x is on cpu"),
+        ({"gate": torch.ones(4, 6, device="meta")}, "gate is on meta but x is on cpu"),
+        ({"bias": torch.ones(6).long()}, "bias has dtype torch.int64; supported: float32"),
     ],
 )
 def test_errors(change, message):

@@ -140,6 +140,7 @@ def test_without_wide_vectors_torch_is_preferred_in_silence_and_a_demand_is_met(
         (2, torch.zeros(8), r"bias must be \(9,\)"),
         (3, "tanh", r"unknown act 'tanh': choose one of none, gelu, silu, relu"),
         (4, torch.zeros(9), r"residual must be \(60, 9\) like the result, got \(9,\)"),
+        (1, torch.zeros(9, 12, device="meta"), "weight is on meta but x is on cpu"),
     ],
 )
 def test_bad_arguments_are_named(index, value, message):

@@ -95,3 +95,16 @@ def test_bad_arguments_are_named(index, shape, message):
     args[index] = torch.zeros(shape)
     with pytest.raises(ValueError, match=message):
         mlp(*args)
+
+
+def test_a_weight_on_another_device_is_named():
+    args = arguments()
+    args[3] = args[3].to("meta")
+    with pytest.raises(ValueError, match="weight2 is on meta but x is on cpu"):
+        mlp(*args)
+
+
+def test_no_rows():
+    args = arguments()
+    with torch.no_grad():
+        assert mlp(args[0][:0], *args[1:5]).shape == (0, *args[0].shape[1:])

@@ -205,6 +205,8 @@ def test_flops_follow_the_papers_count():
         (dict(dt=torch.zeros(2, 6, 9, dtype=torch.float64)), "dt has dtype torch.float64 but u has torch.float32"),
         (dict(u=torch.zeros(2, 6, 9, dtype=torch.int64)), "u has dtype torch.int64; supported"),
         (dict(B=torch.zeros(2, 2, 2, 9, device="meta")), "B is on meta but u is on cpu"),
+        (dict(A=torch.zeros(6, 0), B=torch.zeros(2, 2, 0, 9), C=torch.zeros(2, 2, 0, 9)), "N >= 1"),
+        (dict(A=torch.zeros(6, 2, dtype=torch.complex64)), "A has dtype torch.complex64; supported"),
     ],
 )
 def test_bad_arguments_are_named(change, message):

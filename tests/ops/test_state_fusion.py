@@ -288,6 +288,9 @@ def test_result_does_not_depend_on_the_number_of_threads(path):
         ({"dilations": [1, 0]}, r"dilations must be positive, got \[1, 0\]"),
         ({"form": "fast"}, "unknown form 'fast': choose one of taps, folded"),
         ({"h": torch.ones(1, 4, 5, 6, dtype=torch.int64)}, "h has dtype torch.int64; supported: float32"),
+        ({"h": torch.ones(1, 4, 0, 6)}, r"h has no values to compute with: \(1, 4, 0, 6\)"),
+        ({"alphas": torch.ones(2, device="meta")}, "alphas is on meta but h is on cpu"),
+        ({"kernels": [torch.ones(4, 1, 3, 3), torch.ones(4, 1, 3, 3).int()]}, r"kernels\[1\] has dtype torch.int32"),
     ],
 )
 def test_errors(change, message):
@@ -308,6 +311,7 @@ def test_errors(change, message):
         ({"D": None}, "u and D belong together, got only u"),
         ({"u": torch.ones(1, 4, 6, 5)}, r"u must have the shape of h, \(1, 4, 5, 6\), got \(1, 4, 6, 5\)"),
         ({"D": torch.ones(5)}, r"D must be \(4,\)"),
+        ({"D": torch.ones(4, device="meta")}, "D is on meta but h is on cpu"),
     ],
 )
 def test_errors_of_the_readout(change, message):
@@ -320,3 +324,12 @@ def test_errors_of_the_readout(change, message):
 def test_folding_nothing_is_an_error():
     with pytest.raises(ValueError, match="needs at least one kernel"):
         fold_kernels([], torch.empty(0), [])
+
+
+@pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
+def test_the_core_refuses_a_map_without_pixels():
+    """A scripted model calls the operator without the checks of the public function."""
+    with pytest.raises(RuntimeError, match="outside what the kernel supports"):
+        torch.ops.vssm.state_fusion(
+            torch.ones(1, 4, 0, 6), torch.ones(1, 4, 1, 3, 3), torch.ones(1), [1], "taps", "core"
+        )

@@ -7,23 +7,39 @@ from vssm.ops import dispatch
 
 def same_device(**tensors: Tensor | None) -> None:
     """One ValueError that names the first tensor on another device than the first one."""
-    (first, reference_tensor), *rest = [(n, t) for n, t in tensors.items() if t is not None]
-    for name, tensor in rest:
-        if tensor.device != reference_tensor.device:
+    first, device = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if device is None:
+            first, device = name, tensor.device
+        elif tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} but {first} is on {device}; move it with .to('{device}')")
+
+
+def floating(**tensors: Tensor | None) -> None:
+    """One ValueError that names the first tensor of a dtype that no path computes."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in dispatch.FLOATS:
             raise ValueError(
-                f"{name} is on {tensor.device} but {first} is on {reference_tensor.device}; "
-                f"move it with .to({str(reference_tensor.device)!r})"
+                f"{name} has dtype {tensor.dtype}; supported: float32, float64, bfloat16, float16; "
+                "convert it with .float()"
             )
 
 
 def same_dtype(**tensors: Tensor | None) -> None:
     """One ValueError that names the first tensor of an unsupported dtype, or of another dtype than the first one."""
     (first, reference_tensor), *rest = [(n, t) for n, t in tensors.items() if t is not None]
-    if reference_tensor.dtype not in dispatch.FLOATS:
-        raise ValueError(f"{first} has dtype {reference_tensor.dtype}; supported: float32, float64, bfloat16, float16")
+    floating(**{first: reference_tensor})
     for name, tensor in rest:
         if tensor.dtype != reference_tensor.dtype:
             raise ValueError(
                 f"{name} has dtype {tensor.dtype} but {first} has {reference_tensor.dtype}; "
                 f"convert it with .to({reference_tensor.dtype})"
             )
+
+
+def not_empty(x: Tensor, name: str = "x") -> None:
+    """One ValueError for maps (B, C, H, W) without channels or pixels; an empty batch of maps is fine."""
+    if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
+        raise ValueError(f"{name} has no values to compute with: {tuple(x.shape)}; C, H and W must be at least 1")

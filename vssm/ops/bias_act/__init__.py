@@ -9,8 +9,9 @@ from torch import Tensor
 from vssm.ops import dispatch
 from vssm.ops.bias_act import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.bias_act import reference, torch_path
+from vssm.ops.checks import floating, same_device
 from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_float, check_per_channel, prefers_plain
+from vssm.ops.pointwise import call, check_per_channel, prefers_plain
 
 __all__ = ["ACTIVATIONS", "bias_act"]
 
@@ -29,7 +30,7 @@ def bias_act(x: Tensor, bias: Tensor | None = None, act: str = "gelu") -> Tensor
         Like x, contiguous, dtype of x. Arithmetic is in at least float32.
 
     Raises:
-        ValueError: an unknown act, or a shape or dtype that does not fit; the message names the argument.
+        ValueError: an unknown act, or a shape, dtype or device that does not fit; the message names the argument.
 
     The backward needs x only (the value before the bias), and sums the bias gradient in the same pass.
     """
@@ -49,7 +50,8 @@ def bias_act(x: Tensor, bias: Tensor | None = None, act: str = "gelu") -> Tensor
 def _check(x: Tensor, bias: Tensor | None, act: str) -> None:
     if act not in ACTIVATIONS:
         raise ValueError(f"unknown act {act!r}: choose one of {', '.join(ACTIVATIONS)}")
-    check_float(x)
     if x.dim() == 0:
         raise ValueError("x must be (..., C), got a scalar; give it a channel dim, e.g. x[None]")
     check_per_channel("bias", bias, x.shape[-1])
+    floating(x=x, bias=bias)
+    same_device(x=x, bias=bias)

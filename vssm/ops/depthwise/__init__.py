@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from vssm.ops import dispatch
+from vssm.ops.checks import floating, not_empty, same_device
 from vssm.ops.depthwise import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.depthwise import reference, torch_path
 from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_float, check_per_channel, prefers_plain
+from vssm.ops.pointwise import call, check_per_channel, prefers_plain
 
 __all__ = ["depthwise_conv3x3"]
 
@@ -33,7 +34,7 @@ def depthwise_conv3x3(
         Like x, dtype of x, in channels_last memory. Arithmetic is in at least float32.
 
     Raises:
-        ValueError: an unknown act, or a shape or dtype that does not fit; the message names the argument.
+        ValueError: an unknown act, or a shape, dtype or device that does not fit; the message names the argument.
 
     The backward keeps x only and recomputes the value before the activation. Cost: 9 B C H W multiply-adds.
     """
@@ -54,7 +55,6 @@ def depthwise_conv3x3(
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> None:
     if act not in ACTIVATIONS:
         raise ValueError(f"unknown act {act!r}: choose one of {', '.join(ACTIVATIONS)}")
-    check_float(x)
     if x.dim() != 4:
         raise ValueError(f"x must be (B, C, H, W), got {tuple(x.shape)}; permute an NHWC map with .permute(0, 3, 1, 2)")
     if weight.dim() != 4 or tuple(weight.shape) != (x.shape[1], 1, 3, 3):
@@ -63,3 +63,6 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> None:
             "the channels of x are its dim 1"
         )
     check_per_channel("bias", bias, x.shape[1])
+    not_empty(x)
+    floating(x=x, weight=weight, bias=bias)
+    same_device(x=x, weight=weight, bias=bias)

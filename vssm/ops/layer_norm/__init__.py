@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from vssm.ops import dispatch
+from vssm.ops.checks import floating, same_device
 from vssm.ops.layer_norm import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.layer_norm import reference, torch_path
 from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_float, check_per_channel, prefers_plain, result_dtype, to
+from vssm.ops.pointwise import call, check_per_channel, prefers_plain, result_dtype, to
 
 __all__ = ["add_layer_norm", "layer_norm"]
 
@@ -42,7 +43,7 @@ def layer_norm(
         float32, which is what torch.nn.LayerNorm does under autocast on GPUs. Without weights, autocast lifts as well.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; the message names the argument.
+        ValueError: shapes, dtypes or devices that do not fit; the message names the argument.
 
     Statistics and arithmetic are in at least float32. The backward recomputes the statistics.
     """
@@ -75,7 +76,7 @@ def add_layer_norm(
         `layer_norm` of that sum.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; the message names the argument.
+        ValueError: shapes, dtypes or devices that do not fit; the message names the argument.
     """
     if torch.jit.is_scripting():
         return torch.ops.vssm.add_layer_norm(x, branch, weight, bias, eps, "")
@@ -98,13 +99,16 @@ def _reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, gate: Tens
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-    check_float(x)
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must be (..., C) with C of at least 1, got {tuple(x.shape)}")
     check_per_channel("weight", weight, x.shape[-1])
     check_per_channel("bias", bias, x.shape[-1])
+    floating(x=x, weight=weight, bias=bias)
+    same_device(x=x, weight=weight, bias=bias)
 
 
 def _check_same_shape(x: Tensor, name: str, other: Tensor | None) -> None:
     if other is not None and other.shape != x.shape:
         raise ValueError(f"{name} must have the shape of x, {tuple(x.shape)}, got {tuple(other.shape)}")
+    floating(**{name: other})
+    same_device(x=x, **{name: other})

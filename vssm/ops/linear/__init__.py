@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vssm.ops import dispatch
+from vssm.ops.checks import same_device
 from vssm.ops.linear import core, reference
 from vssm.ops.linear import op as _op  # noqa: F401  (registers the operator)
 from vssm.ops.pointwise import call, check_per_channel, prefers_plain
@@ -29,7 +30,7 @@ def linear(
         (..., C'), the dtype that `torch.nn.functional.linear` would give, under autocast too.
 
     Raises:
-        ValueError: an unknown act, or shapes that do not fit; the message names the argument.
+        ValueError: an unknown act, or shapes or devices that do not fit; the message names the argument.
 
     In float32 inference on an x86 CPU with AVX2 or AVX-512 this is one pass of the core. Elsewhere, in training, under
     autocast and in compiled graphs it is the plain composition.
@@ -63,3 +64,4 @@ def _check(x, weight, bias, act, residual) -> None:
         raise ValueError(
             f"residual must be {(*x.shape[:-1], weight.shape[0])} like the result, got {tuple(residual.shape)}"
         )
+    same_device(x=x, weight=weight, bias=bias, residual=residual)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vssm.ops import dispatch
 from vssm.ops.bias_act import bias_act
+from vssm.ops.checks import same_device
 from vssm.ops.mlp import core, reference
 from vssm.ops.mlp import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.pointwise import call, prefers_plain
@@ -28,7 +29,7 @@ def mlp(
         (..., O), the dtype that `torch.nn.functional.linear` would give, under autocast too.
 
     Raises:
-        ValueError: shapes that do not fit; the message names the argument.
+        ValueError: shapes or devices that do not fit; the message names the argument.
 
     On the CPU core both products run chunk by chunk of rows, so that hidden rows stay in the cache; for a large
     hidden tensor the backward recomputes them, and nothing of size rows x H is kept. Elsewhere, under autocast and in
@@ -43,6 +44,7 @@ def mlp(
             prefers_plain(path)
             or x.dtype not in (torch.float32, torch.float64)
             or x.dtype != weight1.dtype
+            or x.numel() == 0
             or (residual is not None and residual.dtype != x.dtype)
             or dispatch.choose("mlp", x, path) != "core"
             or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
@@ -71,3 +73,4 @@ def _check(x, weight1, bias1, weight2, bias2, residual) -> None:
         raise ValueError(
             f"residual must be {(*x.shape[:-1], weight2.shape[0])} like the result, got {tuple(residual.shape)}"
         )
+    same_device(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, residual=residual)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vssm.ops import dispatch, library
-from vssm.ops.checks import same_device, same_dtype
+from vssm.ops.checks import floating, same_device, same_dtype
 from vssm.ops.selective_scan import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.selective_scan import reference
 
@@ -93,8 +93,8 @@ def _check(u, dt, A, B, C, D, dt_bias, initial_state) -> None:
     batch, channels, length = u.shape
     if batch == 0 or channels == 0 or length == 0:
         raise ValueError(f"u must not be empty, got {tuple(u.shape)}; the scan needs B, K*C and L of at least 1")
-    if A.dim() != 2 or A.shape[0] != channels:
-        raise ValueError(f"A must be (K*C, N) with K*C = {channels} as in u, got {tuple(A.shape)}")
+    if A.dim() != 2 or A.shape[0] != channels or A.shape[1] == 0:
+        raise ValueError(f"A must be (K*C, N) with K*C = {channels} as in u and N >= 1, got {tuple(A.shape)}")
     if B.dim() != 4:
         raise ValueError(f"B must be (B, K, N, L) or (B, N, L), got {B.dim()} dimensions: {tuple(B.shape)}")
     groups, state = B.shape[1], A.shape[1]
@@ -115,3 +115,4 @@ def _check(u, dt, A, B, C, D, dt_bias, initial_state) -> None:
             )
     same_device(u=u, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, initial_state=initial_state)
     same_dtype(u=u, dt=dt, B=B, C=C)
+    floating(A=A, D=D, dt_bias=dt_bias, initial_state=initial_state)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vssm.ops import dispatch
+from vssm.ops.checks import floating, not_empty, same_device
 from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_float, check_per_channel, prefers_plain, to
+from vssm.ops.pointwise import call, check_per_channel, prefers_plain, to
 from vssm.ops.state_fusion import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.state_fusion import reference, torch_path
 from vssm.ops.state_fusion.fold import fold_kernels as _fold
@@ -31,7 +32,7 @@ def state_fusion(
     """Fuse a map of states with n dilated depthwise 3x3 kernels.
 
     Args:
-        h: (B, C, H, W), any strides and any size, also smaller than a dilation; float32, float64, bfloat16, float16.
+        h: (B, C, H, W), any strides and any H and W, also smaller than a dilation; float32, float64, bfloat16, float16.
         kernels: n tensors (C, 1, 3, 3), any supported dtype.
         alphas: (n,), one weight per kernel.
         dilations: n positive integers. None at all means no fusion: h is returned as it is.
@@ -42,7 +43,7 @@ def state_fusion(
         Like h, dtype of h, in channels_last memory. Arithmetic is in at least float32.
 
     Raises:
-        ValueError: an unknown form, or a shape, dtype or dilation that does not fit; the message names the argument.
+        ValueError: an unknown form, or a shape, dtype, device or dilation that does not fit; the argument is named.
 
     Cost as the paper counts it: 9 n B C H W multiply-adds.
     """
@@ -127,10 +128,13 @@ def fold_kernels(
 def _check(h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int], form: str) -> None:
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}: choose one of {', '.join(FORMS)}")
-    check_float(h, "h")
     if h.dim() != 4:
         raise ValueError(f"h must be (B, C, H, W), got {tuple(h.shape)}; a state dim of 1 goes with .squeeze(...)")
+    not_empty(h, "h")
     _check_kernels(kernels, alphas, dilations, h.shape[1])
+    named = {f"kernels[{i}]": kernel for i, kernel in enumerate(kernels)}
+    floating(h=h, alphas=alphas, **named)
+    same_device(h=h, alphas=alphas, **named)
 
 
 def _check_kernels(kernels: list[Tensor], alphas: Tensor, dilations: list[int], channels: int | None = None) -> None:
@@ -161,3 +165,5 @@ def _check_readout(h: Tensor, C: Tensor, u: Tensor | None, D: Tensor | None) -> 
     if u is not None and u.shape != h.shape:
         raise ValueError(f"u must have the shape of h, {tuple(h.shape)}, got {tuple(u.shape)}")
     check_per_channel("D", D, h.shape[1])
+    floating(C=C, u=u, D=D)
+    same_device(h=h, C=C, u=u, D=D)
