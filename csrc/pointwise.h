@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include "scan.h"
+
 namespace vssm {
 
 enum Type : int64_t { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
@@ -93,6 +95,13 @@ struct StateFusionArgs {
     void* dC;
     void* dD;
     Tensor du;
+};
+
+// A raster scan whose states are fused and read out: C comes from proj, D and u from the scan's arguments, the
+// fusion's h is not there. Followed in memory by the dilations.
+struct ScanFusionArgs {
+    ScanArgs scan;
+    StateFusionArgs fusion;
 };
 
 // y = act(x W' + bias) + residual, all float.

@@ -13,7 +13,7 @@ from vssm.nn.init import init_linear, init_ssm
 from vssm.nn.linear import Linear
 from vssm.nn.norm import LayerNorm
 from vssm.nn.state_fusion import StateFusion
-from vssm.nn.watch import is_plain, is_watched
+from vssm.nn.watch import is_plain
 from vssm.ops import (
     BIDIRECTIONAL,
     CROSS,
@@ -171,10 +171,11 @@ class SS2D(nn.Module):
         elif self.state_fn is None:
             return ss2d(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.D, self.routes)
         else:
-            h, C = ss2d_states(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.routes)
             state_fn = self.state_fn
-            if isinstance(state_fn, StateFusion) and not is_watched(state_fn):
-                return state_fn.readout(h, C, u, self.D)  # unless somebody watches the fused states
+            weights = (self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A)
+            if is_plain(state_fn, StateFusion):
+                return state_fn.scan(u, weights, self.D, self.routes)
+            h, C = ss2d_states(u, *weights, self.routes)
             return ss2d_readout(state_fn(h), C, u, self.D)
 
     def _scan_scripted(self, u: Tensor, A: Tensor) -> Tensor:

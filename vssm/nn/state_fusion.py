@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vssm.ops import ss2d_readout, state_fusion, state_fusion_readout
+from vssm.ops import Route, ss2d_fusion, state_fusion
 
 
 class StateFusion(nn.Module):
@@ -35,9 +35,7 @@ class StateFusion(nn.Module):
         self.alphas = nn.Parameter(torch.ones(len(dilations)))
 
     def forward(self, h: Tensor) -> Tensor:
-        kernels: list[Tensor] = []
-        for kernel in self.kernels:
-            kernels.append(kernel.repeat_interleave(self.d_state, 0) if self.d_state > 1 else kernel)
+        kernels = self._per_state()
         if h.shape[1] == 1 and h.shape[3] == 1:
             # Indexing rather than a view: exporting with free H and W would guard on what a view needs to know.
             fused = state_fusion(h[:, 0, :, 0], kernels, self.alphas, self.dilations)
@@ -45,13 +43,21 @@ class StateFusion(nn.Module):
         fused = state_fusion(h.flatten(1, 3), kernels, self.alphas, self.dilations)
         return fused.unflatten(1, h.shape[1:4])
 
+    def _per_state(self) -> list[Tensor]:
+        kernels: list[Tensor] = []
+        for kernel in self.kernels:
+            kernels.append(kernel.repeat_interleave(self.d_state, 0) if self.d_state > 1 else kernel)
+        return kernels
+
     @torch.jit.unused
-    def readout(self, h: Tensor, C: Tensor, x: Tensor, D: Tensor) -> Tensor:
-        """`ss2d_readout(self(h), C, x, D)`, for one route and one state in the pass that fuses."""
-        if h.shape[1] != 1 or h.shape[3] != 1:
-            return ss2d_readout(self(h), C, x, D)
-        kernels = list(self.kernels)
-        return state_fusion_readout(h[:, 0, :, 0], kernels, self.alphas, C[:, 0], x, D, self.dilations)
+    def scan(
+        self, u: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], D: Tensor, routes: tuple[Route, ...]
+    ) -> Tensor:
+        """States of the scan of u, fused and read out: `ss2d_readout(self(h), C, u, D)` in as few passes as it takes.
+
+        weights are x_proj_weight, dt_weight, dt_bias and A of `vssm.ops.ss2d`.
+        """
+        return ss2d_fusion(u, *weights, D, self._per_state(), self.alphas, self.dilations, routes)
 
     def extra_repr(self) -> str:
         return f"dilations={tuple(self.dilations)}"

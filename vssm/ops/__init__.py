@@ -12,6 +12,7 @@ from vssm.ops.layer_norm import add_layer_norm, layer_norm
 from vssm.ops.linear import linear
 from vssm.ops.mlp import mlp
 from vssm.ops.routes import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route
+from vssm.ops.scan_fusion import ss2d_fusion
 from vssm.ops.selective_scan import selective_scan, selective_scan_states
 from vssm.ops.ss2d import ss2d, ss2d_cascade, ss2d_readout, ss2d_states
 from vssm.ops.state_fusion import fold_kernels, state_fusion, state_fusion_readout
@@ -38,6 +39,7 @@ __all__ = [
     "selective_scan_states",
     "ss2d",
     "ss2d_cascade",
+    "ss2d_fusion",
     "ss2d_readout",
     "ss2d_states",
     "state_fusion",

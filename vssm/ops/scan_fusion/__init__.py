@@ -1,0 +1,65 @@
+"""Spatial-Mamba's mixer from its map to its readout: the scan, the fusion of its states, C and D.
+
+    y = C * state_fusion(h) + D x,    h the states of `ss2d_states(x)`
+
+arXiv 2410.15091, equation 5. Composed of `ss2d_states` and `state_fusion_readout`; in inference on the CPU core, for
+one raster route and one state, a single pass that writes neither the states nor their fusion to memory.
+"""
+
+import torch
+from torch import Tensor
+
+from vssm.ops import dispatch
+from vssm.ops.pointwise import call, prefers_plain
+from vssm.ops.routes import RASTER, Route
+from vssm.ops.scan_fusion import core
+from vssm.ops.scan_fusion import op as _op  # noqa: F401  (registers the operator)
+from vssm.ops.ss2d import project, ss2d_readout, ss2d_states
+from vssm.ops.state_fusion import state_fusion, state_fusion_readout
+
+__all__ = ["ss2d_fusion"]
+
+
+def ss2d_fusion(
+    x: Tensor,
+    x_proj_weight: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    kernels: list[Tensor],
+    alphas: Tensor,
+    dilations: list[int] = (1, 3, 5),  # pyright: ignore[reportArgumentType]
+    routes: tuple[Route, ...] = RASTER,
+) -> Tensor:
+    """Scan a map, fuse the states, read them out.
+
+    Args:
+        x, x_proj_weight, dt_weight, dt_bias, A, D, routes: as in `ss2d`.
+        kernels, alphas, dilations: as in `state_fusion`, for K*C*N channels in the order (K, C, N).
+
+    Returns:
+        y (B, C, H, W) in at least float32, in channels_last memory.
+
+    Raises:
+        ValueError: shapes that do not fit, as `ss2d_states` and `state_fusion`.
+    """
+    kernels, dilations = list(kernels), list(dilations)
+    path = dispatch.requested()
+    whole = (
+        not torch.is_grad_enabled()
+        and not prefers_plain(path)
+        and core.fits(x, x_proj_weight, dt_weight, dt_bias, A, D, kernels, alphas, dilations, routes)
+        and dispatch.choose("ss2d_fusion", x, path) == "core"
+    )
+    if whole:
+        proj = project(x, x_proj_weight)
+        return call(
+            torch.ops.vssm.ss2d_fusion.default, x, proj, dt_weight, dt_bias, A, D, kernels, alphas, dilations, path
+        )
+    h, C = ss2d_states(x, x_proj_weight, dt_weight, dt_bias, A, routes)
+    if h.shape[1] == 1 and h.shape[3] == 1:
+        # Indexing rather than a view: exporting with free H and W would guard on what a view needs to know.
+        return state_fusion_readout(h[:, 0, :, 0], kernels, alphas, C[:, 0], x, D, dilations)
+    fused = state_fusion(h.flatten(1, 3), kernels, alphas, dilations)
+    return ss2d_readout(fused.unflatten(1, h.shape[1:4]), C, x, D)
