@@ -145,3 +145,10 @@ def test_bad_arguments_are_named(index, shape, message):
     args[index] = torch.zeros(shape)
     with pytest.raises(ValueError, match=message):
         bottleneck(*args)
+
+
+def test_a_weight_on_another_device_is_named():
+    args = arguments()
+    args[3] = args[3].to("meta")
+    with pytest.raises(ValueError, match="weight2 is on meta but x is on cpu"):
+        bottleneck(*args)

@@ -215,6 +215,15 @@ def test_bad_arguments_are_named(change, message):
         selective_scan(**a)
 
 
+@pytest.mark.parametrize("name", ["A", "D", "dt_bias", "initial_state"])
+def test_shape_functions_know_the_dtype(name):
+    a = arguments(dtype=torch.float32)
+    a[name] = a[name].double()
+    expected = selective_scan(**a)
+    found = selective_scan(**{k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in a.items()})
+    assert found.dtype == expected.dtype == torch.float64
+
+
 def test_a_demanded_path_that_cannot_run_raises(monkeypatch):
     monkeypatch.setattr(native, "unavailable_reason", lambda: "it was not built; reinstall with a C++ compiler")
     with use("core"), pytest.raises(PathUnavailable, match="not built; reinstall"):

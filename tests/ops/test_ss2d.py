@@ -1,5 +1,6 @@
 """SS2D, whole and split, on every path against its reference; routes; the cascade."""
 
+import re
 from itertools import product
 from pathlib import Path
 
@@ -206,23 +207,36 @@ def test_cascade_adds_the_backward_direction_unturned(path):
         (0, torch.zeros(2, 5, 0, 7), "x must not be empty"),
         (0, torch.zeros(2, 5, 4, 7, dtype=torch.int32), "x has dtype torch.int32; supported"),
         (1, torch.zeros(4, 5, 5), r"x_proj_weight must be \(4, 4, 5\)"),
-        (2, torch.zeros(3, 5, 2), r"dt_weight must be \(K, C, R\) with K = 4 routes"),
+        (2, torch.zeros(3, 5, 2), r"dt_weight must be \(K, C, R\) with (K = 4 routes|the K = 4 groups)"),
         (3, torch.zeros(20), r"dt_bias must be \(4, 5\)"),
         (4, torch.zeros(19, 1), r"A must be \(K\*C, N\) with K\*C = 20"),
         (5, torch.zeros(5), r"D must be \(20,\)"),
+        (4, torch.zeros(20, 0), "N >= 1"),
+        (2, torch.zeros(4, 5, 2).int(), "dt_weight has dtype torch.int32; supported"),
         (5, torch.zeros(20, device="meta"), "D is on meta but x is on cpu"),
     ],
 )
-def test_bad_arguments_are_named(index, value, message):
+@pytest.mark.parametrize("function", [ss2d, ss2d_cascade])
+def test_bad_arguments_are_named(function, index, value, message):
     args = arguments(dtype=torch.float32)
     args[index] = value
     with pytest.raises(ValueError, match=message):
-        ss2d(*args)
+        function(*args)
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_shape_functions_know_the_dtype(index):
+    args = arguments(dtype=torch.float32)
+    args[index] = args[index].double()
+    expected = ss2d(*args), ss2d_states(*args[:5])[0]
+    meta = [a.to("meta") for a in args]
+    assert [t.dtype for t in (ss2d(*meta), ss2d_states(*meta[:5])[0])] == [t.dtype for t in expected]
 
 
 def test_bad_routes_are_named():
-    with pytest.raises(ValueError, match="unknown route"):
-        ss2d(*arguments(K=1), routes=(Route("diagonal", 1),))
+    for route in (Route("diagonal", 1), Route("rows", 2), "rows", 3):
+        with pytest.raises(ValueError, match=f"unknown route {re.escape(repr(route))}: expected Route"):
+            ss2d(*arguments(K=1), routes=(route,))
     with pytest.raises(ValueError, match="at least one route"):
         encode(())
 
@@ -230,3 +244,10 @@ def test_bad_routes_are_named():
 def test_readout_names_wrong_shapes():
     with pytest.raises(ValueError, match=r"h must be \(B, K, C, N, H, W\)"):
         ss2d_readout(torch.zeros(1, 4, 3, 1, 2, 2), torch.zeros(1, 4, 1, 2, 3), torch.zeros(1, 3, 2, 2))
+    h, C, x = torch.zeros(1, 4, 3, 1, 2, 2), torch.zeros(1, 4, 1, 2, 2), torch.zeros(1, 3, 2, 2)
+    with pytest.raises(ValueError, match=r"x must be \(1, 3, 2, 2\) for h"):
+        ss2d_readout(h, C, x[:, :1], torch.zeros(12))
+    with pytest.raises(ValueError, match=r"D must be \(12,\) for h"):
+        ss2d_readout(h, C, x, torch.zeros(3))
+    with pytest.raises(ValueError, match="D is on meta but h is on cpu"):
+        ss2d_readout(h, C, x, torch.zeros(12, device="meta"))

@@ -33,11 +33,17 @@ def encode(routes: tuple[Route, ...]) -> list[int]:
         raise ValueError("a scan needs at least one route, got none; pass e.g. vssm.ops.CROSS")
     codes = []
     for route in routes:
-        direction, step = route
-        if direction not in DIRECTIONS or step not in (1, -1):
+        if (
+            not isinstance(route, tuple | list)
+            or len(route) != 2
+            or route[0] not in DIRECTIONS
+            or route[1] not in (1, -1)
+        ):
             raise ValueError(
-                f"unknown route {route!r}: direction must be one of {', '.join(DIRECTIONS)} and step +1 or -1"
+                f"unknown route {route!r}: expected Route(direction, step), direction one of {', '.join(DIRECTIONS)}, "
+                "step +1 or -1"
             )
+        direction, step = route
         codes += [DIRECTIONS.index(direction), step]
     return codes
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from vssm.ops import dispatch
 from vssm.ops.bottleneck import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.bottleneck import reference
+from vssm.ops.checks import same_device
 from vssm.ops.pointwise import call, prefers_plain
 
 __all__ = ["bottleneck"]
@@ -26,7 +27,7 @@ def bottleneck(
         (B, ceil(H/2), ceil(W/2), O), the dtype that `torch.nn.functional.linear` would give, under autocast too.
 
     Raises:
-        ValueError: shapes that do not fit; the message names the argument.
+        ValueError: shapes or devices that do not fit; the message names the argument.
 
     On the CPU core all three convolutions run strip by strip of rows, so that the wide maps stay in the cache; the
     backward recomputes them from x. Elsewhere, under autocast and in compiled graphs this is the plain composition.
@@ -62,3 +63,4 @@ def _check(x, weight1, bias1, weight2, bias2, weight3, bias3) -> None:
     for name, bias, size in (("bias1", bias1, wide), ("bias2", bias2, wide), ("bias3", bias3, weight3.shape[0])):
         if bias.shape != (size,):
             raise ValueError(f"{name} must be ({size},), got {tuple(bias.shape)}")
+    same_device(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, weight3=weight3, bias3=bias3)

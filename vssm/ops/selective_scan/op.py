@@ -31,7 +31,7 @@ def _scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path):
 
 
 def _scan_fake(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path):
-    dtype = library.at_least_float32(u, A)
+    dtype = library.at_least_float32(u, dt, A, B, C, D, dt_bias, initial_state)
     return u.new_empty(u.shape, dtype=dtype), u.new_empty((*u.shape[:2], A.shape[1]), dtype=dtype)
 
 
@@ -60,7 +60,7 @@ def _scan_setup(ctx, inputs, output):
 def _scan_autograd(ctx, gy, glast):
     u, dt, A, B, C, D, dt_bias, initial_state = ctx.saved_tensors
     if gy is None:
-        gy = u.new_zeros(u.shape, dtype=library.at_least_float32(u, A))
+        gy = torch.zeros_like(u, dtype=library.at_least_float32(u, dt, A, B, C, D, dt_bias, initial_state))
     grads = torch.ops.vssm.selective_scan_backward(
         gy, glast, u, dt, A, B, C, D, dt_bias, ctx.dt_softplus, initial_state, ctx.path
     )
@@ -90,7 +90,7 @@ def _states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path):
 
 def _states_fake(u, dt, A, B, dt_bias, dt_softplus, initial_state, path):
     shape = (*u.shape[:2], A.shape[1], u.shape[2])
-    return u.new_empty(shape, dtype=library.at_least_float32(u, A))
+    return u.new_empty(shape, dtype=library.at_least_float32(u, dt, A, B, dt_bias, initial_state))
 
 
 def _states_backward(gh, u, dt, A, B, dt_bias, dt_softplus, initial_state, path):

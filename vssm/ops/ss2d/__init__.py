@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from vssm.ops import dispatch, library
-from vssm.ops.checks import same_device
 from vssm.ops.linear import linear
 from vssm.ops.pointwise import call
 from vssm.ops.routes import CROSS, Route, encode
 from vssm.ops.ss2d import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.ss2d import reference
+from vssm.ops.ss2d.arguments import check, check_readout
 from vssm.ops.ss2d.cascade import ss2d_cascade
 
 __all__ = ["ss2d", "ss2d_cascade", "ss2d_readout", "ss2d_states"]
@@ -49,12 +49,12 @@ def ss2d(
         y (B, C, H, W) in at least float32, in channels_last memory.
 
     Raises:
-        ValueError: shapes or devices that do not fit; the message names the argument.
+        ValueError: shapes, dtypes or devices that do not fit, or an unknown route; the message names the argument.
 
     The projection runs in x's dtype (half under autocast), everything after it in at least float32. The backward
     recomputes the states. Multiply-adds: B H W K C (2 (R+N) + 9N + 1), of which C K (R+2N) are the projection.
     """
-    _check(x, x_proj_weight, dt_weight, dt_bias, A, D, routes)
+    check(x, x_proj_weight, dt_weight, dt_bias, A, D, routes)
     path = dispatch.requested()
     proj = project(x, x_proj_weight)
     if path == "reference":
@@ -75,7 +75,7 @@ def ss2d_states(
     Arguments as `ss2d`. Returns h (B, K, C, N, H, W) in at least float32, whose memory is (B, K, N, H, W, C), and
     C (B, K, N, H, W) in the dtype of the projection.
     """
-    _check(x, x_proj_weight, dt_weight, dt_bias, A, None, routes)
+    check(x, x_proj_weight, dt_weight, dt_bias, A, None, routes)
     path = dispatch.requested()
     proj = project(x, x_proj_weight)
     _, _, C = reference.split_projection(proj, dt_weight.shape[2], A.shape[1])
@@ -89,11 +89,9 @@ def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Te
     """The second half of `ss2d`: y = sum_k <C_k, h_k> + D_k x (B, C, H, W), in at least float32.
 
     h (B, K, C, N, H, W) and C (B, K, N, H, W) as `ss2d_states` returns them, x (B, C, H, W), D (K*C,) or None.
+    ValueError for shapes, dtypes or devices that do not fit; the message names the argument.
     """
-    if h.dim() != 6 or C.shape != h.shape[:2] + h.shape[3:]:
-        raise ValueError(
-            f"h must be (B, K, C, N, H, W) and C (B, K, N, H, W), got {tuple(h.shape)} and {tuple(C.shape)}"
-        )
+    check_readout(h, C, x, D)
     _, K, channels, N, _, _ = h.shape
     C = C.to(h.dtype)
     if K * N == 1:
@@ -109,34 +107,3 @@ def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Te
 def project(x: Tensor, x_proj_weight: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H, W, K*(R+2N)): the projections of all routes in one matrix product on the raster map."""
     return linear(x.permute(0, 2, 3, 1), x_proj_weight.flatten(0, 1).to(x.dtype))
-
-
-def _check(x, x_proj_weight, dt_weight, dt_bias, A, D, routes) -> None:
-    if x.dim() != 4:
-        raise ValueError(f"x must be a map (B, C, H, W), got {tuple(x.shape)}")
-    batch, channels, height, width = x.shape
-    if batch == 0 or channels == 0 or height == 0 or width == 0:
-        raise ValueError(f"x must not be empty, got {tuple(x.shape)}; every size must be at least 1")
-    if x.dtype not in dispatch.FLOATS:
-        raise ValueError(f"x has dtype {x.dtype}; supported: float32, float64, bfloat16, float16")
-    K = len(routes)
-    if dt_weight.dim() != 3 or dt_weight.shape[:2] != (K, channels):
-        raise ValueError(
-            f"dt_weight must be (K, C, R) with K = {K} routes and C = {channels}, got {tuple(dt_weight.shape)}"
-        )
-    if A.dim() != 2 or A.shape[0] != K * channels:
-        raise ValueError(f"A must be (K*C, N) with K*C = {K * channels}, got {tuple(A.shape)}")
-    rank, state = dt_weight.shape[2], A.shape[1]
-    expected = {
-        "x_proj_weight": (x_proj_weight, (K, rank + 2 * state, channels)),
-        "dt_bias": (dt_bias, (K, channels)),
-        "D": (D, (K * channels,)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(
-                f"{name} must be {shape} for K = {K} routes, C = {channels}, R = {rank}, N = {state}, "
-                f"got {tuple(tensor.shape)}"
-            )
-    same_device(x=x, x_proj_weight=x_proj_weight, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
-    encode(routes)

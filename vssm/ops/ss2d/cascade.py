@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm.ops.selective_scan import selective_scan
+from vssm.ops.ss2d.arguments import check_groups
 
 
 def ss2d_cascade(
@@ -21,9 +22,8 @@ def ss2d_cascade(
     D: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """y (B, C, H, W) in at least float32. Arguments as `ss2d` with K = 4."""
-    if dt_weight.shape[0] != 4:
-        raise ValueError(f"the cascade scan has 4 parameter groups, dt_weight has {dt_weight.shape[0]}")
+    """y (B, C, H, W) in at least float32. Arguments and errors as `ss2d` with K = 4."""
+    check_groups(x, x_proj_weight, dt_weight, dt_bias, A, D, 4, "the K = 4 groups of the cascade")
     y = _both_directions(x, 0, x_proj_weight, dt_weight, dt_bias, A, D, eps)
     columns = y.to(x.dtype).transpose(2, 3)
     return _both_directions(columns, 2, x_proj_weight, dt_weight, dt_bias, A, D, eps).transpose(2, 3)

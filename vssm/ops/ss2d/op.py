@@ -35,7 +35,7 @@ def _ss2d(x, proj, dt_weight, dt_bias, A, D, routes, path):
 
 
 def _ss2d_fake(x, proj, dt_weight, dt_bias, A, D, routes, path):
-    return _map_like(x, library.at_least_float32(x, A))
+    return _map_like(x, library.at_least_float32(x, proj, dt_weight, dt_bias, A, D))
 
 
 def _ss2d_backward(gy, x, proj, dt_weight, dt_bias, A, D, routes, path):
@@ -91,7 +91,7 @@ def _states(x, proj, dt_weight, dt_bias, A, routes, path):
 def _states_fake(x, proj, dt_weight, dt_bias, A, routes, path):
     batch, channels, height, width = x.shape
     shape = (batch, dt_weight.shape[0], A.shape[1], height, width, channels)
-    return x.new_empty(shape, dtype=library.at_least_float32(x, A)).permute(0, 1, 5, 2, 3, 4)
+    return x.new_empty(shape, dtype=library.at_least_float32(x, proj, dt_weight, dt_bias, A)).permute(0, 1, 5, 2, 3, 4)
 
 
 def _states_backward(gh, x, proj, dt_weight, dt_bias, A, routes, path):
