@@ -70,10 +70,13 @@ void pack(const float* rows, int64_t stride, int64_t count, int64_t inner, int64
     }
 }
 
-// acc[i] += sum over k of rows[i][k] * panel[k].
-template <int Rows, int Width>
-VSSM_INLINE void multiply(const float* rows, int64_t stride, const float* panel, int64_t inner, VecF (&acc)[Rows][Width]) {
+// acc[i] += sum over k of rows[i][k] * panel[k]. Fetches Rows * inner values from `ahead` on the way, if it is given:
+// a weight comes from memory or the third cache, and no hardware prefetcher follows so many rows at once.
+template <int Rows, int Width, bool Ahead = false>
+VSSM_INLINE void multiply(const float* rows, int64_t stride, const float* panel, int64_t inner,
+                          VecF (&acc)[Rows][Width], const float* ahead = nullptr) {
     for (int64_t k = 0; k < inner; ++k) {
+        if constexpr (Ahead) __builtin_prefetch(ahead + k * Rows, 0, 2);
         VecF line[Width];
 #pragma GCC unroll 4
         for (int j = 0; j < Width; ++j) line[j] = load(panel + (k * Width + j) * L);
@@ -187,9 +190,10 @@ int32_t many(const LinearArgs& a) {
 
 // ---- few rows: panels of x ----
 
-// tile[i][:] = the result's columns n + i for one panel of rows, without activation and residual.
+// tile[i][:] = the result's columns n + i for one panel of rows, without activation and residual. The first panel asks
+// for the rows of the weight that the next square of columns needs.
 template <int Rows, int Width>
-void tile_of_columns(const LinearArgs& a, const float* panel, int64_t n, float* tile) {
+void tile_of_columns(const LinearArgs& a, const float* panel, int64_t n, bool first, float* tile) {
     VecF acc[Rows][Width];
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
@@ -197,7 +201,9 @@ void tile_of_columns(const LinearArgs& a, const float* panel, int64_t n, float* 
 #pragma GCC unroll 3
         for (int j = 0; j < Width; ++j) acc[i][j] = bias;
     }
-    multiply(a.weight + n * a.in, a.in, panel, a.in, acc);
+    const float* rows = a.weight + n * a.in;
+    if (first) multiply<Rows, Width, true>(rows, a.in, panel, a.in, acc, rows + L * a.in);
+    else multiply(rows, a.in, panel, a.in, acc);
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 3
@@ -205,11 +211,11 @@ void tile_of_columns(const LinearArgs& a, const float* panel, int64_t n, float* 
 }
 
 template <int Width, int Rows = tile_rows<3>>
-VSSM_INLINE void tiles_of_columns(const LinearArgs& a, const float* panel, int64_t n, int count, float* tile) {
+VSSM_INLINE void tiles_of_columns(const LinearArgs& a, const float* panel, int64_t n, int count, bool first, float* tile) {
     int i = 0;
-    for (; i + Rows <= count; i += Rows) tile_of_columns<Rows, Width>(a, panel, n + i, tile + i * Width * L);
+    for (; i + Rows <= count; i += Rows) tile_of_columns<Rows, Width>(a, panel, n + i, first, tile + i * Width * L);
     if constexpr (Rows > 1) {
-        if (i < count) tiles_of_columns<Width, Rows / 2>(a, panel, n + i, count - i, tile + i * Width * L);
+        if (i < count) tiles_of_columns<Width, Rows / 2>(a, panel, n + i, count - i, first, tile + i * Width * L);
     }
 }
 
@@ -217,7 +223,7 @@ VSSM_INLINE void tiles_of_columns(const LinearArgs& a, const float* panel, int64
 template <int Width>
 void square_of_columns(const LinearArgs& a, const float* panel, int64_t m, int64_t n, int count) {
     alignas(VSSM_VECTOR_BYTES) float tile[L * Width * L];
-    tiles_of_columns<Width>(a, panel, n, count, tile);
+    tiles_of_columns<Width>(a, panel, n, count, m == 0, tile);
     if (a.act != identity) apply(a.act, tile, count * Width * L);
     for (int j = 0; j < Width; ++j) {
         const int64_t rows = smaller<int64_t>(L, a.rows - m - j * L), first = (m + j * L) * a.out + n;
