@@ -59,6 +59,25 @@ struct DepthwiseArgs {
     void* dbias;    // backward only; (channels,) or null
 };
 
+// Batch normalisation of rows. Everything has the compute type.
+struct BatchNormArgs {
+    int64_t is_double, rows, channels;
+    int64_t act;           // 2 relu, 3 none
+    const void* x;
+    void* mean;            // (channels,), as are all below that are not rows; written by batch_norm_statistics
+    void* var;             // likewise; the sums take 1 / sqrt(var + eps) here
+    const void* scale;     // act(x * scale + shift) + residual
+    const void* shift;
+    const void* residual;  // rows, or null
+    void* y;               // rows; backward: the gradient of x, may be g
+    // Backward only.
+    const void* g;         // rows, the gradient of the result
+    void* dscale;          // sums of it, before the activation, times the normalised x; added to, as is dshift
+    void* dshift;
+    const void* slope;     // the gradient of x is that before the activation * scale + x * slope + offset
+    const void* offset;
+};
+
 // The middle of a bottleneck: y = relu(bias + weight * h), depthwise 3x3 with stride 2 and zero padding 1, on a strip of
 // consecutive rows of every sample. Everything has the compute type.
 struct BottleneckArgs {

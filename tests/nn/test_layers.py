@@ -1,5 +1,7 @@
 """Stems, downsamplings, norm and MLP."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -82,6 +84,42 @@ def test_stem_sizes(stem, exact, patch):
     y = stem(3, 8, patch).eval()(torch.randn(2, 3, 33, 47))
     size = (33 // patch, 47 // patch) if exact else (-(-33 // patch), -(-47 // patch))
     assert y.shape == (2, *size, 8)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_stem_in_training_is_its_layers_one_by_one(momentum):
+    torch.manual_seed(0)
+    stem = ResidualStem(3, 16, 4).double()
+    for layer in stem.children():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+            layer.momentum = momentum
+    stem.norm3.eval()  # a frozen norm among the others
+    plain = copy.deepcopy(stem)
+    seen = []
+    plain.conv2.register_forward_hook(lambda *_: seen.append(True))  # watched: nothing is fused
+    for step in range(2):
+        x = torch.randn(2, 3, 33, 47, dtype=torch.float64)
+        y, want = stem(x), plain(x)
+        torch.testing.assert_close(y, want, rtol=1e-10, atol=1e-10)
+        assert len(seen) == step + 1
+        y.square().sum().backward()
+        want.square().sum().backward()
+    for (name, p), (_, q) in zip(stem.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-8, msg=name)
+    torch.testing.assert_close(dict(stem.named_buffers()), dict(plain.named_buffers()))
+    assert int(stem.norm1.num_batches_tracked) == 2 and int(stem.norm3.num_batches_tracked) == 0
+
+
+def test_watched_bottleneck_is_its_layers_one_by_one():
+    layer = BottleneckDownsample(4, 8).double()
+    x = torch.randn(2, 7, 9, 4, dtype=torch.float64)
+    seen = []
+    want = layer(x)
+    layer.conv2.register_forward_hook(lambda *_: seen.append(True))
+    torch.testing.assert_close(layer(x), want, rtol=1e-12, atol=1e-12)
+    assert seen == [True]
 
 
 def test_position_embedding_refuses_another_grid():

@@ -302,6 +302,17 @@ def _(args, kwargs, out):
     return {}
 
 
+@_rule(torch.ops.vssm.batch_norm)
+def _(args, kwargs, out):
+    return {"batch_norm": BATCH_NORM["train"] * args[0].numel()}
+
+
+@_rule(torch.ops.vssm.batch_norm_linear)
+def _(args, kwargs, out):
+    x, _, _, weight = args[:4]
+    return {"batch_norm": BATCH_NORM["train"] * x.numel(), "linear": x.numel() * len(weight)}
+
+
 @_rule(torch.ops.vssm.mlp)
 def _(args, kwargs, out):
     x, weight1, _, weight2, _ = args[:5]

@@ -1,9 +1,10 @@
-"""Layer normalisation over the channels of NHWC maps."""
+"""Normalisation over the channels of NHWC maps, and of the batch."""
 
+import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.ops import layer_norm
+from vssm.ops import batch_norm, batch_norm_linear, layer_norm
 
 
 class LayerNorm(nn.LayerNorm):
@@ -20,3 +21,34 @@ class LayerNorm(nn.LayerNorm):
 
 
 register_notrace_module(LayerNorm)
+
+
+def batch_norm_act(norm: nn.BatchNorm2d, x: Tensor, act: str = "none", residual: Tensor | None = None) -> Tensor:
+    """act(norm(x)) + residual on NHWC maps: (B, H, W, C) -> (B, H, W, C); act "none" or "relu"."""
+    if norm.training and norm.affine:
+        momentum = _count_batch(norm)
+        return batch_norm(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, momentum, norm.eps, act, residual
+        )
+    x = norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    x = F.relu(x) if act == "relu" else x
+    return x if residual is None else residual + x
+
+
+def batch_norm_act_linear(norm: nn.BatchNorm2d, x: Tensor, weight: Tensor, act: str = "none") -> Tensor:
+    """`batch_norm_act`, then a linear layer with this weight (C', C)."""
+    if norm.training and norm.affine:
+        momentum = _count_batch(norm)
+        return batch_norm_linear(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, weight, momentum, norm.eps, act
+        )
+    return F.linear(batch_norm_act(norm, x, act), weight)
+
+
+def _count_batch(norm: nn.BatchNorm2d) -> float:
+    """Count a training batch as `torch.nn.BatchNorm2d` does, and return how far the running statistics move."""
+    if norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # the average over all batches
+            return 1.0 / float(norm.num_batches_tracked)
+    return 0.0 if norm.momentum is None else norm.momentum

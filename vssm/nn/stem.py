@@ -7,7 +7,8 @@ from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.conv import Conv2d, fold_norm, pointwise_conv
-from vssm.nn.norm import LayerNorm
+from vssm.nn.norm import LayerNorm, batch_norm_act, batch_norm_act_linear
+from vssm.nn.watch import is_plain
 
 
 class PatchStem(nn.Module):
@@ -37,6 +38,11 @@ class ConvStem(nn.Module):
         return self.norm2(self.conv2(x))
 
 
+def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution from NHWC to NHWC."""
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class ResidualStem(nn.Module):
     """Spatial-Mamba's stem, BatchNorm after every convolution: 3x3 to dim/2, a residual pair of 3x3 there, 3x3 with
     stride 2 to 4 dim, 1x1 to dim. ReLU after the first, third and fourth, none after the sum (the released weights
@@ -63,12 +69,28 @@ class ResidualStem(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)  # else every convolution reorders its map
         learning = self.norm1.training or self.norm2.training or self.norm3.training
         learning = learning or self.norm4.training or self.norm5.training
-        if self.fold_norms and not learning:
-            return self._folded(x)
+        if torch.jit.is_scripting():
+            return self._folded(x) if self.fold_norms and not learning else self._layer_by_layer(x)
+        elif not all(is_plain(layer, nn.Conv2d) or is_plain(layer, nn.BatchNorm2d) for layer in self.children()):
+            return self._layer_by_layer(x)
+        elif learning:
+            return self._learning(x)
+        else:
+            return self._folded(x) if self.fold_norms else self._layer_by_layer(x)
+
+    def _layer_by_layer(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm1(self.conv1(x)))
         x = x + self.norm3(self.conv3(F.relu(self.norm2(self.conv2(x)))))
         x = F.relu(self.norm4(self.conv4(x)))
         return self.norm5(self.conv5(x)).permute(0, 2, 3, 1)
+
+    @torch.jit.unused
+    def _learning(self, x: Tensor) -> Tensor:
+        x = batch_norm_act(self.norm1, self.conv1(x).permute(0, 2, 3, 1), "relu")
+        y = batch_norm_act(self.norm2, _conv(self.conv2, x), "relu")
+        x = batch_norm_act(self.norm3, _conv(self.conv3, y), residual=x)
+        x = batch_norm_act_linear(self.norm4, _conv(self.conv4, x), self.conv5.weight.flatten(1), "relu")
+        return batch_norm_act(self.norm5, x)
 
     def _folded(self, x: Tensor) -> Tensor:
         n = self.norm1

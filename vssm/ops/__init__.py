@@ -3,6 +3,7 @@
 `explain()` says which path runs here and why; `use("torch")` demands one.
 """
 
+from vssm.ops.batch_norm import batch_norm, batch_norm_linear
 from vssm.ops.bias_act import bias_act
 from vssm.ops.bottleneck import bottleneck
 from vssm.ops.conv2d import conv2d
@@ -26,6 +27,8 @@ __all__ = [
     "Route",
     "SlowPathWarning",
     "add_layer_norm",
+    "batch_norm",
+    "batch_norm_linear",
     "bias_act",
     "bottleneck",
     "conv2d",
