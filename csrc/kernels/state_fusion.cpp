@@ -56,6 +56,38 @@ int32_t forward(const Problem<T>& p) {
     return status;
 }
 
+// Gradients of the taps from one row: sum += g(x) h(x + tap). A function of its own for the registers' sake, as
+// fuse_row.
+template <class T, class Taps>
+__attribute__((noinline)) void add_tap_sums(Taps& of_task, const Neighbours<T, Taps>& of_row, const T* g, int64_t width) {
+    Taps taps = of_task;
+    const Neighbours<T, Taps> rows = of_row;
+    for (int64_t x = 0; x < width; ++x) {
+        const Vec<T> v = load(g + x * lanes<T>);
+        taps.each([&](const Vec<T>&, Vec<T>& sum, const Tap& tap, int) VSSM_BODY {
+            sum = fma(v, load(rows[tap.dy] + (x + tap.dx) * lanes<T>), sum);
+        });
+    }
+    of_task.take_sums(taps);
+}
+
+// Gradients of the pixels that one row of fused pixels saw: dh(x + tap) += weight g(x). Row by row of taps: near the
+// border several rows of taps reach the same row of the map.
+template <class T, class Taps>
+__attribute__((noinline)) void spread(const Taps& of_task, const Neighbours<T, Taps>& of_row, const T* g, int64_t from,
+                                      int64_t to) {
+    Taps taps = of_task;
+    const Neighbours<T, Taps> rows = of_row;
+    for (int64_t x = from; x < to; ++x) {
+        Vec<T> v{};
+        taps.each([&](const Vec<T>& weight, Vec<T>&, const Tap& tap, int) VSSM_BODY {
+            if (tap.first) v = load(rows[tap.dy] + x * lanes<T>);
+            v = fma(weight, load(g + (x - tap.dx) * lanes<T>), v);
+            if (tap.last) store(rows[tap.dy] + x * lanes<T>, v);
+        });
+    }
+}
+
 template <class T, class Taps>
 int32_t backward(const Problem<T>& p) {
     const StateFusionArgs& a = p.a;
@@ -70,7 +102,7 @@ int32_t backward(const Problem<T>& p) {
         const Block<T> block(a, task);
         const int64_t taken = Taps::memory(p), size = Plane<T>::values(a.height, a.width, p.reach);
         const int64_t line = Plane<T>::values(1, a.width, 2 * p.reach);
-        T* memory = static_cast<T*>(scratch((taken + 2 * size + line) * sizeof(T)));
+        T* memory = static_cast<T*>(scratch((taken + 2 * size + line + a.width * lanes<T>) * sizeof(T)));
         if (memory == nullptr) {
             status = out_of_memory;
             return;
@@ -82,36 +114,30 @@ int32_t backward(const Problem<T>& p) {
         Taps taps(p, memory, block.c, block.used);
         const Vec<T> skip = D ? load_first(D + block.c, block.used) : Vec<T>{};
         Vec<T> dskip{};
-        T* g = gradient.row(0);
+        T* const g = gradient.row(0);
+        T* const fused = memory + taken + 2 * size + line;
         for (int64_t y = 0; y < a.height; ++y) {
             const Neighbours<T, Taps> rows(h, y, a.height, 0), drows(dh, y, a.height, 0);
-            for (int64_t x = 0; x < a.width; ++x) {
-                Vec<T> v = load_values<T>(a.y, block.at(y, x), block.used);
-                if (D) {
-                    dskip = fma(v, load_values<T>(a.u, block.at(y, x), block.used), dskip);
-                    store_values<T>(a.du, block.at(y, x), skip * v, block.used);
-                }
-                if (C) {
-                    readout.of(task, 0)[y * a.width + x] = sum<T>(v * fuse(taps, rows, x));
-                    v *= C[block.pixel(y, x)];
-                }
-                store(g + x * lanes<T>, v);
-            }
-            for (int64_t x = 0; x < a.width; ++x) {
-                const Vec<T> v = load(g + x * lanes<T>);
-                taps.each([&](const Vec<T>&, Vec<T>& sum, const Tap& tap, int) VSSM_BODY {
-                    sum = fma(v, load(rows[tap.dy] + (x + tap.dx) * lanes<T>), sum);
+            block.each_read(a.y, y, [&](int64_t x, Vec<T> v) VSSM_BODY { store(g + x * lanes<T>, v); });
+            if (D) {
+                block.each_read(a.u, y, [&](int64_t x, Vec<T> u) VSSM_BODY {
+                    const Vec<T> v = load(g + x * lanes<T>);
+                    dskip = fma(v, u, dskip);
+                    store(fused + x * lanes<T>, skip * v);
                 });
+                block.write(a.du, y, fused);
             }
-            // Row by row of taps: near the border several rows of taps reach the same row of the map.
-            for (int64_t x = -p.reach; x < a.width + p.reach; ++x) {
-                Vec<T> v{};
-                taps.each([&](const Vec<T>& weight, Vec<T>&, const Tap& tap, int) VSSM_BODY {
-                    if (tap.first) v = load(drows[tap.dy] + x * lanes<T>);
-                    v = fma(weight, load(g + (x - tap.dx) * lanes<T>), v);
-                    if (tap.last) store(drows[tap.dy] + x * lanes<T>, v);
-                });
+            if (C) {
+                fuse_row(taps, rows, fused, a.width);
+                const int64_t row = y * a.width;
+                for (int64_t x = 0; x < a.width; ++x) {
+                    const Vec<T> v = load(g + x * lanes<T>);
+                    readout.of(task, 0)[row + x] = sum<T>(v * load(fused + x * lanes<T>));
+                    store(g + x * lanes<T>, v * C[block.pixel(y, x)]);
+                }
             }
+            add_tap_sums(taps, rows, g, a.width);
+            spread(taps, drows, g, -p.reach, a.width + p.reach);
         }
         for (int64_t y = 0; y < a.height; ++y) {
             T* row = dh.row(y);

@@ -125,6 +125,10 @@ struct FixedTaps {
             sum[i] = Vec<T>{};
         }
     }
+    VSSM_INLINE void take_sums(const FixedTaps& other) {
+#pragma GCC unroll 32
+        for (int i = 0; i < count; ++i) sum[i] = other.sum[i];
+    }
     template <class Body, int... I>
     VSSM_INLINE void unrolled(const Body& body, Lanes<I...>) {
         (body(weight[I], sum[I], list.at[I], I % 4), ...);
@@ -151,6 +155,7 @@ struct AnyTaps {
             sum[i] = Vec<T>{};
         }
     }
+    void take_sums(const AnyTaps&) {}  // copies share their memory
     template <class Body>
     VSSM_INLINE void each(const Body& body) {
         for (int i = 0; i < count; ++i) body(weight[i], sum[i], taps[i], 0);

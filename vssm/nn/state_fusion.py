@@ -37,8 +37,8 @@ class StateFusion(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         kernels = self._per_state()
         if h.shape[1] == 1 and h.shape[3] == 1:
-            # Indexing rather than a view: exporting with free H and W would guard on what a view needs to know.
-            fused = state_fusion(h[:, 0, :, 0], kernels, self.alphas, self.dilations)
+            # Squeezed: exporting with free H and W would guard on what a view needs to know.
+            fused = state_fusion(h.squeeze(3).squeeze(1), kernels, self.alphas, self.dilations)
             return fused.unsqueeze(1).unsqueeze(3)
         fused = state_fusion(h.flatten(1, 3), kernels, self.alphas, self.dilations)
         return fused.unflatten(1, h.shape[1:4])

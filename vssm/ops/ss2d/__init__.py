@@ -95,7 +95,7 @@ def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Te
     _, K, channels, N, _, _ = h.shape
     C = C.to(h.dtype)
     if K * N == 1:
-        y = h[:, 0, :, 0] * C[:, 0]
+        y = h.squeeze(3).squeeze(1) * C.squeeze(1)
     else:
         y = (h * C.unsqueeze(2)).sum(dim=(1, 3))
     if D is not None:
