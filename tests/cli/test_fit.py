@@ -129,7 +129,7 @@ CASES = {
     "resume of nothing": (lambda p, run: ["fit", "--resume", str(p)], "has no config.yaml: there is nothing to resume"),
     "batch of none": (
         lambda p, run: ["fit", "--data", "digits", "--batch-size", "0", "--out", str(p / "out")],
-        "data.batch_size is 0; at least 1 is needed",
+        "data.batch_size is 0; it must be in [1, inf)",
     ),
     "too small an image": (
         lambda p, run: [

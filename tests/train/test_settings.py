@@ -31,6 +31,29 @@ def test_unknown_settings_are_named(plain, name):
         Settings.from_dict(plain)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("trainer", "max_epochs", -1, r"trainer.max_epochs is -1; it must be in \[1, inf\)"),
+        ("trainer", "max_steps", 0, "trainer.max_steps is 0; it must be at least 1, or -1"),
+        ("data", "batch_size", 0, r"data.batch_size is 0; it must be in \[1, inf\)"),
+        ("data", "image_size", -8, "data.image_size is -8"),
+        ("data", "crop_pct", 0, r"data.crop_pct is 0; it must be in \(0, 1\]"),
+        ("optim", "lr", 0.0, r"optim.lr is 0.0; it must be in \(0, inf\)"),
+        ("optim", "lr", float("nan"), "optim.lr is nan"),
+        ("optim", "ema_decay", 1.0, r"optim.ema_decay is 1.0; it must be in \[0, 1\)"),
+        ("optim", "betas", (0.9, 1.5), r"optim.betas are \(0.9, 1.5\)"),
+        ("model", "drop_path", 1.5, "model.drop_path is 1.5"),
+        ("", "seed", -1, "seed is -1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_named(section, key, value, message):
+    settings = Settings()
+    setattr(getattr(settings, section) if section else settings, key, value)
+    with pytest.raises(ValueError, match=message):
+        settings.check()
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_are_valid(name):
-    Settings.from_dict(read_yaml(recipes()[name]))
+    Settings.from_dict(read_yaml(recipes()[name])).check()

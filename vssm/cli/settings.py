@@ -92,9 +92,12 @@ def parse_settings(parser: ArgumentParser, argv: list[str], stored: dict[str, An
 
 
 def to_settings(parsed: Any) -> Settings:
+    """The settings of a parsed command line. Raises ValueError for a number that makes no sense."""
     plain = parsed.as_dict() if hasattr(parsed, "as_dict") else dict(parsed)
     known = {field.name for field in dataclasses.fields(Settings)}
-    return Settings.from_dict({name: value for name, value in plain.items() if name in known})
+    settings = Settings.from_dict({name: value for name, value in plain.items() if name in known})
+    settings.check()
+    return settings
 
 
 def _spell_out(argv: list[str]) -> list[str]:

@@ -34,9 +34,6 @@ def load_splits(settings: DataSettings, model_name: str, classes: tuple[str, ...
     name = settings.name or ("imagefolder" if settings.root else None)
     if name is None:
         raise ValueError("no images given: --data.root FOLDER (with train/ and val/), or --data digits")
-    for wanted, value in {"batch_size": settings.batch_size, "image_size": settings.image_size}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"data.{wanted} is {value}; at least 1 is needed")
     if name == "digits":
         if settings.root is not None:
             raise ValueError("data.root has no meaning for the bundled digits; leave out one of the two")

@@ -44,6 +44,7 @@ def build(settings: Settings, classes: tuple[str, ...] | None = None, weights: b
     `weights=False` leaves out the starting weights of the settings, for when a checkpoint will bring its own.
     Raises OSError or ValueError with the remedy for what is missing or does not fit.
     """
+    settings.check()
     chosen = settings.model
     check_model_name(chosen.name)
     create_trainer(settings)  # refuses a missing GPU or an unknown precision before anything is read

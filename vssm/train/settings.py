@@ -136,6 +136,44 @@ class TrainerSettings:
     benchmark: bool | None = None
 
 
+# The numbers that make sense, in the usual notation: a round bracket excludes the end. What is None is left alone.
+_RANGES = {
+    "model.drop_path": "[0, 1)",
+    "data.image_size": "[1, inf)",
+    "data.batch_size": "[1, inf)",
+    "data.workers": "[0, inf)",
+    "data.scale": "(0, 1]",
+    "data.hflip": "[0, 1]",
+    "data.color_jitter": "[0, inf)",
+    "data.random_erasing": "[0, 1]",
+    "data.crop_pct": "(0, 1]",
+    "data.split_seed": "[0, 4294967296)",
+    "optim.lr": "(0, inf)",
+    "optim.weight_decay": "[0, inf)",
+    "optim.eps": "(0, inf)",
+    "optim.layer_decay": "(0, 1]",
+    "optim.warmup_epochs": "[0, inf)",
+    "optim.warmup_lr": "[0, inf)",
+    "optim.min_lr": "[0, inf)",
+    "optim.label_smoothing": "[0, 1)",
+    "optim.ema_decay": "[0, 1)",
+    "trainer.max_epochs": "[1, inf)",
+    "trainer.num_nodes": "[1, inf)",
+    "trainer.accumulate_grad_batches": "[1, inf)",
+    "trainer.gradient_clip_val": "[0, inf)",
+    "trainer.check_val_every_n_epoch": "[1, inf)",
+    "trainer.log_every_n_steps": "[1, inf)",
+    "seed": "[0, 4294967296)",
+    "save_every_n_steps": "[0, inf)",
+}
+
+
+def _is_within(value: float, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    return above and (value < high if interval[-1] == ")" else value <= high)
+
+
 @dataclass
 class Settings:
     """One training run.
@@ -159,6 +197,20 @@ class Settings:
         plain = asdict(self)
         plain["optim"]["betas"] = list(plain["optim"]["betas"])
         return plain
+
+    def check(self) -> None:
+        """Raises ValueError naming the first number that makes no sense."""
+        for name, interval in _RANGES.items():
+            section, _, key = name.rpartition(".")
+            value = getattr(getattr(self, section) if section else self, key)
+            if value is not None and not _is_within(value, interval):
+                raise ValueError(f"{name} is {value}; it must be in {interval}")
+        if not all(_is_within(beta, "[0, 1)") for beta in self.optim.betas):
+            raise ValueError(f"optim.betas are {self.optim.betas}; each must be in [0, 1)")
+        if self.trainer.max_steps != -1 and self.trainer.max_steps < 1:
+            raise ValueError(
+                f"trainer.max_steps is {self.trainer.max_steps}; it must be at least 1, or -1 for no limit"
+            )
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Settings":
