@@ -154,6 +154,12 @@ def test_options_are_plain_values(options):
         ({"patch_size": 3}, "unknown patch_size 3: choose one of 2, 4, 8"),
         ({"dims": (8, 16)}, "one entry per stage"),
         ({"depths": (1, 0, 1)}, "must be positive"),
+        ({"dt_rank": 0}, "dt_rank must be at least 1, or None for ceil"),
+        ({"mlp_ratio": -1.0}, "mlp_ratio must not be negative, got -1.0; 0 builds blocks without"),
+        ({"mlp_ratio": 0.001}, "hidden width of an MLP must be at least 1, got 0"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate must be in \[0, 1\), got 1.0"),
+        ({"in_chans": 0}, "in_chans must be at least 1"),
+        ({"num_classes": -1}, "num_classes at least 0, got 3 and -1"),
     ],
 )
 def test_bad_options_are_refused(options, message):

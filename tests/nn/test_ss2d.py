@@ -155,3 +155,12 @@ def test_autocast_stays_close(dtype, options):
     assert (got.float() - want).abs().max() < 0.02 * want.abs().max()
     got.float().square().sum().backward()
     assert all(p.grad.isfinite().all() for p in mixer.parameters())
+
+
+def test_the_cascade_says_that_it_cannot_be_scripted():
+    mixer = SS2D(8, scan="cascade").eval()
+    with pytest.raises(ValueError, match="the cascade scan cannot be scripted"):
+        torch.jit.script(nn.Sequential(mixer))
+    x = torch.randn(2, 5, 6, 8)
+    exported = torch.export.export(mixer, (x,)).module()
+    torch.testing.assert_close(exported(x), mixer(x))

@@ -94,6 +94,10 @@ class Hierarchy(nn.Module):
         out_norms: bool = False,
     ):
         super().__init__()
+        if in_chans < 1 or num_classes < 0:
+            raise ValueError(
+                f"in_chans must be at least 1 and num_classes at least 0, got {in_chans} and {num_classes}"
+            )
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = dims[-1]
@@ -227,6 +231,8 @@ def build_stages(
         raise ValueError(f"dims and depths must have one entry per stage, got {tuple(dims)} and {tuple(depths)}")
     if min(depths) < 1 or min(dims) < 1:
         raise ValueError(f"dims and depths must be positive, got {tuple(dims)} and {tuple(depths)}")
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
     rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
     stages = []
     for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):

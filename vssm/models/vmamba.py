@@ -156,6 +156,8 @@ class VMamba(Hierarchy):
     ):
         check_choice("stem", cfg.stem, STEMS)
         check_choice("downsample", cfg.downsample, DOWNSAMPLES)
+        if cfg.mlp_ratio < 0:
+            raise ValueError(f"mlp_ratio must not be negative, got {cfg.mlp_ratio}; 0 builds blocks without an MLP")
         if cfg.patch_size not in (2, 4, 8):
             raise ValueError(f"unknown patch_size {cfg.patch_size!r}: choose one of 2, 4, 8")
 

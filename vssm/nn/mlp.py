@@ -18,6 +18,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
+        if hidden_dim < 1:
+            raise ValueError(f"the hidden width of an MLP must be at least 1, got {hidden_dim}; raise mlp_ratio")
         self.fc1 = Linear(dim, hidden_dim)
         self.fc2 = Linear(hidden_dim, dim)
 

@@ -86,6 +86,8 @@ class SS2D(nn.Module):
                 f"d_state and int(ssm_ratio * dim) must be at least 1, got {d_state} and {ssm_ratio} * {dim}"
             )
         self.cascade = scan == "cascade"
+        if dt_rank is not None and dt_rank < 1:
+            raise ValueError(f"dt_rank must be at least 1, or None for ceil(dim / 16), got {dt_rank}")
         routes = SCANS[scan] if isinstance(scan, str) else tuple(scan)
         groups = 4 if self.cascade else len(routes)
         inner = int(ssm_ratio * dim)
@@ -178,10 +180,14 @@ class SS2D(nn.Module):
             h, C = ss2d_states(u, *weights, self.routes)
             return ss2d_readout(state_fn(h), C, u, self.D)
 
+    def __prepare_scriptable__(self) -> "SS2D":
+        """Called by torch.jit.script before it compiles."""
+        if self.cascade:
+            raise ValueError("the cascade scan cannot be scripted; use torch.export, or another scan")
+        return self
+
     def _scan_scripted(self, u: Tensor, A: Tensor) -> Tensor:
         """`_scan` for TorchScript, which knows neither routes as objects nor Python operators."""
-        if self.cascade:
-            raise RuntimeError("the cascade scan cannot be scripted; use torch.export")
         proj = F.linear(u.permute(0, 2, 3, 1), self.x_proj_weight.flatten(0, 1).to(u.dtype))
         weight, bias = self.dt_proj_weight, self.dt_proj_bias
         if self.state_fn is None:

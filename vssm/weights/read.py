@@ -21,6 +21,9 @@ MAX_BYTES = 16 << 30
 _ENTRIES = ("model", "state_dict")
 _EMA_ENTRIES = ("model_ema", "state_dict_ema")
 
+# How torch.save begins a file: a zip archive, or in old versions a pickle.
+_BEGINNINGS = (b"PK\x03\x04", b"\x80")
+
 # What released files hold beside tensors: configurations, logs, numpy scalars. None of it is needed, so these names
 # become placeholders and nothing of theirs runs.
 _IGNORED_MAPPINGS = ("yacs.config.CfgNode", "mmengine.config.config.ConfigDict")
@@ -148,6 +151,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head.startswith(_BEGINNINGS):
+        raise CheckpointError(f"{path} is no checkpoint: it begins with {head!r}; download it again")
     with torch.serialization.safe_globals(_PLACEHOLDERS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")
         try:

@@ -59,8 +59,8 @@ def ss2d_fusion(
         )
     h, C = ss2d_states(x, x_proj_weight, dt_weight, dt_bias, A, routes)
     if h.shape[1] == 1 and h.shape[3] == 1:
-        # Squeezed, not indexed, whose backward fills a map with zeros, and not viewed: exporting with free H and W would
-        # guard on what a view needs to know.
+        # Squeezed, not indexed, whose backward fills a map with zeros, and not viewed: exporting with free H and W
+        # would guard on what a view needs to know.
         return state_fusion_readout(h.squeeze(3).squeeze(1), kernels, alphas, C.squeeze(1), x, D, dilations)
     fused = state_fusion(h.flatten(1, 3), kernels, alphas, dilations)
     return ss2d_readout(fused.unflatten(1, h.shape[1:4]), C, x, D)
