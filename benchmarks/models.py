@@ -40,7 +40,9 @@ GOALS = {  # the least that is asked of each ratio: (part, model, batch) -> {pee
 }
 
 
-def create(name: str, official: Path | None) -> torch.nn.Module:
+def create(name: str, official: Path | None, size: int = 224) -> torch.nn.Module:
+    if name.startswith("swin"):  # its windows and their biases are made for one image size
+        return timm.create_model(name, img_size=size)
     if name != OFFICIAL:
         return timm.create_model(name)
     assert official is not None
@@ -82,7 +84,7 @@ def speed(part: str, names: list[str], batch: int, args, size: int = 224, compil
     for name in names:
         if name == OFFICIAL and part == "train":
             continue  # minutes per step: its indexed loop is quadratic in the length
-        model = create(name, args.official)
+        model = create(name, args.official, size)
         model.train(part == "train")
         if compiled and name != OFFICIAL:
             model = torch.compile(model)

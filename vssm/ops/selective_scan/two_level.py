@@ -51,9 +51,9 @@ def linear_recurrence(a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool = F
 
 def _decay_and_drive(u: Tensor, dt: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """exp(dt A) and dt B u, both (B, K, L, C, N)."""
-    decay = torch.exp(dt.unsqueeze(-1) * A[:, None])
-    drive = (dt * u).unsqueeze(-1) * B.unsqueeze(3)
-    return decay, drive
+    decay = (dt.unsqueeze(-1) * A[:, None]).exp_()
+    drive, B = (dt * u).unsqueeze(-1), B.unsqueeze(3)
+    return decay, drive.mul_(B) if B.shape[-1] == 1 else drive * B
 
 
 def states(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, h0: Tensor | None) -> Tensor:

@@ -49,14 +49,20 @@ class _Slab:
         self.h = states(self.u, self.dt, self.A, self.B, None)
 
     def readout(self) -> Tensor:
-        """<C, h> (B, K, L, C)."""
+        """<C, h> (B, K, L, C); may overwrite h."""
         if self.h.shape[-1] == 1:  # a sum over one element costs three times the product
-            return self.h.squeeze(-1) * self.C
+            return self.h.squeeze(-1).mul_(self.C)
         return (self.h * self.C.unsqueeze(3)).sum(-1)
 
 
 def _order(order: Tensor, x: Tensor) -> Tensor:
     return order.to(device=x.device, dtype=torch.long)
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """(K, L): when route k visits a raster position."""
+    times = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, times)
 
 
 def _walk(x, dt_weight, A):
@@ -68,7 +74,7 @@ def forward(x, proj, dt_weight, dt_bias, A, D, order):
     """y (B, C, H, W) in channels_last memory. Inputs in the compute dtype; shapes as in the public function."""
     batch, channels, height, width = x.shape
     order = _order(order, x)
-    inverse = order.argsort(dim=1)
+    inverse = _inverse(order)
     y = x.new_empty(batch, height, width, channels)
     for s in _walk(x, dt_weight, A):
         slab = _Slab(x[s], proj[s], dt_weight, dt_bias, A, order)
@@ -84,7 +90,7 @@ def states_forward(x, proj, dt_weight, dt_bias, A, order):
     batch, channels, height, width = x.shape
     K, N = order.shape[0], A.shape[1]
     order = _order(order, x)
-    inverse = order.argsort(dim=1)
+    inverse = _inverse(order)
     h = x.new_empty(batch, K, N, height * width, channels)
     for s in _walk(x, dt_weight, A):
         slab = _Slab(x[s], proj[s], dt_weight, dt_bias, A, order)
@@ -140,7 +146,7 @@ class _Gradients:
         self.dbias += draw.sum(dim=(0, 2))
         self.dA += dA.flatten(0, 1)
         blocks = torch.cat([dlow, dB, torch.zeros_like(dB) if dC is None else dC], dim=-1)
-        inverse = slab.order.argsort(dim=1)
+        inverse = _inverse(slab.order)
         K = len(inverse)
         self.dx[s] = _merged(du, inverse).view(self.dx[s].shape)
         dproj = torch.stack([blocks[:, k, inverse[k]] for k in range(K)], dim=2)
