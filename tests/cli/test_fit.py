@@ -180,7 +180,14 @@ CASES = {
         "no.ckpt does not exist; expected a checkpoint or a run directory",
     ),
     "folder without checkpoint": (lambda p, run: ["predict", str(p), "--checkpoint", str(p)], "is a folder without"),
-    "html as checkpoint": (lambda p, run: ["predict", str(p), "--checkpoint", str(p / "file")], "file is"),
+    "html as checkpoint": (
+        lambda p, run: ["predict", str(p), "--checkpoint", str(p / "file")],
+        "file is a web page, not weights",
+    ),
+    "html to validate": (
+        lambda p, run: ["validate", "--checkpoint", str(p / "file")],
+        "file is a web page, not weights",
+    ),
     "wrong model": (
         lambda p, run: ["predict", str(p), "--checkpoint", str(run), "--model", "resnet18"],
         "holds a vmamba_nano, not a resnet18",

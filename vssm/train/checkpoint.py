@@ -1,17 +1,15 @@
 """Reading the checkpoints that `vssm fit` wrote. Needs torch and timm, not Lightning."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vssm.data.preprocess import Preprocess
 from vssm.tasks.classification import create_classifier
 from vssm.train.run_dir import checkpoint_file
 from vssm.train.settings import Settings
+from vssm.weights.read import read_content
 
 PREFIX = "task.model."
 
@@ -38,7 +36,7 @@ class TrainedModel:
 def read_checkpoint(path: str | Path) -> TrainedModel:
     """Raises OSError or ValueError that names the file when it is not a checkpoint of `vssm fit`."""
     file = checkpoint_file(path)
-    content = _read(file)
+    content = read_content(file)
     if not isinstance(content, dict) or not isinstance(content.get("vssm"), dict):
         raise ValueError(f"{file} was not written by `vssm fit`; for other weights name the model too (--model NAME)")
     about = content["vssm"]
@@ -57,7 +55,7 @@ def is_ours(path: str | Path) -> bool:
     file = checkpoint_file(path)
     if file.suffix == ".safetensors":
         return False
-    content = _read(file)
+    content = read_content(file)
     return isinstance(content, dict) and "vssm" in content
 
 
@@ -98,11 +96,3 @@ def _load_timm(model: nn.Module, file: Path, head: str) -> None:
                 f"{file} {problem} {len(names)} names, the first {min(names)}; another model or class count"
             )
     model.load_state_dict(tensors)
-
-
-def _read(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{file} is not a readable checkpoint: {reason}") from error

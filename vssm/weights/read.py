@@ -87,13 +87,16 @@ def read_checkpoint(path: str | Path, ema: bool = False, max_bytes: int = MAX_BY
         CheckpointError: empty, truncated, too large, not a checkpoint, or in need of code to be read.
     """
     path = Path(path)
+    tensors, entry = take_state_dict(read_content(path, max_bytes), ema, str(path))
+    return Checkpoint(path, entry, tensors)
+
+
+def read_content(path: Path, max_bytes: int = MAX_BYTES) -> Any:
+    """All that a file holds: plain types and tensors. Errors as `read_checkpoint`."""
     _check_file(path, max_bytes)
     if path.suffix == ".safetensors" or _looks_like_safetensors(path):
-        content: Any = _read_safetensors(path)
-    else:
-        content = _read_pickle(path)
-    tensors, entry = take_state_dict(content, ema, str(path))
-    return Checkpoint(path, entry, tensors)
+        return _read_safetensors(path)
+    return _read_pickle(path)
 
 
 def take_state_dict(content: Any, ema: bool, origin: str) -> tuple[dict[str, Tensor], str]:
