@@ -23,11 +23,27 @@ def batches_seen(model, images, monkeypatch):
     return seen
 
 
-def test_the_numbers_do_not_change(model):
+@pytest.mark.parametrize("name", ["vmamba_nano", "spatial_mamba_nano"])
+def test_the_numbers_do_not_change(name, monkeypatch):
+    monkeypatch.setattr(module, "WORKING_SET", 1)
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7).eval()
     images = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
         parts = model(images)
     torch.testing.assert_close(parts, model(images), rtol=1e-5, atol=1e-5)
+
+
+def test_growth_counts_the_maps_inside(monkeypatch):
+    layer, seen = torch.nn.Identity().eval(), []
+    x = torch.randn(7, 10)
+    monkeypatch.setattr(module, "WORKING_SET", 240)  # six samples of 40 bytes
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with torch.no_grad():
+        for growth in (1, 3):
+            y = module.depth_first(layer, lambda part: seen.append(len(part)) or part * 2, x, growth)
+            torch.testing.assert_close(y, x * 2)
+    assert seen == [6, 1, 2, 2, 2, 1]
 
 
 def test_parts_in_inference_and_wholes_in_training(model, monkeypatch):

@@ -1,11 +1,10 @@
 """Convolutions on NHWC maps: the tensors stay NHWC, the convolution sees a free channels_last view."""
 
 import torch
-import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.ops import bias_act, conv2d, depthwise_conv3x3
+from vssm.ops import conv2d, depthwise_conv3x3
 
 
 class Conv2d(nn.Conv2d):
@@ -60,10 +59,3 @@ def fold_norm(
     scale = scale * torch.rsqrt(var + eps)
     mean = mean if bias is None else mean - bias
     return weight * scale[:, None, None, None], shift - mean * scale
-
-
-def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    """A 1x1 convolution of NHWC maps as a matrix product, with an optional ReLU; weight (C', C, 1, 1)."""
-    if not relu:
-        return F.linear(x, weight.flatten(1), bias)
-    return bias_act(F.linear(x, weight.flatten(1)), bias, "relu")

@@ -6,9 +6,19 @@ from timm.layers import trunc_normal_
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.conv import Conv2d, fold_norm, pointwise_conv
+from vssm.nn.conv import Conv2d, fold_norm
+from vssm.nn.depth_first import depth_first
 from vssm.nn.norm import LayerNorm, batch_norm_act, batch_norm_act_linear
 from vssm.nn.watch import is_plain
+from vssm.ops import linear
+
+# The maps inside a stem of convolutions are about so many times larger than the image.
+GROWTH = 4
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    """An image (B, C, H, W) in the memory layout of all maps: a convolution gives back the layout it was given."""
+    return x.permute(0, 2, 3, 1).contiguous()
 
 
 class PatchStem(nn.Module):
@@ -20,7 +30,7 @@ class PatchStem(nn.Module):
         self.norm1 = LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm1(self.conv1(x.permute(0, 2, 3, 1)))
+        return self.norm1(self.conv1(_nhwc(x)))
 
 
 class ConvStem(nn.Module):
@@ -34,7 +44,13 @@ class ConvStem(nn.Module):
         self.norm2 = LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(self.conv1(x.permute(0, 2, 3, 1))))
+        if torch.jit.is_scripting():
+            return self._run(x)
+        else:
+            return depth_first(self, self._run, x, GROWTH)
+
+    def _run(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(self.conv1(_nhwc(x))))
         return self.norm2(self.conv2(x))
 
 
@@ -66,9 +82,9 @@ class ResidualStem(nn.Module):
         self.fold_norms = True
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)  # else every convolution reorders its map
         learning = self.norm1.training or self.norm2.training or self.norm3.training
         learning = learning or self.norm4.training or self.norm5.training
+        x = _nhwc(x).permute(0, 3, 1, 2)
         if torch.jit.is_scripting():
             return self._folded(x) if self.fold_norms and not learning else self._layer_by_layer(x)
         elif not all(is_plain(layer, nn.Conv2d) or is_plain(layer, nn.BatchNorm2d) for layer in self.children()):
@@ -76,7 +92,7 @@ class ResidualStem(nn.Module):
         elif learning:
             return self._learning(x)
         else:
-            return self._folded(x) if self.fold_norms else self._layer_by_layer(x)
+            return depth_first(self, self._folded, x, GROWTH) if self.fold_norms else self._layer_by_layer(x)
 
     def _layer_by_layer(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm1(self.conv1(x)))
@@ -93,21 +109,22 @@ class ResidualStem(nn.Module):
         return batch_norm_act(self.norm5, x)
 
     def _folded(self, x: Tensor) -> Tensor:
+        # In place where the tensor is new: no convolution needs its own result in its backward.
         n = self.norm1
         w, b = fold_norm(self.conv1.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        x = F.relu(F.conv2d(x, w, b, self.conv1.stride, padding=1))
+        x = F.relu(F.conv2d(x, w, b, self.conv1.stride, padding=1), inplace=True)
         n = self.norm2
         w, b = fold_norm(self.conv2.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        y = F.relu(F.conv2d(x, w, b, padding=1))
+        y = F.relu(F.conv2d(x, w, b, padding=1), inplace=True)
         n = self.norm3
         w, b = fold_norm(self.conv3.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        x = x + F.conv2d(y, w, b, padding=1)
+        x = F.conv2d(y, w, b, padding=1).add_(x)
         n = self.norm4
         w, b = fold_norm(self.conv4.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        x = F.relu(F.conv2d(x, w, b, self.conv4.stride, padding=1)).permute(0, 2, 3, 1)
+        x = F.relu(F.conv2d(x, w, b, self.conv4.stride, padding=1), inplace=True)
         n = self.norm5
         w, b = fold_norm(self.conv5.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        return pointwise_conv(x, w, b, False)
+        return linear(x.permute(0, 2, 3, 1), w.flatten(1), b)
 
 
 register_notrace_module(ResidualStem)
