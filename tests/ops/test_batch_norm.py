@@ -155,6 +155,7 @@ def test_compiles_in_one_graph():
         ({"act": "gelu"}, r"unknown act 'gelu': choose one of none, relu"),
         ({"weight": torch.ones(20)}, r"weight must be \(21,\)"),
         ({"bias": torch.ones(1)}, r"bias must be \(21,\)"),
+        ({"bias": torch.ones(21, device="meta")}, "bias is on meta but x is on cpu"),
         ({"residual": torch.ones(2, 1)}, r"residual must have the shape of x, \(2, 21\), got \(2, 1\)"),
     ],
 )
@@ -167,3 +168,7 @@ def test_bad_arguments_are_named(change, message):
 def test_a_linear_weight_that_does_not_fit():
     with pytest.raises(ValueError, match=r"weight must be \(C', C\) with C = 21 as in x, got \(9, 20\)"):
         batch_norm_linear(torch.ones(2, 21), None, None, torch.ones(21), torch.ones(21), torch.ones(9, 20))
+    with pytest.raises(ValueError, match="weight is on meta but x is on cpu"):
+        batch_norm_linear(
+            torch.ones(2, 21), None, None, torch.ones(21), torch.ones(21), torch.ones(9, 21, device="meta")
+        )

@@ -14,6 +14,7 @@ from torch import Tensor
 from vssm.ops import dispatch
 from vssm.ops.batch_norm import op as _op  # noqa: F401  (registers the operators)
 from vssm.ops.batch_norm import reference
+from vssm.ops.checks import same_device
 from vssm.ops.pointwise import check_per_channel, prefers_plain
 
 __all__ = ["batch_norm", "batch_norm_linear"]
@@ -47,7 +48,7 @@ def batch_norm(
         Like x, the dtype that `torch.nn.functional.batch_norm` would give (plus the residual).
 
     Raises:
-        ValueError: an unknown act, or shapes that do not fit; the message names the argument.
+        ValueError: an unknown act, or shapes or devices that do not fit; the message names the argument.
 
     In float32 and float64 on the CPU core, nothing is kept for the backward but x. Elsewhere, under autocast and in
     compiled graphs this is the plain composition.
@@ -55,6 +56,7 @@ def batch_norm(
     _check(x, weight, bias, act)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual must have the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}")
+    same_device(x=x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias, residual=residual)
     if _is_plain(x, running_mean, weight, bias, residual):
         return _composed(x, running_mean, running_var, weight, bias, momentum, eps, act, residual)
     path = dispatch.requested()
@@ -84,13 +86,20 @@ def batch_norm_linear(
         (..., C'), the dtype that the composition would give.
 
     Raises:
-        ValueError: an unknown act, or shapes that do not fit; the message names the argument.
+        ValueError: an unknown act, or shapes or devices that do not fit; the message names the argument.
 
     The backward normalises x once more.
     """
     _check(x, norm_weight, norm_bias, act)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(f"weight must be (C', C) with C = {x.shape[-1]} as in x, got {tuple(weight.shape)}")
+    norm = {
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+    }
+    same_device(x=x, **norm, weight=weight)
     if _is_plain(x, running_mean, norm_weight, norm_bias, weight):
         y = _composed(x, running_mean, running_var, norm_weight, norm_bias, momentum, eps, act, None)
         return F.linear(y, weight)
