@@ -333,3 +333,14 @@ def test_the_core_refuses_a_map_without_pixels():
         torch.ops.vssm.state_fusion(
             torch.ones(1, 4, 0, 6), torch.ones(1, 4, 1, 3, 3), torch.ones(1), [1], "taps", "core"
         )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_dilation_beyond_the_map_sees_its_border(path):
+    g = torch.Generator().manual_seed(0)
+    h = torch.randn(1, 3, 4, 6, generator=g, dtype=torch.float64)
+    kernels, alphas = [torch.randn(3, 1, 3, 3, generator=g, dtype=torch.float64)], torch.ones(1, dtype=torch.float64)
+    with use("reference"):
+        expected = state_fusion(h, kernels, alphas, [100])
+    with use(path):
+        torch.testing.assert_close(state_fusion(h, kernels, alphas, [10**9]), expected, rtol=1e-12, atol=1e-12)

@@ -20,10 +20,14 @@ def call(op: torch._ops.OpOverload, *args):
     takes 5 of the 10 microseconds of a small call, and one image makes two hundred."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return op(*args)
-    if type(args[0]) is Tensor and args[0].is_cpu and not _somebody_looks():
+    if args[0].is_cpu and _PLAIN.issuperset(map(type, args)) and not _somebody_looks():
         return KERNELS[op](*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
+
+
+# Types an implementation may be handed directly: no subclass of Tensor, which may have its own idea of the operator.
+_PLAIN = {Tensor, torch.nn.Parameter, type(None), str, int, float, bool, list}
 
 
 def _somebody_looks() -> bool:
@@ -89,14 +93,6 @@ def as_inputs(inputs: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...
         like.new_empty(0) if g is None or x is None else (g if g.dtype is x.dtype else g.to(x.dtype))
         for x, g in zip(inputs, grads, strict=True)
     ]
-
-
-def check_float(x: Tensor, name: str = "x") -> None:
-    """One ValueError for a dtype that no path computes."""
-    if x.dtype not in dispatch.FLOATS:
-        raise ValueError(
-            f"{name} has dtype {x.dtype}; supported: float32, float64, bfloat16, float16; convert it with .float()"
-        )
 
 
 def check_per_channel(name: str, t: Tensor | None, channels: int) -> None:

@@ -6,13 +6,14 @@ from torch.utils.flop_counter import register_flop_formula
 from vssm.ops import dispatch, library
 from vssm.ops.pointwise import empty_map
 from vssm.ops.scan_fusion import core
+from vssm.ops.state_fusion.op import reaching
 
 # Elsewhere the public function composes other operators, which have paths of their own.
 dispatch.register("ss2d_fusion", core=None, torch=None, reference=None)
 
 
 def _fusion(x, proj, dt_weight, dt_bias, A, D, kernels, alphas, dilations, path):
-    return core.forward(x, proj, dt_weight, dt_bias, A, D, kernels, alphas, dilations)
+    return core.forward(x, proj, dt_weight, dt_bias, A, D, kernels, alphas, reaching(x, dilations))
 
 
 def _fusion_fake(x, proj, dt_weight, dt_bias, A, D, kernels, alphas, dilations, path):

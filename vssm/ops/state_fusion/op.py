@@ -15,7 +15,14 @@ dispatch.register("state_fusion", core=None, torch=None, reference=None)
 dispatch.register("state_fusion_readout", core=None, torch=None, reference=None)
 
 
+def reaching(h, dilations: list[int]) -> list[int]:
+    """The dilations cut off at the map's longer side, from where on a tap sees the repeated border in any case."""
+    size = max(h.shape[2], h.shape[3])
+    return [min(d, size) for d in dilations]
+
+
 def _fusion(h, kernels, alphas, dilations, form, path):
+    dilations = reaching(h, dilations)
     if dispatch.choose("state_fusion", h, path) == "core":
         return core.forward(h, kernels, alphas, dilations)
     wide, kernels, alphas = to(at_least_float32(h, kernels, alphas), h, kernels, alphas)
@@ -27,6 +34,7 @@ def _fusion_fake(h, kernels, alphas, dilations, form, path):
 
 
 def _fusion_backward(g, h, kernels, alphas, dilations, form, path):
+    dilations = reaching(h, dilations)
     if dispatch.choose("state_fusion", h, path) == "core":
         grads = core.backward(g, h, kernels, alphas, dilations)
     else:
@@ -59,6 +67,7 @@ differentiable("state_fusion", _autograd, _setup)
 
 
 def _readout(h, kernels, alphas, C, u, D, dilations, path):
+    dilations = reaching(h, dilations)
     if dispatch.choose("state_fusion_readout", h, path) == "core":
         return core.readout_forward(h, kernels, alphas, C, u, D, dilations)
     dtype = at_least_float32(h, kernels, alphas, C, u, D)
@@ -71,6 +80,7 @@ def _readout_fake(h, kernels, alphas, C, u, D, dilations, path):
 
 
 def _readout_backward(g, h, kernels, alphas, C, u, D, dilations, path):
+    dilations = reaching(h, dilations)
     inputs = (h, kernels, alphas, C, u, D)
     if dispatch.choose("state_fusion_readout", h, path) == "core":
         return as_inputs(inputs, core.readout_backward(g, *inputs, dilations))
