@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vssm.ops import dispatch
 from vssm.ops.library import KERNELS, LIBRARY
 
 
