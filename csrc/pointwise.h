@@ -127,7 +127,7 @@ struct ScanFusionArgs {
 struct LinearArgs {
     int64_t rows, in, out;
     int64_t act;
-    int64_t x_stride;       // from one row of x to the next
+    int64_t x_stride;       // from one row of x to the next; negative: x is transposed, (in, rows), this is its stride
     const float* x;         // (rows, in)
     const float* weight;    // (out, in)
     const float* packed;    // the weight's panels as linear_pack wrote them, or null

@@ -70,6 +70,17 @@ void pack(const float* rows, int64_t stride, int64_t count, int64_t inner, int64
     }
 }
 
+// The same where rows[k][i] is in memory already.
+void pack_transposed(const float* rows, int64_t stride, int64_t count, int64_t inner, int64_t width, float* panel) {
+    for (int64_t k = 0; k < inner; ++k) {
+        for (int64_t j = 0; j < width; ++j) {
+            const int64_t left = count - j * L;
+            const int valid = static_cast<int>(smaller<int64_t>(L, left > 0 ? left : 0));
+            store(panel + (k * width + j) * L, valid > 0 ? load_first(rows + k * stride + j * L, valid) : VecF{});
+        }
+    }
+}
+
 // acc[i] += sum over k of rows[i][k] * panel[k]. Fetches Rows * inner values from `ahead` on the way, if it is given:
 // a weight comes from memory or the third cache, and no hardware prefetcher follows so many rows at once.
 template <int Rows, int Width, bool Ahead = false>
@@ -223,6 +234,10 @@ VSSM_INLINE void tiles_of_columns(const LinearArgs& a, const float* panel, int64
 template <int Width>
 void square_of_columns(const LinearArgs& a, const float* panel, int64_t m, int64_t n, int count) {
     alignas(VSSM_VECTOR_BYTES) float tile[L * Width * L];
+    for (int64_t i = m; i < smaller(m + Width * L, a.rows); ++i) {  // a column of lines, needed when the tile is done
+        __builtin_prefetch(a.y + i * a.out + n, 1);
+        if (a.residual) __builtin_prefetch(a.residual + i * a.out + n);
+    }
     tiles_of_columns<Width>(a, panel, n, count, m == 0, tile);
     if (a.act != identity) apply(a.act, tile, count * Width * L);
     for (int j = 0; j < Width; ++j) {
@@ -242,8 +257,7 @@ void square_of_columns(const LinearArgs& a, const float* panel, int64_t m, int64
 }
 
 // A row of x that fills no vector: dot products with rows of the weight, which lie in the first cache by now.
-void dot_products(const LinearArgs& a, int64_t m, int64_t n, int64_t end) {
-    const float* x = a.x + m * a.x_stride;
+void dot_products(const LinearArgs& a, const float* x, int64_t m, int64_t n, int64_t end) {
     float* y = a.y + m * a.out;
     const float* residual = a.residual ? a.residual + m * a.out : nullptr;
     for (int64_t first = n; first < end; first += 8) {
@@ -272,13 +286,21 @@ int32_t few(const LinearArgs& a) {
     const int64_t remainder = a.rows % L;
     const int64_t dots = remainder * 4 <= L ? remainder : 0;  // fewer than this cost less one by one than padded
     const Panels panels(a.rows - dots, false);
-    float* packed = static_cast<float*>(scratch((panels.size(a.in) + 1) * int64_t(sizeof(float))));
+    float* packed = static_cast<float*>(scratch((panels.size(a.in) + dots * a.in + 1) * int64_t(sizeof(float))));
     if (packed == nullptr) return out_of_memory;
+    float* const single = packed + panels.size(a.in);  // the rows that become dot products
+    const bool transposed = a.x_stride < 0;
+    const int64_t stride = transposed ? -a.x_stride : a.x_stride;
     parallel(panels.count, [&](int64_t p) {
         const int64_t m = panels.first(p);
-        const float* rows = a.x + m * a.x_stride;
-        pack(rows, a.x_stride, a.rows - dots - m, a.in, panels.width_of(p), packed + panels.offset(p, a.in));
+        const auto fill = transposed ? pack_transposed : pack;
+        fill(a.x + m * (transposed ? 1 : stride), stride, a.rows - dots - m, a.in, panels.width_of(p),
+             packed + panels.offset(p, a.in));
     });
+    for (int64_t i = 0; i < dots; ++i) {
+        const float* x = a.x + (a.rows - dots + i) * (transposed ? 1 : stride);
+        for (int64_t k = 0; k < a.in; ++k) single[i * a.in + k] = x[transposed ? k * stride : k];
+    }
     parallel((a.out + columns_per_task - 1) / columns_per_task, [&](int64_t task) {
         const int64_t begin = task * columns_per_task, end = smaller(begin + columns_per_task, a.out);
         for (int64_t n = begin; n < end; n += L) {  // these rows of the weight stay in the first cache
@@ -292,7 +314,7 @@ int32_t few(const LinearArgs& a) {
                 }
             }
         }
-        for (int64_t m = a.rows - dots; m < a.rows; ++m) dot_products(a, m, begin, end);
+        for (int64_t i = 0; i < dots; ++i) dot_products(a, single + i * a.in, a.rows - dots + i, begin, end);
     });
     return ok;
 }
@@ -301,7 +323,8 @@ int32_t few(const LinearArgs& a) {
 
 int32_t linear_forward(const LinearArgs* a) {
     if (a->act < gelu || a->act > identity) return bad_argument;
-    return a->rows < few_rows && a->packed == nullptr ? few(*a) : many(*a);
+    if (a->rows < few_rows && a->packed == nullptr) return few(*a);
+    return a->x_stride < 0 ? bad_argument : many(*a);
 }
 
 // The panels of a weight, for linear_forward with `packed`: (ceil(out / lanes) * lanes * in) floats into y.

@@ -29,7 +29,7 @@ def test_demo_reports_and_fails_below_its_goal(tiny_recipe, tmp_path, capsys):
         demo.main(["--out", str(out), "--epochs", "1"])
     assert stop.value.exit_code == 1
     shown = capsys.readouterr().out
-    assert "vmamba_nano ran" in shown and "ss2d" in shown and "state_fusion" in shown
+    assert "vmamba_nano ran" in shown and "ss2d" in shown and "fusion" in shown
     assert "M" in shown and "img/s" in shown
     picture = np.asarray(Image.open(out / "demo.png").convert("RGB"))
     assert picture.shape[1] > 1000

@@ -46,6 +46,18 @@ def test_every_shape_agrees_with_float64(isa, rows):
 
 
 @needs_core
+@pytest.mark.parametrize("isa", every_isa())
+def test_columns_are_taken_as_they_are(isa):
+    with native.use_isa(isa), torch.inference_mode():
+        for rows, inner, channels in ((1, 5, 3), (49, 33, 20), (196, 16, 40), (254, 7, 9), (300, 12, 9)):
+            x, weight, bias, residual = arguments(rows, inner, channels)
+            columns = torch.zeros(inner, rows + 5)[:, :rows].copy_(x.t())
+            y = core.forward(columns.t(), weight, bias, "gelu", residual)
+            error = float((y - expected(x, weight, bias, "gelu", residual)).abs().max())
+            assert error < 1e-4, (rows, inner, channels)
+
+
+@needs_core
 def test_residual_may_be_the_output():
     for rows in (50, 300):
         x, weight, bias, residual = arguments(rows, 33, 40)

@@ -11,6 +11,7 @@ from vssm.ops.pointwise import address
 # struct LinearArgs: rows, in, out, act, x_stride, then addresses of x, weight, packed, bias, residual, y.
 _ARGUMENTS = struct.Struct("11q")
 _ACTS = {"gelu": 0, "silu": 1, "relu": 2, "none": 3}
+FEW_ROWS = 256  # few_rows of the kernel, which below it packs x anyway, in either order
 _LANES = 16  # a packed weight is padded to whole vectors of the widest instruction set
 
 
@@ -41,9 +42,12 @@ def forward(
     weight = weight.contiguous()
     channels, inner = weight.shape
     rows = x.numel() // inner
-    if not (x.dim() == 2 and x.stride(1) == 1):  # rows may lie apart
-        x = x.contiguous()
-    stride = x.stride(0) if x.dim() == 2 else inner
+    if x.dim() == 2 and x.stride(1) == 1:  # rows may lie apart
+        stride = x.stride(0)
+    elif x.dim() == 2 and x.stride(0) == 1 and x.stride(1) > 0 and rows < FEW_ROWS and packed is None:  # or be columns
+        stride = -x.stride(1)
+    else:
+        x, stride = x.contiguous(), inner
     bias = None if bias is None else bias.contiguous()
     residual = None if residual is None else residual.contiguous()
     y = x.new_empty((*x.shape[:-1], channels)) if out is None else out
