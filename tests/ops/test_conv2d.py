@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from vssm.ops import conv2d, native, use
 from vssm.ops.conv2d import _product
+from vssm.ops.linear.core import channels_last_weight
 
 needs_core = pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
 
@@ -20,6 +21,18 @@ def test_the_product_is_the_convolution(kernel, stride, padding, size):
         y = _product(x, weight, bias, stride, padding)
         torch.testing.assert_close(y, F.conv2d(x, weight, bias, stride, padding), rtol=1e-12, atol=1e-12)
         assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_core
+@pytest.mark.parametrize("channels, kernel", [(3, 3), (16, 2), (35, 3), (96, 3), (20, 5)])
+def test_the_weight_in_the_layout_of_the_map(channels, kernel):
+    weight = torch.randn(7, channels, kernel, kernel)
+    turned = channels_last_weight(weight)
+    assert torch.equal(turned, weight)
+    assert turned.is_contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, channels, 40, 40).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(conv2d(x, weight, None, 2, 1), F.conv2d(x, weight, None, 2, 1))
 
 
 @needs_core

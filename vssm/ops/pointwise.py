@@ -19,7 +19,7 @@ def call(op: torch._ops.OpOverload, *args):
     takes 5 of the 10 microseconds of a small call, and one image makes two hundred."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return op(*args)
-    if (args[0] is None or args[0].is_cpu) and _PLAIN.issuperset(map(type, args)) and not _somebody_looks():
+    if is_direct(*args):
         return KERNELS[op](*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
@@ -27,6 +27,11 @@ def call(op: torch._ops.OpOverload, *args):
 
 # Types an implementation may be handed directly: no subclass of Tensor, which may have its own idea of the operator.
 _PLAIN = {Tensor, torch.nn.Parameter, type(None), str, int, float, bool, list}
+
+
+def is_direct(*args) -> bool:
+    """Whether the memory of these arguments, the first one's device standing for all, may be worked on at once."""
+    return (args[0] is None or args[0].is_cpu) and _PLAIN.issuperset(map(type, args)) and not _somebody_looks()
 
 
 def _somebody_looks() -> bool:

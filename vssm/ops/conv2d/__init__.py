@@ -1,4 +1,5 @@
-"""torch's convolution, as one matrix product where the weight outweighs the map.
+"""torch's convolution: its weight brought into the map's layout by the core, or one matrix product where the weight
+outweighs the map.
 
 oneDNN brings a weight into its own order at every call. For the last downsampling of a network that costs more than
 the convolution: 10 MB of weight for a map of 14 x 14. Unfolded patches times the weight as it lies need no reordering.
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from vssm.ops import dispatch
 from vssm.ops.linear import linear
-from vssm.ops.pointwise import prefers_plain
+from vssm.ops.linear.core import channels_last_weight
+from vssm.ops.pointwise import is_direct, prefers_plain
 
 __all__ = ["conv2d"]
 
@@ -24,7 +26,7 @@ dispatch.register("conv2d", core=None, torch=None, reference=None)
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     """`torch.nn.functional.conv2d` with one group: x (B, C, H, W), weight (C', C, k, k) -> (B, C', H', W').
 
-    Differs from it only in inference on the CPU core, and there in the order of summation alone.
+    Differs from it only in inference on the CPU core, and there at most in the order of summation.
     """
     if torch.jit.is_scripting():
         return F.conv2d(x, weight, bias, stride, padding)
@@ -33,13 +35,17 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
         plain = (
             torch.is_grad_enabled()
             or prefers_plain(path)
-            or weight.numel() < WEIGHT_PER_MAP * x.numel()
             or x.dtype != weight.dtype
             or path == "reference"
             or dispatch.choose("conv2d", x, path) != "core"
             or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
         )
-        return F.conv2d(x, weight, bias, stride, padding) if plain else _product(x, weight, bias, stride, padding)
+        if not plain and weight.numel() >= WEIGHT_PER_MAP * x.numel():
+            return _product(x, weight, bias, stride, padding)
+        turns = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() and weight.is_contiguous()
+        if not plain and turns and x.dtype == torch.float32 and is_direct(x, weight):
+            weight = channels_last_weight(weight)  # torch would, ten times slower
+        return F.conv2d(x, weight, bias, stride, padding)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:

@@ -29,6 +29,15 @@ def pack(weight: Tensor) -> Tensor:
     return packed
 
 
+def channels_last_weight(weight: Tensor) -> Tensor:
+    """A convolution's weight (C', C, k, k), contiguous float32, in channels_last memory. Made anew at each call."""
+    out, channels, height, width = weight.shape
+    y = weight.new_empty(out, height, width, channels)
+    sizes = (channels, height * width, out, 3, 0, 0)
+    native.call("swap_channels", _ARGUMENTS.pack(*sizes, weight.data_ptr(), 0, 0, 0, y.data_ptr()))
+    return y.permute(0, 3, 1, 2)
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
