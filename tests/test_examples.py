@@ -1,0 +1,81 @@
+"""The scripts of examples/, run as they are, at small sizes."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from vssm.nn import SS2D
+from vssm.tasks.classification import create_classifier
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch):
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        return runpy.run_path(str(EXAMPLES / name))["main"]()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A vmamba_nano that gives class 7 to every picture."""
+    model = create_classifier("vmamba_nano")
+    with torch.no_grad():
+        model.head.fc.bias[7] = 9.0
+    path = tmp_path_factory.mktemp("weights") / "nano.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+def test_predict_image(run, weights, capsys):
+    names = run("predict_image.py", "--model", "vmamba_nano", "--weights", weights)
+    assert len(names) == 5 and names[0].startswith("cock")
+    assert "tensors from" in capsys.readouterr().out
+
+
+def test_fpn_neck(run):
+    maps = run("fpn_neck.py", "--model", "vmamba_tiny", "--height", 96, "--width", 128)
+    shapes = {name: tuple(x.shape) for name, x in maps.items()}
+    assert shapes == {
+        "0": (1, 256, 24, 32),
+        "1": (1, 256, 12, 16),
+        "2": (1, 256, 6, 8),
+        "3": (1, 256, 3, 4),
+        "pool": (1, 256, 2, 2),
+    }
+
+
+def test_finetune_torch(run, weights, tmp_path):
+    for name, colour in (("green", (0, 200, 0)), ("red", (200, 0, 0))):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("RGB", (40, 36), tuple(c + 10 * number for c in colour)).save(tmp_path / name / f"{number}.png")
+    small = ("--model", "vmamba_nano", "--weights", weights, "--epochs", 6, "--batch-size", 4, "--lr", 1e-3)
+    losses = run("finetune_torch.py", tmp_path, *small)
+    assert len(losses) == 6 and losses[-1] < 0.5 * losses[0]
+
+
+def test_timm_training(run):
+    losses = run("timm_training.py", "--steps", 12, "--batch-size", 8)
+    assert len(losses) == 12 and all(0 < loss < 4 for loss in losses)
+
+
+@pytest.mark.parametrize("scan", ["cross", "bidirectional"])
+def test_swap_mixer(run, scan, capsys):
+    network = run("swap_mixer.py", "--scan", scan)
+    assert sum(isinstance(module, SS2D) for module in network.modules()) == 2
+    assert "(2, 32, 15, 21)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short_and_says_how_it_is_run(path):
+    text = path.read_text(encoding="utf-8")
+    assert f"python examples/{path.name}" in text
+    assert len(text.splitlines()) <= 52
