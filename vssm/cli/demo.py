@@ -34,7 +34,7 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
         raise FileExistsError(f"{folder} is already in use; choose another --out, or remove it")
     console = Console()
     with console.status("loading torch and Lightning"):
-        from vssm.cli.report import announce, device_of, kernels
+        from vssm.cli.show import announce, device_of, kernels
         from vssm.train.demo import train_digits
         from vssm.train.demo_figure import draw
         from vssm.train.progress import LiveProgress

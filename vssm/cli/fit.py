@@ -59,7 +59,7 @@ def _resume(path: str) -> int:
 
 
 def _train(experiment, run, resume: bool, console) -> int:
-    from vssm.cli.report import announce, metrics_table
+    from vssm.cli.show import announce, metrics_table
     from vssm.train.fit import fit
     from vssm.train.progress import LiveProgress
 

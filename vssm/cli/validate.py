@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from vssm.cli.report import metrics_table
+    from vssm.cli.show import metrics_table
     from vssm.train.run_dir import checkpoint_file
 
     file = checkpoint_file(asked.checkpoint)
