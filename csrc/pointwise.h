@@ -134,6 +134,7 @@ struct LinearArgs {
     const float* bias;      // (out,) or null
     const float* residual;  // (rows, out) or null; may be y itself
     float* y;               // (rows, out)
+    int64_t y_columns;      // 0, or with few rows: y is transposed, (out, rows), this is its stride; then no residual
 };
 
 }  // namespace vssm

@@ -235,11 +235,22 @@ template <int Width>
 void square_of_columns(const LinearArgs& a, const float* panel, int64_t m, int64_t n, int count) {
     alignas(VSSM_VECTOR_BYTES) float tile[L * Width * L];
     for (int64_t i = m; i < smaller(m + Width * L, a.rows); ++i) {  // a column of lines, needed when the tile is done
+        if (a.y_columns) break;
         __builtin_prefetch(a.y + i * a.out + n, 1);
         if (a.residual) __builtin_prefetch(a.residual + i * a.out + n);
     }
     tiles_of_columns<Width>(a, panel, n, count, m == 0, tile);
     if (a.act != identity) apply(a.act, tile, count * Width * L);
+    if (a.y_columns) {
+        for (int i = 0; i < count; ++i)
+            for (int j = 0; j < Width; ++j) {
+                const int64_t at = m + j * L;
+                if (at >= a.rows) break;
+                store_first(a.y + (n + i) * a.y_columns + at, load(tile + (i * Width + j) * L),
+                            static_cast<int>(smaller<int64_t>(L, a.rows - at)));
+            }
+        return;
+    }
     for (int j = 0; j < Width; ++j) {
         const int64_t rows = smaller<int64_t>(L, a.rows - m - j * L), first = (m + j * L) * a.out + n;
         VecF square[L];
@@ -278,7 +289,10 @@ void dot_products(const LinearArgs& a, const float* x, int64_t m, int64_t n, int
             for (int i = 0; i < count; ++i) sums[i] += a.bias[first + i];
         }
         apply(a.act, sums, count);
-        for (int i = 0; i < count; ++i) y[first + i] = residual ? sums[i] + residual[first + i] : sums[i];
+        for (int i = 0; i < count; ++i) {
+            if (a.y_columns) a.y[(first + i) * a.y_columns + m] = sums[i];
+            else y[first + i] = residual ? sums[i] + residual[first + i] : sums[i];
+        }
     }
 }
 
@@ -323,8 +337,9 @@ int32_t few(const LinearArgs& a) {
 
 int32_t linear_forward(const LinearArgs* a) {
     if (a->act < gelu || a->act > identity) return bad_argument;
+    if (a->y_columns && a->residual) return bad_argument;
     if (a->rows < few_rows && a->packed == nullptr) return few(*a);
-    return a->x_stride < 0 ? bad_argument : many(*a);
+    return a->x_stride < 0 || a->y_columns ? bad_argument : many(*a);
 }
 
 // The panels of a weight, for linear_forward with `packed`: (ceil(out / lanes) * lanes * in) floats into y.

@@ -8,8 +8,8 @@ from torch import Tensor
 from vssm.ops import native
 from vssm.ops.pointwise import address
 
-# struct LinearArgs: rows, in, out, act, x_stride, then addresses of x, weight, packed, bias, residual, y.
-_ARGUMENTS = struct.Struct("11q")
+# struct LinearArgs: rows, in, out, act, x_stride; addresses of x, weight, packed, bias, residual, y; y_columns.
+_ARGUMENTS = struct.Struct("12q")
 _ACTS = {"gelu": 0, "silu": 1, "relu": 2, "none": 3}
 FEW_ROWS = 256  # few_rows of the kernel, which below it packs x anyway, in either order
 _LANES = 16  # a packed weight is padded to whole vectors of the widest instruction set
@@ -25,7 +25,9 @@ def pack(weight: Tensor) -> Tensor:
     weight = weight.contiguous()
     out, inner = weight.shape
     packed = weight.new_empty(-(-out // _LANES) * _LANES * inner)
-    native.call("linear_pack", _ARGUMENTS.pack(0, inner, out, 3, 0, 0, weight.data_ptr(), 0, 0, 0, packed.data_ptr()))
+    native.call(
+        "linear_pack", _ARGUMENTS.pack(0, inner, out, 3, 0, 0, weight.data_ptr(), 0, 0, 0, packed.data_ptr(), 0)
+    )
     return packed
 
 
@@ -34,7 +36,7 @@ def channels_last_weight(weight: Tensor) -> Tensor:
     out, channels, height, width = weight.shape
     y = weight.new_empty(out, height, width, channels)
     sizes = (channels, height * width, out, 3, 0, 0)
-    native.call("swap_channels", _ARGUMENTS.pack(*sizes, weight.data_ptr(), 0, 0, 0, y.data_ptr()))
+    native.call("swap_channels", _ARGUMENTS.pack(*sizes, weight.data_ptr(), 0, 0, 0, y.data_ptr(), 0))
     return y.permute(0, 3, 1, 2)
 
 
@@ -47,7 +49,8 @@ def forward(
     out: Tensor | None = None,
     packed: Tensor | None = None,
 ) -> Tensor:
-    """See the public function. `out` (contiguous) receives the result and may be the residual itself."""
+    """See the public function. `out` receives the result: contiguous, and then it may be the residual itself, or, with
+    fewer than FEW_ROWS rows and no residual, a matrix of columns."""
     weight = weight.contiguous()
     channels, inner = weight.shape
     rows = x.numel() // inner
@@ -60,6 +63,9 @@ def forward(
     bias = None if bias is None else bias.contiguous()
     residual = None if residual is None else residual.contiguous()
     y = x.new_empty((*x.shape[:-1], channels)) if out is None else out
+    columns = 0 if y.is_contiguous() else y.stride(1)
     sources = (x.data_ptr(), weight.data_ptr(), address(packed), address(bias), address(residual))
-    native.call("linear_forward", _ARGUMENTS.pack(rows, inner, channels, _ACTS[act], stride, *sources, y.data_ptr()))
+    native.call(
+        "linear_forward", _ARGUMENTS.pack(rows, inner, channels, _ACTS[act], stride, *sources, y.data_ptr(), columns)
+    )
     return y

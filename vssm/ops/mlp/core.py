@@ -37,7 +37,7 @@ def forward(
     parts = chunks(x.numel() // x.shape[-1], weight1.shape[0])
     own = linear.fits(x, weight1, weight2, bias1, bias2, residual) and dispatch.choose("linear", x) == "core"
     if own and len(parts) == 1:
-        return linear.forward(linear.forward(x, weight1, bias1, "gelu", None), weight2, bias2, "none", residual)
+        return _few_rows(x, weight1, bias1, weight2, bias2, residual)
     rows = x.reshape(-1, x.shape[-1])
     y = x.new_empty(rows.shape[0], weight2.shape[0])
     buffer = x.new_empty(parts[0].stop, weight1.shape[0])
@@ -60,6 +60,17 @@ def forward(
         else:  # the pass that would copy the bias adds the residual
             torch.add(base[part], bias2, out=y[part]).addmm_(hidden, w2)
     return y.view(*x.shape[:-1], -1)
+
+
+def _few_rows(x, weight1, bias1, weight2, bias2, residual) -> Tensor:
+    """Both products at once; with few rows the hidden ones are written as columns, as the second product wants them."""
+    rows, hidden = x.numel() // x.shape[-1], weight1.shape[0]
+    if rows >= linear.FEW_ROWS or rows == 1:
+        return linear.forward(linear.forward(x, weight1, bias1, "gelu", None), weight2, bias2, "none", residual)
+    columns = x.new_empty(hidden, -(-rows // 16) * 16)[:, :rows].t()
+    linear.forward(x, weight1, bias1, "gelu", None, out=columns)
+    y = x.new_empty((*x.shape[:-1], weight2.shape[0]))
+    return linear.forward(columns, weight2, bias2, "none", residual, out=y)
 
 
 def backward(
