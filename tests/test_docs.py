@@ -1,0 +1,159 @@
+"""What the documents say: every python and console block runs, links resolve, tables agree with the code.
+
+A block's fence names its language. ```python and ```console run, those of one document in order, in one folder and one
+namespace; a fence that goes on with `no-run: REASON` does not. Lines of a console block begin with `$ ` and are
+commands of `vssm`.
+"""
+
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vssm
+from vssm.__main__ import main
+from vssm.models.spatial_mamba import SpatialMambaConfig
+from vssm.models.vmamba import VMambaConfig
+from vssm.weights import CATALOG
+from vssm.weights.rename import VMAMBA, to_official
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)[ ]*([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IDS = [path.name for path in DOCUMENTS]
+
+OFFICIAL = "vssm1_tiny_0230s_ckpt_epoch_264.pth"
+
+
+def blocks(path):
+    """(line, language, rest of the fence, text) of every fenced block."""
+    text = path.read_text(encoding="utf-8")
+    return [(text[: m.start()].count("\n") + 1, m[1], m[2], m[3]) for m in FENCE.finditer(text)]
+
+
+def runnable(path):
+    return [block for block in blocks(path) if block[1] in ("python", "console") and not block[2]]
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """A file named and laid out like one of the authors' release, with random weights."""
+    path = tmp_path_factory.mktemp("official") / OFFICIAL
+    model = vssm.create_model("vmamba_tiny")
+    torch.save({"model": to_official(model.state_dict(), VMAMBA)}, path)
+    return path
+
+
+@pytest.fixture
+def desk(tmp_path, official, monkeypatch):
+    """The folder that the documents assume: photo.jpg, folder/, my_images/{train,val}/{cats,dogs}, an official file."""
+    generator = np.random.default_rng(0)
+
+    def picture(path, size=(48, 40)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (*size, 3), dtype=np.uint8)).save(path)
+
+    for split, count in (("train", 6), ("val", 3)):
+        for name in ("cats", "dogs"):
+            for number in range(count):
+                picture(tmp_path / "my_images" / split / name / f"{number}.jpg")
+    for number in range(2):
+        picture(tmp_path / "folder" / f"{number}.png")
+    picture(tmp_path / "photo.jpg", (240, 300))
+    (tmp_path / OFFICIAL).symlink_to(official)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if runnable(path)], ids=lambda path: path.name)
+def test_blocks_run(path, desk):
+    namespace = {}
+    for line, language, _, text in runnable(path):
+        where = f"{path.name}, line {line}"
+        if language == "python":
+            exec(compile(text, where, "exec"), namespace)
+            continue
+        for command in text.strip().splitlines():
+            assert command.startswith("$ vssm "), f"{where}: {command!r} is no command of vssm; say no-run and why"
+            assert main(shlex.split(command.removeprefix("$ vssm "), comments=True)) == 0, f"{where}: {command}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
+def test_a_block_that_does_not_run_says_why(path):
+    for line, language, rest, _ in blocks(path):
+        where = f"{path.name}, line {line}"
+        assert language in ("python", "console", "text", "yaml"), f"{where}: {language!r}"
+        assert not rest or (language in ("python", "console") and re.fullmatch(r"no-run: .{8,}", rest)), where
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
+def test_links_resolve(path):
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = path if not name else path.parent / name
+        assert file.exists(), f"{path.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {_slug(heading) for heading in headings}, f"{path.name}: {target}"
+
+
+def _slug(heading):
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_readme_links_every_document():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in DOCUMENTS[1:] if f"docs/{path.name}" not in text] == []
+
+
+def rows(path, columns):
+    """The cells of every table row of a document that begins with a name in backticks and has `columns` cells."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("| \n").split("|")]
+        if line.startswith("| `") and len(cells) == columns:
+            yield cells
+
+
+def test_models_table_agrees_with_the_official_counts_and_the_catalogue():
+    counted = json.loads((ROOT / "tests/data/complexity.json").read_text(encoding="utf-8"))
+    official = {name: (c["params"], c["macs"]["224"] / 1e9) for name, c in counted["vmamba"].items()}
+    for size, c in counted["spatial_mamba"].items():
+        official[f"spatial_mamba_{size}"] = c["params"], c["gflops_official_train_flags"]
+    table = {row[0].strip("`"): row for row in rows(ROOT / "docs/models.md", 7)}
+    assert set(table) == set(CATALOG) == set(official)
+    for name, (params, gmacs) in official.items():
+        assert table[name][4:6] == [f"{params:,}", f"{gmacs:.3f}"], name
+        assert float(table[name][6]) == CATALOG[name].top1, name
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", sorted(CATALOG))
+def test_models_table_is_what_the_command_counts(name):
+    counted = vssm.complexity(vssm.create_model(name))
+    ((_, *_, params, macs, _),) = (row for row in rows(ROOT / "docs/models.md", 7) if row[0] == f"`{name}`")
+    assert (params, macs) == (f"{counted.params:,}", f"{counted.macs / 1e9:.3f}")
+
+
+@pytest.mark.parametrize("config", [VMambaConfig, SpatialMambaConfig], ids=lambda config: config.__name__)
+def test_every_field_of_a_configuration_is_explained(config):
+    section = (ROOT / "docs/models.md").read_text(encoding="utf-8").partition(f"## `{config.__name__}`")[2]
+    section = section.partition("\n## ")[0]
+    named = {name for line in re.findall(r"^\| (`[^|]*)\|", section, re.MULTILINE) for name in re.findall(r"\w+", line)}
+    assert {field.name for field in dataclasses.fields(config)} - named == set()
+
+
+def test_every_official_file_has_its_row():
+    text = (ROOT / "docs/weights.md").read_text(encoding="utf-8")
+    for name, weights in CATALOG.items():
+        file = weights.url.rpartition("/")[2]
+        assert any(f"`{name}`" in line and file in line for line in text.splitlines() if line.startswith("|")), name
