@@ -34,7 +34,7 @@ def test_demo_reports_and_fails_below_its_goal(tiny_recipe, tmp_path, capsys):
     picture = np.asarray(Image.open(out / "demo.png").convert("RGB"))
     assert picture.shape[1] > 1000
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
-    assert {path.name for path in out.iterdir()} == {"vmamba_nano", "spatial_mamba_nano", "demo.png"}
+    assert {path.name for path in out.iterdir()} == {"vmamba_nano", "spatial_mamba_nano", "demo.png", "report.html"}
 
 
 def test_demo_passes_at_its_goal(tiny_recipe, tmp_path, monkeypatch):

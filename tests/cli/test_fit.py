@@ -50,7 +50,8 @@ def images(tmp_path_factory):
 
 def test_fit_leaves_a_run_directory(run):
     files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    assert files == {".lock", "config.yaml", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+    written = {".lock", "config.yaml", "environment.yaml", "metrics.csv", "report.html"}
+    assert files == written | {"checkpoints/last.ckpt", "checkpoints/best.ckpt"}
     config = RunDir(run).read_config()
     assert config["model"]["name"] == "vmamba_nano"
     assert config["trainer"]["max_epochs"] == 2

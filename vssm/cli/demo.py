@@ -35,6 +35,7 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
     console = Console()
     with console.status("loading torch and Lightning"):
         from vssm.cli.show import announce, device_of, kernels
+        from vssm.report.write import write_report
         from vssm.train.demo import train_digits
         from vssm.train.demo_figure import draw
         from vssm.train.progress import LiveProgress
@@ -60,6 +61,10 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
     picture = folder / "demo.png"
     draw(results, TARGET, picture)
     console.print(f"learning curves and wrongly read digits: {picture}", soft_wrap=True)
+    report = folder / "report.html"
+    with console.status("writing the report"):
+        write_report([result.run for result in results], report, device_of(settings.trainer.accelerator))
+    console.print(f"report, the models beside each other: {report}", soft_wrap=True)
     below = [result for result in results if result.accuracy < TARGET]
     if below:
         names = ", ".join(f"{result.model} {result.accuracy:.2%}" for result in below)

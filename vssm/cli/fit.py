@@ -6,7 +6,8 @@ from vssm.cli.settings import parse_settings, settings_parser, to_settings
 DESCRIPTION = """\
 Trains a model on images: `vssm fit --model vmamba_tiny --data.root FOLDER` where FOLDER holds train/CLASS/ and
 val/CLASS/, or `vssm fit --config digits` for a first try. Any timm model name will do. The run directory gets
-config.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt; `vssm fit --resume RUN_DIR` continues it exactly."""
+config.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt, and report.html; `vssm fit --resume RUN_DIR` continues it
+exactly."""
 
 
 def main(argv: list[str]) -> int:
@@ -59,9 +60,10 @@ def _resume(path: str) -> int:
 
 
 def _train(experiment, run, resume: bool, console) -> int:
-    from vssm.cli.show import announce, metrics_table
+    from vssm.cli.show import announce, device_of, metrics_table
     from vssm.train.fit import fit
     from vssm.train.progress import LiveProgress
+    from vssm.train.run_dir import is_first_process
 
     announce(console, experiment)
     console.print(f"[bold]{'run':<10}[/]{run.path}", soft_wrap=True, highlight=False)
@@ -78,5 +80,20 @@ def _train(experiment, run, resume: bool, console) -> int:
         console.print(f"{run.path} was already complete; nothing to do")
         return 0
     console.print(metrics_table(metrics))
+    if is_first_process():
+        _report(run, device_of(experiment.settings.trainer.accelerator), console)
     console.print(f"run directory {run.path}; next: vssm predict IMAGE --checkpoint {run.path}", soft_wrap=True)
     return 0
+
+
+def _report(run, device: str, console) -> None:
+    """Writes report.html. The training is done and saved by then: what goes wrong here is said, not raised."""
+    with console.status("judging the best checkpoint"):
+        from vssm.report.write import write_report
+
+        try:
+            write_report([run.path], run.report, device)
+        except (OSError, ValueError) as error:
+            console.print(f"no report: {error}; try again with: vssm report {run.path}", soft_wrap=True, markup=False)
+            return
+    console.print(f"report {run.report}", soft_wrap=True, highlight=False, markup=False)

@@ -18,6 +18,7 @@ from vssm.tasks.classification import Classification, check_model_name, create_c
 from vssm.train.callbacks import AtomicCheckpointIO, SaveCheckpoints, WriteMetrics
 from vssm.train.checkpoint import TrainedModel, load_weights
 from vssm.train.data import Loaders, Splits, load_splits
+from vssm.train.environment import environment
 from vssm.train.module import TrainingModule
 from vssm.train.run_dir import RunDir, is_first_process
 from vssm.train.settings import Settings
@@ -152,7 +153,7 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
 
 
 def start_run(settings: Settings) -> RunDir:
-    """Creates the run directory (a free name under runs/ when none is given) and writes config.yaml.
+    """Creates the run directory (a free name under runs/ when none is given), writes config.yaml and environment.yaml.
 
     The processes that Lightning starts for further devices are told the directory through the environment.
     """
@@ -162,6 +163,7 @@ def start_run(settings: Settings) -> RunDir:
     assert settings.out is not None
     run = RunDir.create(settings.out)
     run.write_config(settings.as_dict())
+    run.write_environment(environment())
     os.environ["VSSM_RUN_DIR"] = str(run.path)
     return run
 

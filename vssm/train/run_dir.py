@@ -1,6 +1,6 @@
-"""A run directory: config.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt; one process at a time.
+"""A run directory: config.yaml, environment.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt, report.html.
 
-Standard library and yaml only.
+One process at a time trains in it. Standard library and yaml only.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-CONFIG, METRICS = "config.yaml", "metrics.csv"
+CONFIG, ENVIRONMENT, METRICS, REPORT = "config.yaml", "environment.yaml", "metrics.csv", "report.html"
 
 
 class RunDir:
@@ -29,6 +29,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.path / METRICS
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT
 
     @property
     def checkpoints(self) -> Path:
@@ -79,10 +83,15 @@ class RunDir:
         return read_yaml(self.config)
 
     def write_config(self, plain: dict[str, Any]) -> None:
-        import yaml
+        _write_yaml(self.config, plain)
 
-        with replacing(self.config) as new:
-            new.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    def read_environment(self) -> dict[str, Any]:
+        """Versions, hardware and start of the training; nothing for a run that does not say."""
+        file = self.path / ENVIRONMENT
+        return read_yaml(file) if file.exists() else {}
+
+    def write_environment(self, plain: dict[str, str]) -> None:
+        _write_yaml(self.path / ENVIRONMENT, plain)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -141,6 +150,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(plain).__name__}")
     return plain
+
+
+def _write_yaml(path: Path, plain: dict[str, Any]) -> None:
+    import yaml
+
+    with replacing(path) as new:
+        new.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
 @contextlib.contextmanager

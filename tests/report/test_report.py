@@ -1,0 +1,198 @@
+"""From run directories to pages, by the command."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.report.html_check import check
+from tests.train.tiny import tiny_settings
+from vssm.__main__ import main
+from vssm.report.gather import judge, open_run
+from vssm.report.page import page
+from vssm.report.write import write_report
+from vssm.train.fit import build, fit, start_run
+from vssm.train.run_dir import RunDir
+from vssm.train.settings import Settings
+
+NAMES = ("<b>bold<b> & 'co'", 'a"quote', "Ünïcode 漢字")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    settings = tiny_settings(out=str(tmp_path_factory.mktemp("runs") / "digits"))
+    run = start_run(settings)
+    fit(build(settings), run)
+    run.close()
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run on images of three classes with names that HTML would take for something else."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in NAMES:
+            (root / split / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    settings = Settings.from_dict(tiny_settings().as_dict())
+    settings.data.name, settings.data.root, settings.data.image_size = "imagefolder", str(root), 32
+    settings.trainer.max_epochs, settings.out = 1, str(tmp_path_factory.mktemp("runs") / "<folder>")
+    run = start_run(settings)
+    fit(build(settings), run)
+    run.close()
+    return run
+
+
+@pytest.fixture
+def copy(digits, tmp_path):
+    path = tmp_path / "copy"
+    shutil.copytree(digits.path, path)
+    return RunDir(path)
+
+
+def last_top1(run):
+    return [float(y) for _, y in open_run(run.path).history.points("val_top1")]
+
+
+def test_one_run(digits, capsys):
+    assert main(["report", str(digits.path), "--device", "cpu"]) == 0
+    assert f"report: {digits.report}" in capsys.readouterr().out
+    text = check(digits.report.read_text(encoding="utf-8"))
+    # 3 batches of 16 were judged while training; the best of the logged accuracies is that of best.ckpt.
+    assert f"{max(last_top1(digits)) * 100:.2f} %" in text
+    assert "first 48 of 360 validation images" in text
+    environment = digits.read_environment()
+    for words in ("vmamba_nano", "seed 0", "digits", environment["hardware"], environment["versions"], "best.ckpt"):
+        assert words in text
+    for title in ("Learning curves", "Calibration", "Classes", "Confusions", "The most confident mistakes"):
+        assert title in text
+
+
+def test_pictures_are_the_images_that_were_read_wrongly(digits):
+    import base64
+    import io
+
+    from vssm.data.digits import MEAN, STD, load_digits
+
+    report = judge(open_run(digits.path))
+    picture = report.pictures[0]
+    _, test = load_digits(augment=False)
+    assert int(test.labels[picture.mistake.index]) == picture.mistake.truth != picture.mistake.read
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.uri.partition(",")[2]))))
+    expected = (test.images[picture.mistake.index][0] * STD[0] + MEAN[0]).clamp(0, 1).numpy() * 255
+    assert np.abs(shown - expected).max() <= 0.51
+    model = open_run(digits.path).stored.create_model()
+    with torch.inference_mode():
+        probabilities = model(test.images[picture.mistake.index][None]).softmax(-1)[0]
+    assert float(probabilities[picture.mistake.read]) == pytest.approx(picture.mistake.confidence, abs=1e-5)
+
+
+def test_names_are_escaped_and_runs_of_different_classes_compared(digits, folder, tmp_path, capsys):
+    out = tmp_path / "both.html"
+    assert main(["report", str(digits.path), str(folder.path), "--out", str(out), "--device", "cpu"]) == 0
+    written = out.read_text(encoding="utf-8")
+    text = check(written)
+    assert all(name in text for name in NAMES)
+    assert "<b>bold" not in written and "<folder>" not in written
+    assert "<folder> and digits have different classes (3 and 10): only <folder> has" in text
+    assert "2 runs compared" in text
+    (top1,) = (f"{judge(open_run(folder.path)).quality.top1 * 100:.2f} %",)
+    assert top1 in text
+
+
+def test_two_runs_overlaid(digits, copy):
+    reports = [judge(open_run(run.path)) for run in (digits, copy)]
+    written = page(reports)
+    check(written)
+    (curves,) = [part for part in written.split("<section>") if "Top-1 on the validation images" in part]
+    assert 'class="line c0"' in curves and 'class="line c1"' in curves
+    assert "different" not in written
+
+
+def test_a_cut_metrics_file_and_nan(copy, capsys):
+    whole = copy.metrics.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    cells = lines[3].split(b",")
+    cells[3] = b"nan"
+    copy.metrics.write_bytes(b"".join([*lines[:3], b",".join(cells), *lines[4:]])[:-4])
+    assert main(["report", str(copy.path), "--device", "cpu"]) == 0
+    text = check(copy.report.read_text(encoding="utf-8"))
+    for shown in (text, capsys.readouterr().out):
+        assert "metrics.csv: 1 line cut off or damaged" in shown
+        assert "The training loss became NaN or infinite at step 3" in shown
+
+
+def test_without_best_the_last_checkpoint_is_judged(copy):
+    copy.best.unlink()
+    (report,) = write_report([copy.path], copy.report)
+    assert report.checkpoint == "last.ckpt"
+    assert report.quality.top1 == pytest.approx(last_top1(copy)[-1])
+    assert "There is no best.ckpt" in check(copy.report.read_text(encoding="utf-8"))
+
+
+def remove(*names):
+    def change(run):
+        for name in names:
+            (run.path / name).unlink()
+
+    return change
+
+
+def no_finite_weights(run):
+    for file in (run.best, run.last):
+        content = torch.load(file, weights_only=True)
+        content["state_dict"] = {n: v * float("nan") for n, v in content["state_dict"].items()}
+        torch.save(content, file)
+
+
+def moved_images(run):
+    content = torch.load(run.best, weights_only=True)
+    content["vssm"]["settings"]["data"].update(name="imagefolder", root="/nowhere/images")
+    torch.save(content, run.best)
+
+
+BAD = {
+    "no config": (remove("config.yaml"), "copy is not a run directory: it has no config.yaml"),
+    "no metrics": (remove("metrics.csv"), "metrics.csv does not exist; `vssm fit` writes it"),
+    "no checkpoint": (remove("checkpoints/best.ckpt", "checkpoints/last.ckpt"), "is a folder without checkpoints"),
+    "no table": (lambda run: run.metrics.write_text("<html>"), "metrics.csv is not a metrics.csv of `vssm fit`"),
+    "no folder": (lambda run: shutil.rmtree(run.path), "copy does not exist; expected the run directory"),
+    "NaN weights": (no_finite_weights, "48 validation images: NaN or infinity for every one"),
+    "images gone": (moved_images, "/nowhere/images does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_runs_are_one_message(case, copy, capsys):
+    change, words = BAD[case]
+    change(copy)
+    before = copy.path.exists() and sorted(copy.path.iterdir())
+    assert main(["report", str(copy.path), "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("vssm: error: ") and error.count("\n") == 1
+    assert words in error
+    assert (copy.path.exists() and sorted(copy.path.iterdir())) == before, "something half-written was left behind"
+
+
+def test_bad_targets(digits, tmp_path, capsys):
+    for out, words in ((tmp_path, "is a folder; --out takes the file"), (tmp_path / "no" / "r.html", "does not exist")):
+        assert main(["report", str(digits.path), "--out", str(out)]) == 1
+        assert words in capsys.readouterr().err
+    assert main(["report", str(digits.path), str(digits.path)]) == 2
+    assert "named twice" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(tmp_path / "file")]) == 1
+    assert "file is a file; expected a run directory" in capsys.readouterr().err
+
+
+def test_environment_is_written(digits):
+    found = yaml.safe_load((digits.path / "environment.yaml").read_text(encoding="utf-8"))
+    assert f"torch {torch.__version__.split('+')[0]}" in found["versions"]
+    assert set(found) == {"started", "hardware", "versions"}

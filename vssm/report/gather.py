@@ -1,0 +1,192 @@
+"""From a run directory to the facts of its report: reads what the run wrote, judges its checkpoint."""
+
+import base64
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Subset
+
+from vssm.data.preprocess import Preprocess
+from vssm.report.history import History, read_history
+from vssm.report.measures import Measure, Mistake, Quality
+from vssm.train.checkpoint import TrainedModel, read_checkpoint
+from vssm.train.data import load_splits
+from vssm.train.run_dir import RunDir, checkpoint_file
+from vssm.train.settings import Settings
+
+THUMBNAIL = 160
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What can be read of a run without any image: its files are there and hold what they should."""
+
+    run: RunDir
+    checkpoint: Path
+    stored: TrainedModel
+    history: History
+    environment: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.run.path.resolve().name
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A mistake to look at: a data URI of the image as the model saw it, its size, and its file where there is one."""
+
+    mistake: Mistake
+    uri: str
+    side: int
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a page says about one run. `notes` are sentences that a reader must not miss."""
+
+    name: str
+    path: Path
+    checkpoint: str
+    settings: Settings
+    classes: tuple[str, ...]
+    input_size: tuple[int, int, int]
+    parameters: int
+    environment: dict[str, Any]
+    history: History
+    quality: Quality
+    images_per_second: float
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def training_seconds(self) -> float | None:
+        settings = self.settings
+        return self.history.seconds(settings.data.batch_size * settings.trainer.accumulate_grad_batches)
+
+
+def open_run(path: str | Path) -> FinishedRun:
+    """Raises OSError or ValueError that names the folder and what it lacks."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected the run directory of an earlier `vssm fit`")
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file; expected a run directory")
+    run = RunDir(path)
+    if not run.config.exists():
+        raise FileNotFoundError(f"{path} is not a run directory: it has no {run.config.name}, which `vssm fit` writes")
+    history = read_history(run.metrics)
+    checkpoint = checkpoint_file(path)
+    return FinishedRun(run, checkpoint, read_checkpoint(checkpoint), history, run.read_environment())
+
+
+def judge(
+    found: FinishedRun,
+    device: torch.device | str = "cpu",
+    data_root: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Runs the checkpoint over the validation images that training was judged by, and gathers the rest.
+
+    `data_root` says where an image folder lies now; `progress(done, all)` is told after every batch. Raises OSError or
+    ValueError when the images are not there or do not fit.
+    """
+    stored, settings = found.stored, found.stored.settings
+    if data_root is not None:
+        settings.data.root = data_root
+    splits = load_splits(settings.data, settings.model.name, stored.classes)
+    judged = _limit(len(splits.val), settings.data.batch_size, settings.trainer.limit_val_batches)  # type: ignore[arg-type]
+    model = stored.create_model().to(device)
+    measure = Measure(len(stored.classes))
+    loader = DataLoader(
+        Subset(splits.val, range(judged)), batch_size=settings.data.batch_size, num_workers=settings.data.workers
+    )
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for images, labels in loader:
+            measure.update(model(images.to(device)), labels)
+            if progress is not None:
+                progress(measure.images, judged)
+    seconds = time.perf_counter() - began
+    quality = measure.result()
+    return Report(
+        name=found.name,
+        path=found.run.path,
+        checkpoint=found.checkpoint.name,
+        settings=settings,
+        classes=stored.classes,
+        input_size=stored.preprocess.input_size,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        environment=found.environment,
+        history=found.history,
+        quality=quality,
+        images_per_second=quality.images / seconds,
+        pictures=tuple(_picture(splits.val, mistake, stored.preprocess) for mistake in quality.mistakes),
+        notes=_notes(found, quality, judged, len(splits.val)),  # type: ignore[arg-type]
+    )
+
+
+def _limit(images: int, batch_size: int, limit: int | float | None) -> int:
+    """How many images Lightning's limit_val_batches leaves: a number of batches, or a share of them."""
+    batches = -(-images // batch_size)
+    if isinstance(limit, float):
+        limit = int(batches * limit)
+    return images if limit is None else min(images, limit * batch_size)
+
+
+def _notes(found: FinishedRun, quality: Quality, judged: int, images: int) -> tuple[str, ...]:
+    history, notes = found.history, []
+    broken = history.first_not_finite()
+    if broken is not None:
+        column, step = broken
+        notes.append(
+            f"The {'training' if column == 'train_loss' else 'validation'} loss became NaN or infinite at step {step}. "
+            "The curves leave such points out; try a lower learning rate or gradient clipping."
+        )
+    if quality.not_finite:
+        notes.append(
+            f"The model gave NaN or infinity for {quality.not_finite} of {quality.images} images. They count as wrong "
+            "in top-1 and top-5 and are left out of everything else."
+        )
+    if history.dropped:
+        lines = "1 line" if history.dropped == 1 else f"{history.dropped} lines"
+        notes.append(
+            f"metrics.csv: {lines} cut off or damaged, as after a killed process; only the whole ones are used."
+        )
+    if judged < images:
+        notes.append(f"Judged on the first {judged} of {images} validation images, as trainer.limit_val_batches says.")
+    absent = [name for name, count in zip(found.stored.classes, quality.support.tolist(), strict=True) if not count]
+    if absent:
+        shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+        notes.append(f"No validation image is of {shown}: recall cannot be said there.")
+    if found.checkpoint.name == "last.ckpt":
+        notes.append("There is no best.ckpt; this is last.ckpt, the weights of the last epoch saved.")
+    return tuple(notes)
+
+
+def _picture(dataset: Any, mistake: Mistake, preprocess: Preprocess) -> Picture:
+    """The image as the model saw it: resized and cropped, with its normalisation undone."""
+    tensor = dataset[mistake.index][0]
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    pixels = ((tensor * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small = max(image.size) <= 64
+    image.save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
+    kind = "png" if small else "jpeg"
+    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    samples: Sequence[tuple[Path, int]] | None = getattr(dataset, "samples", None)
+    file = None
+    if samples is not None:
+        path = samples[mistake.index][0]
+        file = "/".join(path.parts[-2:])
+    return Picture(mistake, uri, max(image.size), file)

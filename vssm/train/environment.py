@@ -1,0 +1,37 @@
+"""Where a run was trained: versions, machine, time. Written once at its start, as environment.yaml."""
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def environment() -> dict[str, str]:
+    """Facts by name, in the order a reader wants them."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    machine = f"{_processor()}, {os.cpu_count()} threads, {platform.system()} {platform.machine()}"
+    if accelerator is not None and accelerator.type == "cuda":
+        machine = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}; {machine}"
+    elif accelerator is not None:
+        machine = f"{accelerator.type}; {machine}"
+    versions = {name: version(name) for name in ("vssm", "torch", "timm", "lightning")}
+    return {
+        "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "hardware": machine,
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items())
+        + f", Python {platform.python_version()}",
+    }
+
+
+def _processor() -> str:
+    """The processor's own name; Linux tells it only in /proc."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
