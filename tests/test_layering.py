@@ -68,7 +68,12 @@ import vssm
 seconds = time.perf_counter() - start
 print(seconds, *(set(sys.modules) - before) & set({sorted(HEAVY)!r}))
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, *heavy = run.stdout.split()
-    assert not heavy
-    assert float(seconds) < 0.6  # 0.1 s on an idle machine; the bound leaves room for a busy one
+    fastest = float("inf")
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds, *heavy = run.stdout.split()
+        assert not heavy
+        fastest = min(fastest, float(seconds))
+        if fastest < 0.3:
+            break
+    assert fastest < 0.6  # 0.1 s on an idle machine; the bound leaves room for a busy one
