@@ -31,7 +31,7 @@ def test_line_ends_at_nan_and_goes_on_after_it():
     chart = line_chart("Loss", [Series("training", [(0, 2.0), (1, 1.0), (2, nan), (3, 1.0), (4, 0.0)])], "step")
     first, second = paths(chart)
     assert first.split("L")[0] == f"{LEFT:.1f} 10.0"
-    assert second.split("L")[-1] == "408.0 214.0"
+    assert second.split("L")[-1] == "396.0 214.0"
     assert "nan" not in chart
     assert line_chart("Loss", [Series("training", [(0, nan)])], "step") == ""
 

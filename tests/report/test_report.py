@@ -1,6 +1,7 @@
 """From run directories to pages, by the command."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,6 +136,36 @@ def test_without_best_the_last_checkpoint_is_judged(copy):
     assert report.checkpoint == "last.ckpt"
     assert report.quality.top1 == pytest.approx(last_top1(copy)[-1])
     assert "There is no best.ckpt" in check(copy.report.read_text(encoding="utf-8"))
+
+
+def test_more_classes_than_a_matrix_can_show(digits):
+    from vssm.report.measures import Measure
+
+    truth = torch.arange(150).repeat(2)
+    read = truth.clone()
+    read[7] = 9
+    measure = Measure(150)
+    measure.update(torch.nn.functional.one_hot(read, 150) * 9.0, truth)
+    classes = tuple(f"class {number}" for number in range(150))
+    report = replace(judge(open_run(digits.path)), classes=classes, quality=measure.result(), pictures=())
+    text = check(page([report]))
+    assert "The 100 of 150 classes that are confused most" in text
+    assert "class 7, predicted class 9: 1 of 2 (50.0%)" in text
+
+
+def test_fit_says_when_the_report_could_not_be_written(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vssm.report.write.write_report", full)
+    out = tmp_path / "run"
+    argv = ["fit", "--config", "digits", "--out", str(out), "--epochs", "1", "--accelerator", "cpu"]
+    tiny = ["--model.args={dims: [8, 16], depths: [1, 1]}", "--trainer.limit-train-batches=2"]
+    assert main([*argv, *tiny, "--trainer.limit-val-batches=1"]) == 0
+    shown = capsys.readouterr().out
+    assert "No space left on device; try again with: vssm report" in shown
+    assert not (out / "report.html").exists()
+    assert (out / "checkpoints" / "best.ckpt").exists()
 
 
 def remove(*names):

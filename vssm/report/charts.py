@@ -10,7 +10,7 @@ from vssm.report.markup import Markup, join, tag
 from vssm.report.measures import Bin
 
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 36
+LEFT, RIGHT, TOP, BOTTOM = 50, 24, 10, 36
 COLORS = 6
 MOST_POINTS = 300
 
@@ -236,7 +236,7 @@ def _thinned(points: Points) -> Points:
 
 def _legend(one: Series, percent: bool) -> Markup:
     finite = [y for _, y in one.points if math.isfinite(y)]
-    last = f"last {_written(round(finite[-1], 4), percent)}" if finite else "no finite value"
+    last = f"last {_written(float(f'{finite[-1]:.4g}'), percent)}" if finite else "no finite value"
     kind = f"c{one.color % COLORS}" + (" dashed" if one.color >= COLORS else "") + (" faint" if one.faint else "")
     return tag("li", f"{one.label} ", tag("span", last, class_="quiet"), class_=kind)
 

@@ -133,7 +133,7 @@ def _calibration(report: Report) -> Markup:
     quality = report.quality
     surer = sum((one.confidence - one.accuracy) * one.count for one in quality.bins)
     total = sum(one.count for one in quality.bins)
-    lean = "surer than it is right" if surer > 0 else "right more often than it is sure"
+    lean = "surer than it is right" if surer > 0 else "less sure than it is right"
     said = (
         f"Expected calibration error {percent(quality.ece)} over {len(quality.bins)} filled of 15 equal bins. "
         f"On average the model is {lean}, by {abs(surer) / total * 100:.1f} points."
