@@ -246,15 +246,15 @@ def test_information(capsys):
     assert "digits" in capsys.readouterr().out
 
 
-def fit_six_epochs(path):
-    argv = ["fit", "--config", "digits", "--out", str(path), "--epochs", "6", "--save_every_n_steps", "1", *TINY]
+def fit_twenty_epochs(path):
+    argv = ["fit", "--config", "digits", "--out", str(path), "--epochs", "20", "--save_every_n_steps", "1", *TINY]
     return [sys.executable, "-m", "vssm", *argv, "--trainer.log-every-n-steps=1"]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     run = RunDir(tmp_path_factory.mktemp("runs") / "whole")
-    subprocess.run(fit_six_epochs(run.path), check=True, capture_output=True)
+    subprocess.run(fit_twenty_epochs(run.path), check=True, capture_output=True)
     return rows_but_speed(run)
 
 
@@ -268,7 +268,7 @@ def rows_but_speed(run):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_process_resumes_exactly(uninterrupted, tmp_path, how):
     run = RunDir(tmp_path / "killed")
-    process = subprocess.Popen(fit_six_epochs(run.path), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(fit_twenty_epochs(run.path), stderr=subprocess.PIPE, text=True)
     while not (run.metrics.exists() and len(read_metrics(run.metrics)) >= 6):
         assert process.poll() is None
         time.sleep(0.01)
