@@ -1,4 +1,4 @@
-"""Structure-aware state fusion (Spatial-Mamba, arXiv 2410.15091, equation 5) as a mixer's `state_fn`."""
+"""Structure-aware state fusion (Spatial-Mamba, arXiv 2410.15091, section 4.1) as a mixer's `state_fn`."""
 
 from collections.abc import Sequence
 

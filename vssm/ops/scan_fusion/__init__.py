@@ -2,7 +2,7 @@
 
     y = C * state_fusion(h) + D x,    h the states of `ss2d_states(x)`
 
-arXiv 2410.15091, equation 5. Composed of `ss2d_states` and `state_fusion_readout`; in inference on the CPU core, for
+arXiv 2410.15091, section 4.1. Composed of `ss2d_states` and `state_fusion_readout`; in inference on the CPU core, for
 one raster route and one state, a single pass that writes neither the states nor their fusion to memory.
 """
 

@@ -2,7 +2,7 @@
 
     f[c, y, x] = sum_i alpha_i sum_{u, v in -1..1} K_i[c, u, v] h[c, y + u d_i, x + v d_i]
 
-with coordinates clamped to the map (the border repeats). Spatial-Mamba (arXiv 2410.15091), equation 4, dilations
+with coordinates clamped to the map (the border repeats). Spatial-Mamba (arXiv 2410.15091), section 4.1, dilations
 d = 1, 3, 5.
 """
 

@@ -1,6 +1,6 @@
 """State fusion as the equation says it: the judge of every other path.
 
-Spatial-Mamba (arXiv 2410.15091), equation 4: structure-aware state fusion.
+Spatial-Mamba (arXiv 2410.15091), section 4.1: structure-aware state fusion.
 """
 
 import torch
