@@ -20,8 +20,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _NAME = {"darwin": "libvssm_core.dylib", "win32": "vssm_core.dll"}.get(sys.platform, "libvssm_core.so")
 _STATUS = {1: "out of memory", 2: "arguments outside what the kernel supports"}
 
-_library: ctypes.CDLL | None = None
-_reason: str | None = None
+_library: ctypes.CDLL | None
+_reason: str | None
+_isa = ""  # plain Python values, so that torch.compile can trace a choice without calling into the library
 _functions: dict[str, Callable[[int | bytes], int]] = {}
 
 
@@ -32,27 +33,28 @@ def available() -> bool:
 
 def unavailable_reason() -> str | None:
     """Why the core cannot be used and how to get it, or None when it can."""
-    global _library, _reason
-    if _library is None and _reason is None:
-        _library, _reason = _load(_PACKAGE / "lib" / _NAME)
     return _reason
 
 
 def isa() -> str:
     """The instruction set in use: "avx512", "avx2", "baseline", "neon" or "generic"."""
-    return _require().vssm_isa().decode()
+    _require()
+    return _isa
 
 
 @contextlib.contextmanager
 def use_isa(name: str) -> Iterator[None]:
     """Run with a lower instruction set, for tests and measurements. ValueError when this machine lacks it."""
+    global _isa
     library, previous = _require(), isa()
     if library.vssm_set_isa(name.encode()) != 0:
         raise ValueError(f"instruction set {name!r} is not available here; the best one is {previous!r}")
     try:
+        _isa = name
         yield
     finally:
         library.vssm_set_isa(previous.encode())
+        _isa = previous
 
 
 def call(name: str, arguments: ctypes.Structure | bytes) -> None:
@@ -119,3 +121,8 @@ def _source_hash(csrc: Path) -> str:
         if path.suffix in (".h", ".cpp"):
             digest.update(path.relative_to(csrc).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+_library, _reason = _load(_PACKAGE / "lib" / _NAME)
+if _library is not None:
+    _isa = _library.vssm_isa().decode()

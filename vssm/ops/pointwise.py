@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vssm.ops import native
 from vssm.ops.library import KERNELS, LIBRARY
 
 
@@ -31,6 +32,8 @@ _PLAIN = {Tensor, torch.nn.Parameter, type(None), str, int, float, bool, list}
 
 def is_direct(*args) -> bool:
     """Whether the memory of these arguments, the first one's device standing for all, may be worked on at once."""
+    if torch.compiler.is_compiling():
+        return False
     return (args[0] is None or args[0].is_cpu) and _PLAIN.issuperset(map(type, args)) and not _somebody_looks()
 
 
@@ -71,8 +74,11 @@ def differentiable(name: str, backward: Callable, setup_context: Callable) -> No
 
 
 def prefers_plain(path: str) -> bool:
-    """Under torch.compile and torch.export a free choice is the plain form: it fuses, and exports everywhere."""
-    return not path and torch.compiler.is_compiling()
+    """Whether a free choice is the plain form under torch.compile and torch.export, because it fuses and exports
+    everywhere. Compiled inference on the CPU core keeps our operators: there they are faster than what is fused."""
+    if path or not torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or torch.compiler.is_exporting() or not native.available()
 
 
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
