@@ -75,6 +75,7 @@ WRONG = [
     (["fit", "--config", "."], "is a folder; --config takes"),
     (["fit", "--resume", "run", "--lr", "1"], "--resume continues a run with its own settings"),
     (["validate"], "no checkpoint given: --checkpoint RUN_DIR"),
+    (["test"], "no checkpoint given: --checkpoint RUN_DIR"),
     (["predict"], "IMAGE|FOLDER"),
     (["predict", "x.png"], "nothing to predict with: --checkpoint"),
     (["predict", "x.png", "--chekpoint", "y"], "unknown argument --chekpoint; nearest: --checkpoint"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,28 @@ def test_imagefolder_with_any_timm_model(images, tmp_path, capsys):
     assert main(["validate", "--checkpoint", str(out), "--data.root", str(images)]) == 0
 
 
+def test_a_folder_without_val(images, tmp_path, capsys):
+    """Training holds images out, `validate` finds the same ones again, `test` takes those in test/."""
+    root, out = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images / "train", root / "train")
+    shutil.copytree(images / "val", root / "test")
+    argv = ["fit", "--model", "test_convnext", "--data.root", str(root), "--out", str(out), "--epochs", "1"]
+    assert main([*argv, "--image-size=32", "--batch-size=3", "--accelerator=cpu", "--data.val-share=0.4"]) == 0
+    assert "note: no folder val in" in capsys.readouterr().out
+    (logged,) = [row for row in read_metrics(RunDir(out).metrics) if row["val_top1"]]
+    assert main(["validate", "--checkpoint", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("checkpoint") == str(RunDir(out).best)
+    assert found.pop("split") == "val"
+    assert 2 <= found.pop("images") <= 6
+    assert found == pytest.approx({"loss": float(logged["val_loss"]), "top1": float(logged["val_top1"])}, abs=1e-6)
+    assert main(["test", "--checkpoint", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["split"], found["images"]) == ("test", 8)
+    assert main(["test", "--checkpoint", str(out)]) == 0
+    assert "images" in capsys.readouterr().out
+
+
 ABSENT = "tpu" if torch.accelerator.is_available() else "gpu"
 
 
@@ -122,7 +145,7 @@ CASES = {
     ),
     "missing root": (lambda p, run: fit_in(p / "none"), "none does not exist; expected a folder with train/CLASS"),
     "file as root": (lambda p, run: fit_in(p / "file"), "file is a file; expected a folder"),
-    "no train folder": (lambda p, run: fit_in(p), "has no folder train; expected train/CLASS/IMAGE"),
+    "no class folders": (lambda p, run: fit_in(p), "has no class folders; expected"),
     "out is a file": (
         lambda p, run: ["fit", "--config", "digits", "--out", str(p / "file")],
         "file is a file; expected a run directory",
@@ -202,10 +225,15 @@ CASES = {
     "unknown model to count": (lambda p, run: ["complexity", "vmamba_tini"], "nearest: vmamba_tiny"),
     "missing file to convert": (lambda p, run: ["convert", str(p / "no.pth"), str(p / "o.safetensors")], "no.pth"),
     "demo folder in use": (lambda p, run: ["demo", "--out", str(p)], "is already in use; choose another --out"),
-    "validate without val": (
+    "validate without images": (
         lambda p, run: ["validate", "--checkpoint", str(run), "--data.root", str(p)],
-        "has no folder val",
+        "has no class folders",
     ),
+    "test without a test folder": (
+        lambda p, run: ["test", "--checkpoint", str(run), "--data.root", str(p)],
+        "has no folder test; expected test/CLASS/IMAGE",
+    ),
+    "test of the digits": (lambda p, run: ["test", "--checkpoint", str(run)], "have no test images beside those"),
 }
 
 
@@ -222,8 +250,6 @@ def test_bad_input_is_one_message(case, run, tmp_path, capsys):
 
 
 def test_bad_class_folders(images, tmp_path, capsys):
-    import shutil
-
     root = tmp_path / "data"
     shutil.copytree(images, root)
     (root / "val" / "blue").mkdir()

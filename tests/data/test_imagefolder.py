@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vssm.data.imagefolder import ImageFolder, image_files, split_folder
+from vssm.data.imagefolder import ImageFolder, image_files
 from vssm.data.preprocess import Preprocess, open_image
 
 
@@ -56,14 +56,6 @@ def test_bad_folders(folder, prepare, error, words):
 def test_unknown_validation_class_is_named(folder):
     with pytest.raises(ValueError, match="has dog, which the training classes do not include"):
         ImageFolder(folder, lambda image: None, classes=("cat", "horse"))
-
-
-def test_split_folder(folder):
-    with pytest.raises(FileNotFoundError, match="has no folder val"):
-        split_folder(folder, "val")
-    (folder / "val").write_text("")
-    with pytest.raises(NotADirectoryError, match="val is a file"):
-        split_folder(folder, "val")
 
 
 def test_modes_and_orientation(tmp_path):

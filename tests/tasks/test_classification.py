@@ -33,6 +33,7 @@ def test_metrics_over_uneven_batches():
     for first, last in ((0, 9), (9, 10), (10, 20)):
         task.judge(logits[first:last], labels[first:last])
     results = task.results()
+    assert results["val_images"] == 20
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     assert results["val_top1"].item() == pytest.approx((ranks < 1).float().mean().item())
     assert results["val_top5"].item() == pytest.approx((ranks < 5).float().mean().item())
@@ -51,7 +52,7 @@ def test_results_start_afresh():
 def test_few_classes_have_no_top5():
     task = Classification(nn.Identity(), num_classes=5)
     task.judge(torch.eye(5), torch.arange(5))
-    assert set(task.results()) == {"val_loss", "val_top1"}
+    assert set(task.results()) == {"val_loss", "val_top1", "val_images"}
 
 
 def test_label_smoothing():

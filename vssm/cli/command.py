@@ -16,6 +16,7 @@ from vssm.cli.parsing import Stop, UsageError, nearest, print_error
 COMMANDS = {
     "fit": "train a model on a folder of images, or on the bundled digits",
     "validate": "measure a checkpoint on the validation images",
+    "test": "measure a checkpoint on test images",
     "report": "show in one page how good runs are and where they fail",
     "predict": "name what is in an image, or in a folder of them",
     "models": "list the models by name and size",

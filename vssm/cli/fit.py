@@ -5,9 +5,9 @@ from vssm.cli.settings import parse_settings, settings_parser, to_settings
 
 DESCRIPTION = """\
 Trains a model on images: `vssm fit --model vmamba_tiny --data.root FOLDER` where FOLDER holds train/CLASS/ and
-val/CLASS/, or `vssm fit --config digits` for a first try. Any timm model name will do. The run directory gets
-config.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt, and report.html; `vssm fit --resume RUN_DIR` continues it
-exactly."""
+val/CLASS/, or CLASS/ alone: then a share of each class validates. `vssm fit --config digits` is a first try. Any timm
+model name will do. The run directory gets config.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt, and
+report.html; `vssm fit --resume RUN_DIR` continues it exactly."""
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         return _resume(parsed.resume)
     settings = to_settings(parsed)
     if settings.data.name is None:
-        raise UsageError("no images given: --data.root FOLDER (with train/ and val/), or --data digits")
+        raise UsageError("no images given: --data.root FOLDER (with CLASS/IMAGE in it), or --data digits")
     return _start(settings)
 
 

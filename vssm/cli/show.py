@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-NAMES = {"val_loss": "loss", "val_top1": "top-1", "val_top5": "top-5"}
+NAMES = {"val_loss": "loss", "val_top1": "top-1", "val_top5": "top-5", "val_images": "images"}
 
 
 def announce(console: Console, experiment) -> None:
@@ -24,6 +24,8 @@ def announce(console: Console, experiment) -> None:
     }
     for name, value in rows.items():
         console.print(f"[bold]{name:<10}[/]{value}", soft_wrap=True, highlight=False)
+    for note in splits.notes:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
 
 
 def device_of(accelerator: str) -> str:
@@ -35,12 +37,19 @@ def device_of(accelerator: str) -> str:
 
 
 def metrics_table(metrics: Mapping[str, float]) -> Table:
+    formats = {"loss": "{:.4f}", "top-1": "{:.2%}", "top-5": "{:.2%}", "images": "{:.0f}"}
+    shown = {heading: metrics[name] for name, heading in NAMES.items() if name in metrics}
     table = Table()
-    shown = {name: value for name, value in metrics.items() if name in NAMES}
-    for name in shown:
-        table.add_column(NAMES[name], justify="right")
-    table.add_row(*(f"{v:.4f}" if name == "val_loss" else f"{v:.2%}" for name, v in shown.items()))
+    for heading in shown:
+        table.add_column(heading, justify="right")
+    table.add_row(*(formats[heading].format(value) for heading, value in shown.items()))
     return table
+
+
+def plain_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The same numbers for a program: loss, top1, top5 (in 0..1; for more than five classes) and images."""
+    plain = {heading.replace("-", ""): metrics[name] for name, heading in NAMES.items() if name in metrics}
+    return plain | {"images": int(plain["images"])}
 
 
 def kernels(operators: tuple[str, ...] = (), device: str = "cpu") -> str:

@@ -1,5 +1,6 @@
-"""A folder of images, one folder per class: root/train/CLASS/..., root/val/CLASS/..."""
+"""A folder of images, one folder per class: CLASS/..."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -48,6 +49,18 @@ class ImageFolder(Dataset):
         if not self.samples:
             raise ValueError(f"{self.folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
 
+    @property
+    def labels(self) -> list[int]:
+        return [label for _, label in self.samples]
+
+    def with_samples(
+        self, samples: Sequence[tuple[Path, int]], transform: Callable[[Image.Image], object]
+    ) -> "ImageFolder":
+        """The same folder and classes with some of the images only, and another transform."""
+        part = copy.copy(self)
+        part.samples, part.transform = list(samples), transform
+        return part
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -83,28 +96,17 @@ def require_folder(folder: Path, content: str) -> None:
         raise NotADirectoryError(f"{folder} is a file; expected a folder with {content}")
 
 
-def split_folder(root: str | Path, split: str) -> Path:
-    """`root/split` ("train" or "val"), checked to be there and to be a folder."""
-    root = Path(root)
-    content = "train/CLASS/IMAGE and val/CLASS/IMAGE"
-    require_folder(root, content)
-    folder = root / split
-    if not folder.exists():
-        raise FileNotFoundError(f"{root} has no folder {split}; expected {content}")
-    require_folder(folder, "one folder of images per class")
-    return folder
-
-
 def _check_same_classes(folder: Path, found: Sequence[str], expected: Sequence[str]) -> None:
     """A validation split may lack a class, but may not have one that training does not know."""
     unknown = sorted(set(found) - set(expected))
     if unknown:
         raise ValueError(
-            f"{folder} has {_some(unknown)}, which the training classes do not include "
-            f"(training knows {_some(sorted(expected))}); rename or remove"
+            f"{folder} has {some(unknown)}, which the training classes do not include "
+            f"(training knows {some(sorted(expected))}); rename or remove"
         )
 
 
-def _some(names: Sequence[str], limit: int = 5) -> str:
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first names, and how many more there are."""
     shown = ", ".join(names[:limit])
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -59,14 +59,14 @@ def class_names(model: nn.Module) -> tuple[str, ...]:
 class Classification(nn.Module):
     """The loss that a classifier is trained with, and the metrics it is judged by.
 
-    `metrics` gathers over a whole validation pass; `results()` gives `val_loss`, `val_top1` and `val_top5` (the last
-    for more than five classes) and starts afresh. `monitor` is the one that decides which checkpoint is best.
+    `judge` gathers over a whole validation pass; `results()` gives `val_loss`, `val_top1`, `val_top5` (for more than
+    five classes) and `val_images`, and starts afresh. `monitor` is the one that decides which checkpoint is best.
     """
 
     monitor = "val_top1"
 
     def __init__(self, model: nn.Module, num_classes: int, label_smoothing: float = 0.0):
-        from torchmetrics import MeanMetric, MetricCollection
+        from torchmetrics import MeanMetric, MetricCollection, SumMetric
         from torchmetrics.classification import MulticlassAccuracy
 
         super().__init__()
@@ -77,6 +77,7 @@ class Classification(nn.Module):
             {f"val_top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in ranks}
         )
         self.mean_loss = MeanMetric()
+        self.images = SumMetric()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
@@ -90,9 +91,14 @@ class Classification(nn.Module):
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         self.accuracy.update(logits, labels)
         self.mean_loss.update(F.cross_entropy(logits, labels, reduction="sum") / len(labels), len(labels))
+        self.images.update(len(labels))
 
     def results(self) -> dict[str, Tensor]:
-        results = {"val_loss": self.mean_loss.compute(), **self.accuracy.compute()}
-        self.mean_loss.reset()
-        self.accuracy.reset()
+        results = {
+            "val_loss": self.mean_loss.compute(),
+            **self.accuracy.compute(),
+            "val_images": self.images.compute(),
+        }
+        for metric in (self.mean_loss, self.accuracy, self.images):
+            metric.reset()
         return results

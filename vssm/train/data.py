@@ -2,55 +2,117 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import numpy as np
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, Dataset
 
 from vssm.data import digits
-from vssm.data.imagefolder import ImageFolder, split_folder
+from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.preprocess import Preprocess, published_preprocess
 from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
+from vssm.data.split import hold_out, training_and_validation
 from vssm.train.settings import DataSettings
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and validation images, the names of the classes, and how an image becomes an input."""
+    """Training images, the images to judge by, the names of the classes, and how an image becomes an input.
+
+    `notes` are sentences about the choice of images that a reader must not miss.
+    """
 
     train: Dataset | None
     val: Dataset
     classes: tuple[str, ...]
     preprocess: Preprocess
+    notes: tuple[str, ...] = ()
+
+    def class_counts(self) -> dict[str, list[int]]:
+        """Images per class, in the order of `classes`: of "train" where it was loaded, and of "val"."""
+        loaded = {"train": self.train, "val": self.val}
+        return {
+            name: np.bincount(np.asarray(dataset.labels), minlength=len(self.classes)).tolist()  # type: ignore[attr-defined]
+            for name, dataset in loaded.items()
+            if dataset is not None
+        }
 
 
-def load_splits(settings: DataSettings, model_name: str, classes: tuple[str, ...] | None = None) -> Splits:
+def load_splits(
+    settings: DataSettings, model_name: str, classes: tuple[str, ...] | None = None, split: str = "val"
+) -> Splits:
     """Finds the images. Raises OSError or ValueError with the remedy when they are not there or not right.
 
-    `classes` fixes names and order, for judging a checkpoint that knows them: `train` is then left out.
+    `classes` fixes names and order, for judging a checkpoint that knows them: `train` is then left out. `split` names
+    the images to judge by: "val", or "test" for those in the folder `test`.
     """
     name = settings.name or ("imagefolder" if settings.root else None)
     if name is None:
-        raise ValueError("no images given: --data.root FOLDER (with train/ and val/), or --data digits")
+        raise ValueError("no images given: --data.root FOLDER (with CLASS/IMAGE in it), or --data digits")
     if name == "digits":
-        if settings.root is not None:
-            raise ValueError("data.root has no meaning for the bundled digits; leave out one of the two")
-        size, interpolation = settings.image_size or 32, settings.interpolation or "bicubic"
-        train, test = digits.load_digits(size, settings.augment, settings.split_seed, interpolation)
-        if classes is not None and classes != digits.CLASSES:
-            raise ValueError("the checkpoint was not trained on digits; give its images with --data.root")
-        return Splits(train, test, digits.CLASSES, digits.preprocess(size, interpolation))
+        return _load_digits(settings, classes, split)
     if settings.root is None:
-        raise ValueError("imagefolder needs a folder: --data.root FOLDER (with train/ and val/)")
-    preprocess = _preprocess_for(settings, model_name)
-    if classes is not None:
-        val = ImageFolder(split_folder(settings.root, "val"), preprocess.transform(), classes=classes)
-        return Splits(None, val, classes, preprocess)
-    train = ImageFolder(split_folder(settings.root, "train"), _train_transform(settings, preprocess))
-    val = ImageFolder(split_folder(settings.root, "val"), preprocess.transform(), classes=train.classes)
-    return Splits(train, val, train.classes, preprocess)
+        raise ValueError("imagefolder needs a folder: --data.root FOLDER (with CLASS/IMAGE in it)")
+    return _load_folder(settings, settings.root, _preprocess_for(settings, model_name), classes, split)
+
+
+def _load_digits(settings: DataSettings, classes: tuple[str, ...] | None, split: str) -> Splits:
+    if settings.root is not None:
+        raise ValueError("data.root has no meaning for the bundled digits; leave out one of the two")
+    if split == "test":
+        raise ValueError("the bundled digits have no test images beside those they are validated on: vssm validate")
+    if classes is not None and classes != digits.CLASSES:
+        raise ValueError("the checkpoint was not trained on digits; give its images with --data.root")
+    size, interpolation = settings.image_size or 32, settings.interpolation or "bicubic"
+    train, test = digits.load_digits(size, settings.augment, settings.split_seed, interpolation)
+    return Splits(train, test, digits.CLASSES, digits.preprocess(size, interpolation))
+
+
+def _load_folder(
+    settings: DataSettings, root: str, preprocess: Preprocess, classes: tuple[str, ...] | None, split: str
+) -> Splits:
+    judged = preprocess.transform()
+    if split == "test":
+        if not (Path(root) / "test").exists():
+            raise FileNotFoundError(
+                f"{root} has no folder test; expected test/CLASS/IMAGE (vssm validate takes the validation images)"
+            )
+        test = ImageFolder(Path(root) / "test", judged, classes=classes)
+        return Splits(None, test, test.classes, preprocess)
+    train_folder, val_folder = training_and_validation(root)
+    if val_folder is not None and classes is not None:
+        return Splits(None, ImageFolder(val_folder, judged, classes=classes), classes, preprocess)
+    found = ImageFolder(train_folder, _train_transform(settings, preprocess), classes=classes)
+    if len(found.classes) < 2:
+        raise ValueError(
+            f"{train_folder} has only one class, {found.classes[0]}; a classifier needs two or more folders of images"
+        )
+    if val_folder is not None:
+        return Splits(found, ImageFolder(val_folder, judged, classes=found.classes), found.classes, preprocess)
+    train, val, alone = hold_out(found.samples, train_folder, settings.val_share, settings.split_seed)
+    if not val:
+        raise ValueError(f"{train_folder} has one image per class: none can be held out to validate; add images")
+    return Splits(
+        None if classes is not None else found.with_samples(train, found.transform),
+        found.with_samples(val, judged),
+        found.classes,
+        preprocess,
+        _notes_of_hold_out(settings, root, [found.classes[label] for label in alone]),
+    )
+
+
+def _notes_of_hold_out(settings: DataSettings, root: str, alone: list[str]) -> tuple[str, ...]:
+    notes = [
+        f"no folder val in {root}: about {settings.val_share:.0%} of each class validates "
+        f"(data.val_share, drawn with data.split_seed {settings.split_seed})"
+    ]
+    if alone:
+        notes.append(f"classes of one image, which trains and is not validated: {some(alone)}")
+    return tuple(notes)
 
 
 def _preprocess_for(settings: DataSettings, model_name: str) -> Preprocess:

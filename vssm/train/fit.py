@@ -38,10 +38,13 @@ class Experiment:
         return self.module.task.model
 
 
-def build(settings: Settings, classes: tuple[str, ...] | None = None, weights: bool = True) -> Experiment:
+def build(
+    settings: Settings, classes: tuple[str, ...] | None = None, weights: bool = True, split: str = "val"
+) -> Experiment:
     """Finds the images, then builds the network for their classes, seeded.
 
-    `classes` names a checkpoint's classes: then only validation images are needed, and must be of these classes.
+    `classes` names a checkpoint's classes: then only images to judge by are needed, those of `split` ("val" or
+    "test"), and must be of these classes.
     `weights=False` leaves out the starting weights of the settings, for when a checkpoint will bring its own.
     Raises OSError or ValueError with the remedy for what is missing or does not fit.
     """
@@ -49,7 +52,7 @@ def build(settings: Settings, classes: tuple[str, ...] | None = None, weights: b
     chosen = settings.model
     check_model_name(chosen.name)
     create_trainer(settings)  # refuses a missing GPU or an unknown precision before anything is read
-    splits = load_splits(settings.data, chosen.name, classes)
+    splits = load_splits(settings.data, chosen.name, classes, split)
     L.seed_everything(settings.seed, verbose=False)
     model = create_classifier(
         chosen.name,
@@ -119,7 +122,7 @@ def fit(
 
 
 def validate(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> dict[str, float]:
-    """Loss and accuracy on the validation images with the network's present weights."""
+    """Loss and accuracy on the images to judge by, with the network's present weights."""
     trainer = create_trainer(experiment.settings, callbacks)
     (results,) = trainer.validate(experiment.module, datamodule=experiment.loaders, verbose=False)
     return {name: float(value) for name, value in results.items()}
@@ -168,8 +171,8 @@ def start_run(settings: Settings) -> RunDir:
     return run
 
 
-def load_experiment(stored: TrainedModel, settings: Settings) -> Experiment:
-    """A checkpoint's network with its weights and classes, on the images of `settings`."""
-    experiment = build(settings, stored.classes, weights=False)
+def load_experiment(stored: TrainedModel, settings: Settings, split: str = "val") -> Experiment:
+    """A checkpoint's network with its weights and classes, on the images of `settings` that `split` names."""
+    experiment = build(settings, stored.classes, weights=False, split=split)
     experiment.model.load_state_dict(stored.weights)
     return experiment

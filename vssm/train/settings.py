@@ -37,7 +37,8 @@ class DataSettings:
 
     Args:
         name: digits (1797 scans of handwritten digits, bundled with scikit-learn) or imagefolder
-        root: folder with train/CLASS/ and val/CLASS/ (imagefolder)
+        root: folder with train/CLASS/ and val/CLASS/, or with CLASS/ alone (imagefolder)
+        val_share: share of each class that validates when root has no val (imagefolder)
         image_size: side in pixels; the model's own when not given (digits: 32)
         batch_size: images per step and device
         workers: processes that load images; 0 loads in the main process
@@ -49,11 +50,12 @@ class DataSettings:
         random_erasing: probability of erasing a rectangle
         interpolation: how images are resized; the model's own when not given
         crop_pct: share of the resized image that validation keeps; the model's own when not given
-        split_seed: seed of the stratified 20 % test split (digits)
+        split_seed: seed of the split when there is no val, and of the stratified 20 % test split of the digits
     """
 
     name: Literal["digits", "imagefolder"] | None = None
     root: str | None = None
+    val_share: float = 0.2
     image_size: int | None = None
     batch_size: int = 64
     workers: int = 0
@@ -139,6 +141,7 @@ class TrainerSettings:
 # The numbers that make sense, in the usual notation: a round bracket excludes the end. What is None is left alone.
 _RANGES = {
     "model.drop_path": "[0, 1)",
+    "data.val_share": "(0, 1)",
     "data.image_size": "[1, inf)",
     "data.batch_size": "[1, inf)",
     "data.workers": "[0, inf)",

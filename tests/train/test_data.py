@@ -1,0 +1,91 @@
+"""From a folder of images to splits: layouts, counts, and one error for each thing that is wrong."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from vssm.train.data import load_splits
+from vssm.train.settings import DataSettings
+
+
+def fill(folder, count):
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name, count in {"cat": 30, "dog": 20, "eel": 1}.items():
+        fill(tmp_path / "images" / name, count)
+    return tmp_path / "images"
+
+
+def load(root, split="val", classes=None, **changes):
+    return load_splits(DataSettings("imagefolder", str(root), **changes), "test_resnet", classes, split)
+
+
+def paths(dataset, root):
+    return {path.relative_to(root).as_posix() for path, _ in dataset.samples}
+
+
+def test_a_folder_without_val_is_split(root, tmp_path):
+    whole = load(root)
+    assert whole.classes == ("cat", "dog", "eel")
+    train, val = paths(whole.train, root), paths(whole.val, root)
+    assert not train & val
+    assert len(train | val) == 51
+    counts = whole.class_counts()
+    assert [sum(pair) for pair in zip(counts["train"], counts["val"], strict=True)] == [30, 20, 1]
+    assert counts["val"][2] == 0
+    assert "about 20% of each class validates (data.val_share, drawn with data.split_seed 0)" in whole.notes[0]
+    assert whole.notes[1] == "classes of one image, which trains and is not validated: eel"
+    judged = load(root, classes=whole.classes)
+    assert judged.train is None
+    assert paths(judged.val, root) == val
+    moved = tmp_path / "moved"
+    shutil.copytree(root, moved / "train")
+    assert paths(load(moved).val, moved / "train") == val
+    assert paths(load(root, split_seed=1).val, root) != val
+
+
+def test_training_images_vary_and_validation_images_do_not(root):
+    splits = load(root, image_size=8)
+    assert splits.train.transform is not splits.val.transform
+    assert "RandomResizedCrop" in str(splits.train.transform)
+    assert "RandomResizedCrop" not in str(splits.val.transform)
+
+
+def test_test_images(root):
+    (root / "train").mkdir()
+    for name in ("cat", "dog", "eel"):
+        (root / name).rename(root / "train" / name)
+    with pytest.raises(FileNotFoundError, match="images has no folder test; expected test/CLASS/IMAGE"):
+        load(root, "test", ("cat", "dog"))
+    fill(root / "test" / "dog", 3)
+    splits = load(root, "test", ("cat", "dog"))
+    assert paths(splits.val, root) == {f"test/dog/{n}.png" for n in range(3)}
+    assert splits.class_counts() == {"val": [0, 3]}
+    with pytest.raises(ValueError, match="the bundled digits have no test images"):
+        load_splits(DataSettings("digits"), "test_resnet", split="test")
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        ({}, "has no class folders; expected .*images/CLASS/IMAGE"),
+        ({"cat": 3}, "images has only one class, cat; a classifier needs two or more"),
+        ({"cat": 3, "dog": 0}, "dog holds no images"),
+        ({"cat": 1, "dog": 1}, "one image per class: none can be held out"),
+        ({"train/cat": 3, "train/dog": 3, "val/cat": 1, "val/elk": 1}, "val has elk, which the training classes"),
+        ({"train/cat": 3, "train/dog": 3, "val/cat": 0}, "val holds no images"),
+        ({"train/cat": 3, "val/cat": 1}, "train has only one class, cat"),
+    ],
+)
+def test_bad_folders(tmp_path, folders, words):
+    (tmp_path / "images").mkdir()
+    for name, count in folders.items():
+        fill(tmp_path / "images" / name, count)
+    with pytest.raises(ValueError, match=words):
+        load(tmp_path / "images")
