@@ -87,7 +87,7 @@ def _load_folder(
     if val_folder is not None and classes is not None:
         return Splits(None, ImageFolder(val_folder, judged, classes=classes), classes, preprocess)
     found = ImageFolder(train_folder, _train_transform(settings, preprocess), classes=classes)
-    if len(found.classes) < 2:
+    if len(found.classes) == 1:
         raise ValueError(
             f"{train_folder} has only one class, {found.classes[0]}; a classifier needs two or more folders of images"
         )
