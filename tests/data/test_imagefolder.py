@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vssm.data.imagefolder import ImageFolder, image_files
-from vssm.data.preprocess import Preprocess, open_image
+from vssm.data.files import image_files
+from vssm.data.imagefolder import ImageFolder
+from vssm.data.preprocess import Preprocess
 
 
 def make_image(path, value=100, size=(8, 6), mode="RGB"):
@@ -56,28 +57,6 @@ def test_bad_folders(folder, prepare, error, words):
 def test_unknown_validation_class_is_named(folder):
     with pytest.raises(ValueError, match="has dog, which the training classes do not include"):
         ImageFolder(folder, lambda image: None, classes=("cat", "horse"))
-
-
-def test_modes_and_orientation(tmp_path):
-    make_image(tmp_path / "grey.png", 50, mode="L")
-    assert open_image(tmp_path / "grey.png").getpixel((0, 0)) == (50, 50, 50)
-    assert open_image(tmp_path / "grey.png", channels=1).mode == "L"
-    image = Image.new("RGB", (8, 6))
-    exif = image.getexif()
-    exif[0x0112] = 6  # turned by a quarter
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert open_image(tmp_path / "turned.jpg").size == (6, 8)
-
-
-@pytest.mark.parametrize("kind", ["text", "truncated", "empty"])
-def test_unreadable_images_are_named(tmp_path, kind):
-    path = tmp_path / "bad.png"
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    whole = path.read_bytes()
-    path.write_bytes({"text": b"<html>", "truncated": whole[: len(whole) // 2], "empty": b""}[kind])
-    with pytest.raises(ValueError, match=r"bad\.png: (not an image|damaged)"):
-        open_image(path)
 
 
 def test_preprocess_keeps_its_values_as_plain_types():

@@ -66,14 +66,21 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _plain_warnings(unless: bool) -> Iterator[None]:
-    """A warning is one line for the user, without the file and the source line that raised it."""
-    before = warnings.formatwarning
-    if not unless:
-        warnings.formatwarning = lambda message, *_, **__: f"vssm: note: {str(message).removeprefix('vssm: ')}\n"
-    try:
+    """A warning is one line for the user, without the file and the source line that raised it.
+
+    Pillow's are left out: they name no file, and what cannot be read is an error of its own.
+    """
+    if unless:
         yield
-    finally:
-        warnings.formatwarning = before
+        return
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.formatwarning = lambda message, *_, **__: f"vssm: note: {str(message).removeprefix('vssm: ')}\n"
+        try:
+            yield
+        finally:
+            warnings.formatwarning = before
 
 
 _EXTRA_OF: dict[str, str] = dict.fromkeys(

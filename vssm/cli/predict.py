@@ -67,7 +67,7 @@ def _load(args: argparse.Namespace):
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:
-    from vssm.data.imagefolder import image_files
+    from vssm.data.files import image_files
 
     for path in paths:
         if path.is_dir():

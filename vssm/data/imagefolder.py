@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
-from vssm.data.preprocess import IMAGE_SUFFIXES, open_image
+from vssm.data.files import IMAGE_SUFFIXES, image_files
+from vssm.data.image import open_image
 
 
 class ImageFolder(Dataset):
@@ -39,7 +40,7 @@ class ImageFolder(Dataset):
         self.classes = tuple(found if classes is None else classes)
         self.samples: list[tuple[Path, int]] = []
         for label, name in enumerate(self.classes):
-            images = image_files(self.folder / name) if name in found else []
+            images = list(image_files(self.folder / name)) if name in found else []
             if not images and classes is None:
                 raise ValueError(
                     f"{self.folder / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
@@ -67,15 +68,6 @@ class ImageFolder(Dataset):
     def __getitem__(self, index: int) -> tuple[object, int]:
         path, label = self.samples[index]
         return self.transform(open_image(path, self.channels)), label
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Every image file below `folder`, by its suffix, sorted; names that start with a dot are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
 
 
 def class_names(folder: Path) -> list[str]:

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import timm
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 
-IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+from vssm.data.image import open_image
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Preprocess:
         return cast(Callable[[Image.Image], torch.Tensor], built)
 
     def __call__(self, path: str | Path) -> torch.Tensor:
-        """Reads one file. Raises ValueError naming it when it is not a readable image."""
+        """Reads one file. Raises UnreadableImage, a ValueError, when it is not a readable image."""
         return self.transform()(open_image(path, self.channels))
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,25 +59,3 @@ def published_preprocess(model_name: str, image_size: int | None = None) -> Prep
     config = resolve_data_config(pretrained_cfg=published.to_dict() if published else {})
     size = (3, image_size, image_size) if image_size else tuple(config["input_size"])
     return Preprocess(size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"], config["crop_pct"])
-
-
-def open_image(path: str | Path, channels: int = 3) -> Image.Image:
-    """One image as grey (channels=1) or RGB (channels=3), turned upright as its EXIF tag says.
-
-    Raises ValueError that names the file: not an image, damaged, cut off, or too large to be decoded safely.
-    """
-    modes = {1: "L", 3: "RGB"}
-    if channels not in modes:
-        raise ValueError(f"image files are read with 1 or 3 channels, not {channels}")
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert(modes[channels])
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image, or of a kind that Pillow cannot read") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {error}") from None
-    except (OSError, SyntaxError) as error:
-        # Pillow reports damage as OSError, and for PNG as SyntaxError; a missing file is reported as itself.
-        if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
-            raise
-        raise ValueError(f"{path}: damaged image ({error})") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vssm.data.image import UnreadableImage
 from vssm.data.preprocess import Preprocess
 
 
@@ -36,8 +37,8 @@ def predict(
         for path in chunk:
             try:
                 images[path] = preprocess(path)
-            except (OSError, ValueError) as error:
-                errors[path] = _reason(error, path)
+            except UnreadableImage as error:
+                errors[path] = error.reason
         found = _classify(model, list(images.values()), classes, top_k)
         named = dict(zip(images, found, strict=True))
         for path in chunk:
@@ -57,9 +58,3 @@ def _classify(
         tuple((classes[index], value) for index, value in zip(row_indices, row_values, strict=True))
         for row_indices, row_values in zip(indices.tolist(), values.tolist(), strict=True)
     ]
-
-
-def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).removeprefix(f"{path}: ")
