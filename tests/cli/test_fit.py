@@ -123,6 +123,7 @@ def test_a_folder_without_val(images, tmp_path, capsys):
     assert found.pop("checkpoint") == str(RunDir(out).best)
     assert found.pop("split") == "val"
     assert 2 <= found.pop("images") <= 6
+    assert found.pop("unreadable") == 0
     assert found == pytest.approx({"loss": float(logged["val_loss"]), "top1": float(logged["val_top1"])}, abs=1e-6)
     assert main(["test", "--checkpoint", str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -64,6 +64,7 @@ def _train(experiment, run, resume: bool, console) -> int:
     from vssm.train.fit import fit
     from vssm.train.progress import LiveProgress
     from vssm.train.run_dir import is_first_process
+    from vssm.train.unreadable import read_unreadable
 
     announce(console, experiment)
     console.print(f"[bold]{'run':<10}[/]{run.path}", soft_wrap=True, highlight=False)
@@ -80,6 +81,9 @@ def _train(experiment, run, resume: bool, console) -> int:
         console.print(f"{run.path} was already complete; nothing to do")
         return 0
     console.print(metrics_table(metrics))
+    if run.unreadable.exists():
+        unreadable = len(read_unreadable(run.unreadable))
+        console.print(f"{unreadable} images could not be read: {run.unreadable}", soft_wrap=True, highlight=False)
     if is_first_process():
         _report(run, device_of(experiment.settings.trainer.accelerator), console)
     console.print(f"run directory {run.path}; next: vssm predict IMAGE --checkpoint {run.path}", soft_wrap=True)

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 NAMES = {"val_loss": "loss", "val_top1": "top-1", "val_top5": "top-5", "val_images": "images"}
+UNREADABLE = "val_unreadable"
 
 
 def announce(console: Console, experiment) -> None:
@@ -40,6 +41,8 @@ def metrics_table(metrics: Mapping[str, float]) -> Table:
     formats = {"loss": "{:.4f}", "top-1": "{:.2%}", "top-5": "{:.2%}", "images": "{:.0f}"}
     shown = {heading: metrics[name] for name, heading in NAMES.items() if name in metrics}
     table = Table()
+    if metrics.get(UNREADABLE):
+        formats["unreadable"], shown["unreadable"] = "{:.0f}", metrics[UNREADABLE]
     for heading in shown:
         table.add_column(heading, justify="right")
     table.add_row(*(formats[heading].format(value) for heading, value in shown.items()))
@@ -47,9 +50,9 @@ def metrics_table(metrics: Mapping[str, float]) -> Table:
 
 
 def plain_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The same numbers for a program: loss, top1, top5 (in 0..1; for more than five classes) and images."""
+    """The same numbers for a program: loss, top1, top5 (in 0..1; for more than five classes), images and unreadable."""
     plain = {heading.replace("-", ""): metrics[name] for name, heading in NAMES.items() if name in metrics}
-    return plain | {"images": int(plain["images"])}
+    return plain | {"images": int(plain["images"]), "unreadable": int(metrics.get(UNREADABLE, 0))}
 
 
 def kernels(operators: tuple[str, ...] = (), device: str = "cpu") -> str:

@@ -12,6 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from vssm.data.batches import Unreadable
+from vssm.data.image import UnreadableImage
+
+# Half of the images may be unreadable (then training stops): all tries fail with a probability of 2e-10.
+REPLACEMENT_TRIES = 32
+
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
@@ -34,7 +40,10 @@ def seed_all(*key: int) -> None:
 
 
 class SeededSamples(Dataset):
-    """A data set whose random augmentation of sample `index` in `epoch` is always the same; keys are (epoch, index)."""
+    """A data set whose random augmentation of sample `index` in `epoch` is always the same; keys are (epoch, index).
+
+    An image that cannot be read comes as an Unreadable with another sample, drawn from (seed, epoch, index) too.
+    """
 
     def __init__(self, dataset: Dataset, seed: int):
         self.dataset, self.seed = dataset, seed
@@ -51,7 +60,22 @@ class SeededSamples(Dataset):
 
     def _sample(self, epoch: int, index: int):
         seed_all(self.seed, epoch, index)
-        return self.dataset[index]
+        try:
+            return self.dataset[index]
+        except UnreadableImage as error:
+            return Unreadable.of(error, instead=self._another())
+
+    def _another(self):
+        """A sample drawn at random for one that cannot be read; None when none of the tries could be read.
+
+        The generators were seeded for the sample it stands for, so the draw is a function of (seed, epoch, index).
+        """
+        for _ in range(REPLACEMENT_TRIES):
+            try:
+                return self.dataset[random.randrange(len(self))]
+            except UnreadableImage:
+                continue
+        return None
 
 
 class ResumableSampler(Sampler[tuple[int, int]]):

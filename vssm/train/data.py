@@ -12,6 +12,7 @@ from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, Dataset
 
 from vssm.data import digits
+from vssm.data.batches import Forgiving, collate
 from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.preprocess import Preprocess, published_preprocess
 from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
@@ -184,7 +185,7 @@ class Loaders(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         trainer = self._trainer
         sampler = ShardSampler(len(self.splits.val), trainer.global_rank, trainer.world_size)  # type: ignore[arg-type]
-        return self._loader(self.splits.val, sampler, drop_last=False)
+        return self._loader(Forgiving(self.splits.val), sampler, drop_last=False)
 
     @property
     def _trainer(self) -> L.Trainer:
@@ -200,5 +201,6 @@ class Loaders(L.LightningDataModule):
             drop_last=drop_last,
             num_workers=self.settings.workers,
             persistent_workers=self.settings.workers > 0,
+            collate_fn=collate,
             pin_memory=self._trainer.strategy.root_device.type == "cuda",
         )

@@ -22,6 +22,7 @@ from vssm.train.environment import environment
 from vssm.train.module import TrainingModule
 from vssm.train.run_dir import RunDir, is_first_process
 from vssm.train.settings import Settings
+from vssm.train.unreadable import CountUnreadable
 
 
 @dataclass
@@ -101,6 +102,7 @@ def fit(
     """
     settings = experiment.settings
     own: list[Callback] = [
+        CountUnreadable(run.unreadable),
         WriteMetrics(run),
         SaveCheckpoints(run, experiment.module.task.monitor, settings.save_every_n_steps),
     ]
@@ -122,10 +124,14 @@ def fit(
 
 
 def validate(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> dict[str, float]:
-    """Loss and accuracy on the images to judge by, with the network's present weights."""
-    trainer = create_trainer(experiment.settings, callbacks)
+    """Loss and accuracy on the images to judge by, with the network's present weights.
+
+    Images that cannot be read are left out; `val_unreadable` says how many (in this process).
+    """
+    unreadable = CountUnreadable()
+    trainer = create_trainer(experiment.settings, [unreadable, *callbacks])
     (results,) = trainer.validate(experiment.module, datamodule=experiment.loaders, verbose=False)
-    return {name: float(value) for name, value in results.items()}
+    return {name: float(value) for name, value in results.items()} | {"val_unreadable": unreadable.counts["val"]}
 
 
 def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.Trainer:

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from vssm.data.batches import Batch
 from vssm.data.sampling import seed_all
 from vssm.tasks.classification import Classification
 from vssm.train.optim import create_optimizer, create_schedule
@@ -33,15 +34,16 @@ class TrainingModule(L.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(hash(key) & 0xFFFF_FFFF)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels, _ = batch
         loss = self.task.training_loss(self._laid_out(images), labels)
         self.latest_loss = loss.detach()
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        self.task.judge(self._laid_out(images), labels)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels, _ = batch
+        if len(labels) > 0:  # else none of the batch could be read
+            self.task.judge(self._laid_out(images), labels)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.task.results())

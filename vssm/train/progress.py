@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vssm.train.module import TrainingModule
+from vssm.train.unreadable import CountUnreadable
 
 
 class LiveProgress(ProgressBar):
@@ -79,6 +80,9 @@ class LiveProgress(ProgressBar):
         if "val_loss" in metrics:
             parts.append(f"val loss {metrics['val_loss']:.4f}")
         parts += [f"{k.replace('val_', '')} {metrics[k]:7.2%}" for k in ("val_top1", "val_top5") if k in metrics]
+        unreadable = sum(c.counts["train"] for c in trainer.callbacks if isinstance(c, CountUnreadable))  # type: ignore[attr-defined]
+        if unreadable:
+            parts.append(f"{unreadable} unreadable")
         parts.append(self._speed())
         self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
         self._images, self._working, self._waiting = 0, 0.0, 0.0

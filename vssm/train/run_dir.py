@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 CONFIG, ENVIRONMENT, METRICS, REPORT = "config.yaml", "environment.yaml", "metrics.csv", "report.html"
+UNREADABLE = "unreadable.csv"
 
 
 class RunDir:
@@ -33,6 +34,11 @@ class RunDir:
     @property
     def report(self) -> Path:
         return self.path / REPORT
+
+    @property
+    def unreadable(self) -> Path:
+        """The images that could not be read, with the reason; there only when there were any."""
+        return self.path / UNREADABLE
 
     @property
     def checkpoints(self) -> Path:

@@ -1,0 +1,116 @@
+"""Damaged images while training: left out, counted, named; too many of them stop the run."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.train.test_fit import train
+from tests.train.tiny import tiny_settings
+from vssm.__main__ import main
+from vssm.train.fit import build, validate
+from vssm.train.run_dir import RunDir
+from vssm.train.unreadable import TooManyUnreadable, read_unreadable
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two classes with eight images to train and four to validate each."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{number}.png")
+    return tmp_path / "images"
+
+
+def damage(images, *names):
+    for name in names:
+        (images / name).write_bytes(b"damaged")
+
+
+def settings_for(images, **changes):
+    settings = tiny_settings(**changes)
+    settings.data.name, settings.data.root = "imagefolder", str(images)
+    settings.data.image_size, settings.data.batch_size = 32, 4
+    settings.trainer.limit_train_batches = settings.trainer.limit_val_batches = None
+    return settings
+
+
+def test_resume_is_exact(images, tmp_path):
+    damage(images, "train/cat/3.png", "train/dog/0.png", "val/cat/1.png")
+    with pytest.warns(
+        UserWarning, match=r"Images that cannot be read are left out; all are named in .*unreadable\.csv"
+    ):
+        whole_rows, whole = train(tmp_path / "whole", settings_for(images))
+    settings = settings_for(images, save_every_n_steps=1)
+    settings.data.workers = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        resumed_rows, resumed = train(tmp_path / "resumed", settings, kill_at=6)
+    assert len(whole_rows) == 15
+    assert resumed_rows == whole_rows
+    assert all(torch.equal(resumed["state_dict"][n], v) for n, v in whole["state_dict"].items())
+    reason = "not an image, or of a kind that Pillow cannot read"
+    expected = {str(images / name): reason for name in ("train/cat/3.png", "train/dog/0.png", "val/cat/1.png")}
+    for name in ("whole", "resumed"):
+        file = RunDir(tmp_path / name).unreadable
+        assert read_unreadable(file) == expected
+        assert len(file.read_text().splitlines()) == 4, "each once, also after a resume"
+
+
+def test_a_row_cut_off_is_left_out(tmp_path):
+    (tmp_path / "unreadable.csv").write_text('path,reason\na.jpg,cut\n"b,\nc.jpg",cut\nd.jp')
+    assert read_unreadable(tmp_path / "unreadable.csv") == {"a.jpg": "cut", "b,\nc.jpg": "cut"}
+
+
+FIT = ("fit", "--model=vmamba_nano", "--model.args={dims: [8, 16], depths: [1, 1]}", "--image-size=32")
+
+
+def run_fit(images, out, *more):
+    return main([*FIT, "--data.root", str(images), "--out", str(out), "--batch-size=4", "--accelerator=cpu", *more])
+
+
+def test_the_commands_count(images, tmp_path, capsys):
+    damage(images, "train/cat/3.png", "val/cat/1.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run_fit(images, tmp_path / "run", "--epochs=2") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("1 unreadable") == 2, "in the line of each epoch"
+    assert f"2 images could not be read: {tmp_path / 'run' / 'unreadable.csv'}" in shown
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["validate", "--checkpoint", str(tmp_path / "run"), "--json"]) == 0
+        measured = json.loads(capsys.readouterr().out)
+        assert (measured["images"], measured["unreadable"]) == (7, 1)
+        assert main(["validate", "--checkpoint", str(tmp_path / "run")]) == 0
+    assert "unreadable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("part", "count", "of"), [("train", 9, 16), ("val", 5, 8)])
+def test_more_than_half_is_an_error(images, tmp_path, capsys, part, count, of):
+    names = sorted(path.relative_to(images).as_posix() for path in (images / part).rglob("*.png"))
+    damage(images, *names[: count - 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run_fit(images, tmp_path / "half", "--epochs=1") == 0
+        capsys.readouterr()
+        damage(images, names[count - 1])
+        assert run_fit(images, tmp_path / "more", "--epochs=1") == 1
+    error = capsys.readouterr().err
+    kind = {"train": "training", "val": "validation"}[part]
+    assert f"vssm: error: {count} of {of} {kind} images cannot be read, for example {images / part}" in error
+    assert "Traceback" not in error
+    assert not RunDir(tmp_path / "more").best.exists()
+
+
+def test_when_nothing_can_be_read(images):
+    damage(images, *(path.relative_to(images).as_posix() for path in images.rglob("*.png")))
+    with pytest.warns(UserWarning), pytest.raises(TooManyUnreadable, match="of 8 validation images cannot be read"):
+        validate(build(settings_for(images)))
