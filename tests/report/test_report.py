@@ -12,8 +12,13 @@ from PIL import Image
 from tests.report.html_check import check
 from tests.train.tiny import tiny_settings
 from vssm.__main__ import main
+from vssm.analysis.complexity import complexity
+from vssm.data.digits import load_digits
+from vssm.report.comparison import comparison_page
 from vssm.report.gather import judge, open_run
-from vssm.report.page import page
+from vssm.report.measures import Measure
+from vssm.report.page import run_page
+from vssm.report.words import percent
 from vssm.report.write import write_report
 from vssm.train.fit import build, fit, start_run
 from vssm.train.run_dir import RunDir
@@ -67,12 +72,12 @@ def test_one_run(digits, capsys):
     assert f"report: {digits.report}" in capsys.readouterr().out
     text = check(digits.report.read_text(encoding="utf-8"))
     # 3 batches of 16 were judged while training; the best of the logged accuracies is that of best.ckpt.
-    assert f"{max(last_top1(digits)) * 100:.2f} %" in text
+    assert f"{max(last_top1(digits)) * 100:.2f}\N{NO-BREAK SPACE}%" in text
     assert "first 48 of 360 validation images" in text
     environment = digits.read_environment()
     for words in ("vmamba_nano", "seed 0", "digits", environment["hardware"], environment["versions"], "best.ckpt"):
         assert words in text
-    for title in ("Learning curves", "Calibration", "Classes", "Confusions", "The most confident mistakes"):
+    for title in ("Learning curves", "Calibration", "Classes", "Confusions", "Mistakes"):
         assert title in text
 
 
@@ -80,7 +85,7 @@ def test_pictures_are_the_images_that_were_read_wrongly(digits):
     import base64
     import io
 
-    from vssm.data.digits import MEAN, STD, load_digits
+    from vssm.data.digits import MEAN, STD
 
     report = judge(open_run(digits.path))
     picture = report.pictures[0]
@@ -103,18 +108,28 @@ def test_names_are_escaped_and_runs_of_different_classes_compared(digits, folder
     assert all(name in text for name in NAMES)
     assert "<b>bold" not in written and "<folder>" not in written
     assert "<folder> and digits have different classes (3 and 10): only <folder> has" in text
-    assert "2 runs compared" in text
-    (top1,) = (f"{judge(open_run(folder.path)).quality.top1 * 100:.2f} %",)
+    assert "2 runs of different classes" in text
+    assert "Top-1 on the validation images" not in text and "is bold" not in text
+    (top1,) = (f"{judge(open_run(folder.path)).quality.top1 * 100:.2f}\N{NO-BREAK SPACE}%",)
     assert top1 in text
 
 
 def test_two_runs_overlaid(digits, copy):
     reports = [judge(open_run(run.path)) for run in (digits, copy)]
-    written = page(reports)
+    written = comparison_page(reports)
     check(written)
     (curves,) = [part for part in written.split("<section>") if "Top-1 on the validation images" in part]
     assert 'class="line c0"' in curves and 'class="line c1"' in curves
     assert "different" not in written
+    assert "The best value of a column is bold" in written and f"<b>{percent(reports[0].quality.top1)}</b>" in written
+
+
+def test_runs_on_other_images_are_not_ranked(digits):
+    report = judge(open_run(digits.path))
+    written = comparison_page([report, replace(report, name="other", images_id="other")])
+    assert "other and digits were judged on different images" in check(written)
+    results = written.partition("Learning curves")[0]
+    assert "<b>" not in results and "is bold" not in results
 
 
 def test_a_cut_metrics_file_and_nan(copy, capsys):
@@ -138,19 +153,56 @@ def test_without_best_the_last_checkpoint_is_judged(copy):
     assert "There is no best.ckpt" in check(copy.report.read_text(encoding="utf-8"))
 
 
-def test_more_classes_than_a_matrix_can_show(digits):
-    from vssm.report.measures import Measure
+def judged_as(digits, read, truth, number):
+    """The digits' report with other answers: image i of class truth[i] is read as read[i]."""
+    measure = Measure(number)
+    measure.update(torch.nn.functional.one_hot(read, number) * 9.0, truth)
+    classes = tuple(f"class {k}" for k in range(number))
+    report = judge(open_run(digits.path))
+    return replace(report, classes=classes, quality=measure.result(), pictures=(), trained_on=None)
 
-    truth = torch.arange(150).repeat(2)
+
+def test_a_thousand_classes(digits):
+    truth = torch.arange(1000).repeat(10)
     read = truth.clone()
+    read[:500] = torch.arange(500).roll(1)
     read[7] = 9
-    measure = Measure(150)
-    measure.update(torch.nn.functional.one_hot(read, 150) * 9.0, truth)
-    classes = tuple(f"class {number}" for number in range(150))
-    report = replace(judge(open_run(digits.path)), classes=classes, quality=measure.result(), pictures=())
-    text = check(page([report]))
-    assert "The 100 of 150 classes that are confused most" in text
-    assert "class 7, predicted class 9: 1 of 2 (50.0%)" in text
+    written = run_page(judged_as(digits, read, truth, 1000))
+    text = check(written)
+    assert "The 100 of 1000 classes that are confused most" in text
+    assert "class 7, predicted class 9: 1 of 10 (10.0%)" in written
+    assert "The other 975 classes" in text
+    assert len(written) < 1_000_000
+
+
+def test_two_classes_and_no_mistake(digits):
+    truth = torch.tensor([0, 1] * 4)
+    text = check(run_page(judged_as(digits, truth, truth, 2)))
+    assert text.count("No image was read wrongly.") == 1
+    assert "100.00\N{NO-BREAK SPACE}%" in text
+    # Eight images cannot tell 100 % from 70 %: Wilson's interval.
+    assert "top-1 of 8 validation images; 95 % interval 67.6 to 100.0\N{NO-BREAK SPACE}%" in text
+    assert "top-5" not in text.partition("Learning curves")[0]
+    assert "2 classes are judged by fewer than 10 images" in text and "4*" in text
+
+
+def test_model_and_images_are_counted(digits, folder):
+    report = judge(open_run(digits.path))
+    assert report.multiply_adds == complexity(open_run(digits.path).stored.create_model(), (1, 32, 32)).macs
+    assert report.trained_on == tuple(np.bincount(load_digits()[0].labels).tolist())
+    assert judge(open_run(folder.path)).trained_on == (3, 3, 3)
+    assert f"{report.multiply_adds / 1e6:.2f}\N{NO-BREAK SPACE}M multiply-adds" in check(run_page(report))
+
+
+def test_a_moved_folder_without_training_images(folder, tmp_path):
+    root = tmp_path / "elsewhere"
+    shutil.copytree(open_run(folder.path).stored.settings.data.root, root)
+    here, there = (judge(open_run(folder.path), data_root=where) for where in (None, str(root)))
+    assert here.images_id == there.images_id
+    shutil.rmtree(root / "train" / NAMES[0])
+    assert judge(open_run(folder.path), data_root=str(root)).trained_on is None
+    (root / "val" / NAMES[0] / "0.png").unlink()
+    assert judge(open_run(folder.path), data_root=str(root)).images_id != here.images_id
 
 
 def test_fit_says_when_the_report_could_not_be_written(tmp_path, capsys, monkeypatch):

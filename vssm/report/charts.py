@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from vssm.report.history import Points
-from vssm.report.markup import Markup, join, tag
+from vssm.report.markup import Markup, join, name_of, tag
 from vssm.report.measures import Bin
+from vssm.report.words import NBSP
 
-WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 50, 24, 10, 36
+WIDTH, HEIGHT = 400, 250
+LEFT, RIGHT, TOP, BOTTOM = 56, 26, 10, 40
 COLORS = 6
 MOST_POINTS = 300
 
@@ -61,7 +62,9 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, percent: bool
     grid = _grid(axes, shown, y_ticks, percent, x_label)
     lines = join(_line(one, axes) for one in series)
     legend = tag("ul", *(_legend(one, percent) for one in series if one.points), class_="legend")
-    return tag("figure", tag("figcaption", title), _svg(title, grid, lines), legend)
+    said = "; ".join(_in_words(one, percent) for one in series if one.points)
+    drawing = _svg(f"{title} by {x_label}: {said}", grid, lines)
+    return tag("figure", tag("figcaption", title), drawing, legend)
 
 
 def calibration_chart(bins: Sequence[Bin], ece: float) -> Markup:
@@ -91,74 +94,6 @@ def calibration_chart(bins: Sequence[Bin], ece: float) -> Markup:
         class_="legend",
     )
     return tag("figure", tag("figcaption", "How often it is right when it is this sure"), drawing, legend)
-
-
-def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
-    """True classes down, classes read across; every cell tells its names and count when pointed at.
-
-    Colour is the share of the row: hits in the first colour, mistakes in the second. Only cells that are not 0 are
-    drawn; up to 20 classes show their numbers.
-    """
-    number = len(names)
-    cell = 34 if number <= 10 else 27 if number <= 20 else 18 if number <= 40 else 12
-    size = min(12, cell - 2)
-    short = [name if len(name) <= 18 else f"{name[:17]}\N{HORIZONTAL ELLIPSIS}" for name in names]
-    longest = max(map(len, short))
-    margin = 26 + round(longest * size * 0.62)
-    side = margin + number * cell + 4
-    parts: list[Markup] = []
-    for i, row in enumerate(counts):
-        total = sum(row)
-        for j, count in enumerate(row):
-            if count:
-                parts.append(
-                    _cell(margin + j * cell, margin + i * cell, cell, count, total, i == j, names[i], names[j])
-                )
-                if number <= 20:
-                    strong = count / total > 0.5
-                    x, y = margin + (j + 0.5) * cell, margin + (i + 0.5) * cell + 4
-                    kind = "count strong" if strong else "count"
-                    parts.append(tag("text", count, x=f"{x:g}", y=f"{y:g}", class_=kind))
-    for i, (name, full) in enumerate(zip(short, names, strict=True)):
-        place = margin + (i + 0.5) * cell
-        style = f"font-size:{size}px"
-        parts.append(
-            tag("text", tag("title", full), name, x=margin - 6, y=f"{place + size / 3:g}", class_="end", style=style)
-        )
-        turn = f"translate({place + size / 3:g} {margin - 6}) rotate(-90)"
-        parts.append(tag("text", tag("title", full), name, transform=turn, style=style))
-    inside = number * cell
-    frame = tag("rect", x=margin, y=margin, width=inside, height=inside, class_="frame")
-    middle = margin + inside / 2
-    parts.append(tag("text", "predicted", x=f"{middle:g}", y=13, class_="mid quiet"))
-    parts.append(tag("text", "true", transform=f"translate(13 {middle:g}) rotate(-90)", class_="mid quiet"))
-    drawing = tag(
-        "svg",
-        frame,
-        *parts,
-        viewBox=f"0 0 {side} {side}",
-        width=side,
-        height=side,
-        role="img",
-        aria_label=f"Confusion matrix of {number} classes",
-    )
-    return tag("div", drawing, class_="scroll matrix", tabindex=0)
-
-
-def _cell(x: int, y: int, size: int, count: int, total: int, hit: bool, truth: str, read: str) -> Markup:
-    share = count / total
-    said = f"{truth}, predicted {read}: {count} of {total} ({share:.1%})"
-    return tag(
-        "rect",
-        tag("title", said),
-        x=x,
-        y=y,
-        width=size,
-        height=size,
-        class_="hit" if hit else "miss",
-        # Even one mistake among thousands must be seen.
-        fill_opacity=f"{0.15 + 0.85 * math.sqrt(share):.2f}",
-    )
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -193,7 +128,7 @@ def _grid(
         parts.append(tag("text", _written(tick, percent), x=f"{x - 6:g}", y=f"{y + 4:.1f}", class_="end"))
     for tick in x_ticks:
         x, y = axes.at(tick, y_ticks[0])
-        parts.append(tag("text", _written(tick, x_percent), x=f"{x:.1f}", y=f"{y + 16:.1f}", class_="mid"))
+        parts.append(tag("text", _written(tick, x_percent), x=f"{x:.1f}", y=f"{y + 17:.1f}", class_="mid"))
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(tag("text", x_label, x=f"{middle:g}", y=HEIGHT - 4, class_="mid quiet"))
     return join(parts)
@@ -201,7 +136,7 @@ def _grid(
 
 def _written(value: float, percent: bool) -> str:
     if percent:
-        return f"{value * 100:.4g} %"
+        return f"{value * 100:.4g}{NBSP}%"
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
@@ -234,11 +169,20 @@ def _thinned(points: Points) -> Points:
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
+def _in_words(one: Series, percent: bool) -> str:
+    """What the line shows, for those who cannot see it."""
+    finite = [float(f"{y:.4g}") for _, y in one.points if math.isfinite(y)]
+    if not finite:
+        return f"{one.label} has no finite value"
+    first, low, high, last = (_written(y, percent) for y in (finite[0], min(finite), max(finite), finite[-1]))
+    return f"{one.label} from {first} to {last}, lowest {low}, highest {high}"
+
+
 def _legend(one: Series, percent: bool) -> Markup:
     finite = [y for _, y in one.points if math.isfinite(y)]
     last = f"last {_written(float(f'{finite[-1]:.4g}'), percent)}" if finite else "no finite value"
     kind = f"c{one.color % COLORS}" + (" dashed" if one.color >= COLORS else "") + (" faint" if one.faint else "")
-    return tag("li", f"{one.label} ", tag("span", last, class_="quiet"), class_=kind)
+    return tag("li", name_of(one.label), " ", tag("span", last, class_="quiet"), class_=kind)
 
 
 def _path(places: Sequence[tuple[float, float]], class_: str) -> Markup:
@@ -246,4 +190,4 @@ def _path(places: Sequence[tuple[float, float]], class_: str) -> Markup:
 
 
 def _svg(label: str, *parts: Markup) -> Markup:
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
+    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label, class_="plot")

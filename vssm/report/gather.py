@@ -1,17 +1,21 @@
 """From a run directory to the facts of its report: reads what the run wrote, judges its checkpoint."""
 
 import base64
+import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from vssm.analysis.complexity import complexity
+from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.preprocess import Preprocess
 from vssm.report.history import History, read_history
 from vssm.report.measures import Measure, Mistake, Quality
@@ -51,7 +55,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a page says about one run. `notes` are sentences that a reader must not miss."""
+    """Everything a page says about one run.
+
+    multiply_adds: of one image, as `vssm.complexity` counts; None where it cannot
+    trained_on: training images per class; None where they are not there to be counted
+    images_id: equal for two runs that were judged on the same images
+    unreadable: (file, reason) of images that training and judging had to leave out
+    notes: sentences that a reader must not miss
+    """
 
     name: str
     path: Path
@@ -60,12 +71,16 @@ class Report:
     classes: tuple[str, ...]
     input_size: tuple[int, int, int]
     parameters: int
+    multiply_adds: int | None
+    trained_on: tuple[int, ...] | None
     environment: dict[str, Any]
     history: History
     quality: Quality
     images_per_second: float
+    images_id: str
     pictures: tuple[Picture, ...]
-    notes: tuple[str, ...] = field(default=())
+    unreadable: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def training_seconds(self) -> float | None:
@@ -125,13 +140,41 @@ def judge(
         classes=stored.classes,
         input_size=stored.preprocess.input_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        multiply_adds=_multiply_adds(model, stored.preprocess.input_size),
+        trained_on=_trained_on(settings, stored.classes),
         environment=found.environment,
         history=found.history,
         quality=quality,
         images_per_second=quality.images / seconds,
+        images_id=_images_id(splits.val, judged),
         pictures=tuple(_picture(splits.val, mistake, stored.preprocess) for mistake in quality.mistakes),
         notes=_notes(found, quality, judged, len(splits.val)),  # type: ignore[arg-type]
     )
+
+
+def _multiply_adds(model: nn.Module, size: tuple[int, int, int]) -> int | None:
+    try:
+        return complexity(model, size).macs
+    except RuntimeError:  # an operator, or a model, that cannot be counted without running it
+        return None
+
+
+def _trained_on(settings: Settings, classes: Sequence[str]) -> tuple[int, ...] | None:
+    try:
+        found = load_splits(settings.data, settings.model.name)
+    except (OSError, ValueError):  # gone or changed since; the report is about the validation images
+        return None
+    return tuple(found.class_counts()["train"]) if found.classes == tuple(classes) else None
+
+
+def _images_id(dataset: Any, judged: int) -> str:
+    """Names, sizes and labels of the images, without where their folder lies."""
+    if isinstance(dataset, ImageFolder):
+        samples = dataset.samples[:judged]
+        entries = [(path.relative_to(dataset.folder).as_posix(), path.stat().st_size, k) for path, k in samples]
+    else:
+        entries = [("digits", dataset.images.shape[-1], n) for n in dataset.positions[:judged].tolist()]
+    return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 
 def _limit(images: int, batch_size: int, limit: int | float | None) -> int:
@@ -165,8 +208,7 @@ def _notes(found: FinishedRun, quality: Quality, judged: int, images: int) -> tu
         notes.append(f"Judged on the first {judged} of {images} validation images, as trainer.limit_val_batches says.")
     absent = [name for name, count in zip(found.stored.classes, quality.support.tolist(), strict=True) if not count]
     if absent:
-        shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-        notes.append(f"No validation image is of {shown}: recall cannot be said there.")
+        notes.append(f"No validation image is of {some(absent)}: recall cannot be said there.")
     if found.checkpoint.name == "last.ckpt":
         notes.append("There is no best.ckpt; this is last.ckpt, the weights of the last epoch saved.")
     return tuple(notes)

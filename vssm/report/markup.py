@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Iterable, Sequence
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -41,9 +42,27 @@ def join(parts: object) -> Markup:
     return Markup("".join(escape(part) for part in parts))  # type: ignore[attr-defined]
 
 
-def table(headings: list[object], rows: list[list[object]], kind: str | None = None) -> Markup:
-    """The first column names the row; the others are numbers, set flush right."""
-    head = tag("tr", *(tag("th", heading, scope="col") for heading in headings))
-    body = (tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows)
+def name_of(name: object) -> Markup:
+    """A name that others chose, which may run from right to left, kept apart from the text around it."""
+    return tag("bdi", name)
+
+
+def file_name(path: object) -> Markup:
+    """A path runs from left to right, whatever the script of its parts."""
+    return tag("bdi", path, dir="ltr")
+
+
+def table(label: str, headings: Sequence[object], rows: Iterable[Sequence[object]], texts: int = 1) -> Markup:
+    """The first `texts` columns are text, the first of them names the row; the others are numbers, set flush right.
+
+    It scrolls sideways by itself where the page is too narrow; `label` names it for those who cannot see it.
+    """
+    kinds = ["text" if i < texts else None for i in range(len(headings))]
+    head = tag("tr", *(tag("th", h, scope="col", class_=kind) for h, kind in zip(headings, kinds, strict=True)))
+    body = []
+    for row in rows:
+        first, *others = zip(row, kinds, strict=True)
+        cells = (tag("td", cell, class_=kind) for cell, kind in others)
+        body.append(tag("tr", tag("th", first[0], scope="row", class_=first[1]), *cells))
     written = tag("table", tag("thead", head), tag("tbody", *body))
-    return tag("div", written, class_=f"scroll {kind}" if kind else "scroll", tabindex=0)
+    return tag("div", written, class_="scroll", tabindex=0, role="region", aria_label=label)

@@ -1,26 +1,26 @@
-"""The page: one run in full, or several beside each other with each in full below."""
+"""The page about one run: how good it is, where it fails, how it was trained."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from vssm.report.charts import Series, calibration_chart, confusion_matrix, line_chart
+from vssm.report.charts import Series, calibration_chart, line_chart
 from vssm.report.gather import Picture, Report
-from vssm.report.markup import Markup, join, table, tag, void
+from vssm.report.markup import Markup, file_name, join, name_of, table, tag, void
+from vssm.report.matrix import confusion_matrix
 from vssm.report.measures import Quality
+from vssm.report.words import amount, duration, magnitude, percent
 
 STYLE = Path(__file__).with_name("style.css")
 MATRIX_CLASSES = 100
 CONFUSIONS = 12
+CLASSES_SHOWN = 25
+FEW = 10
+UNREADABLE_SHOWN = 10
 
 
-def page(reports: Sequence[Report]) -> str:
+def document(title: str, *content: object) -> str:
     """The whole HTML document, standing on its own: no script, no other file."""
-    if len(reports) == 1:
-        (report,) = reports
-        title, body = f"Report of {report.name}", _single(report)
-    else:
-        title, body = f"{len(reports)} runs compared", _comparison(reports)
     head = tag(
         "head",
         void("meta", charset="utf-8"),
@@ -28,53 +28,75 @@ def page(reports: Sequence[Report]) -> str:
         tag("title", title),
         tag("style", Markup(STYLE.read_text(encoding="utf-8"))),
     )
-    version = reports[0].environment.get("versions", "vssm")
-    footer = tag("footer", f"Written by vssm report. {version}" if len(reports) == 1 else "Written by vssm report.")
-    return "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", body, footer)), lang="en") + "\n"
+    footer = tag("footer", "Written by vssm report.")
+    return "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", *content, footer)), lang="en") + "\n"
 
 
-def _single(report: Report) -> Markup:
-    return join([tag("h1", report.name), _subtitle(report), _tiles(report), *_sections(report)])
+def run_page(report: Report) -> str:
+    parts = sections(report)
+    jumps = tag("nav", *(tag("a", title, href=f"#{_anchor(title)}") for title in parts), aria_label="Sections")
+    body = (section(title, content, _anchor(title)) for title, content in parts.items())
+    heading = tag("h1", name_of(report.name))
+    return document(f"Report of {report.name}", heading, subtitle(report), tiles(report), *notes(report), jumps, *body)
 
 
-def _subtitle(report: Report) -> Markup:
+def sections(report: Report) -> dict[str, Markup]:
+    """What is said about one run, by heading."""
+    found = {
+        "Learning curves": _curves(report),
+        "Classes": _classes(report),
+        "Confusions": _confusions(report),
+        "Mistakes": _mistakes(report),
+        "Calibration": _calibration(report),
+        "Unreadable images": _unreadable(report),
+        "The run": _facts(report),
+    }
+    return {title: content for title, content in found.items() if content}
+
+
+def section(title: str, content: Markup, anchor: str | None = None, level: int = 2) -> Markup:
+    return tag("section", tag(f"h{level}", title), content, id=anchor)
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def subtitle(report: Report) -> Markup:
     data = report.settings.data
     source = data.root if data.root is not None else data.name
-    return tag("p", f"{report.settings.model.name} on {source}, judged with {report.checkpoint}", class_="quiet")
+    size = "x".join(map(str, report.input_size))
+    said = f" ({_size_of(report)}) on {source}, {len(report.classes)} classes, images of {size}"
+    return tag("p", tag("b", report.settings.model.name), said, class_="quiet")
 
 
-def _sections(report: Report) -> list[Markup]:
-    return [
-        *(tag("p", note, class_="note", role="note") for note in report.notes),
-        _section("The run", _facts(report)),
-        _section("Learning curves", _curves(report)),
-        _section("Calibration", _calibration(report)),
-        _section("Classes", _classes(report)),
-        _section("Confusions", _confusions(report)),
-        _section("The most confident mistakes", _mistakes(report)),
-        _section("Settings", _settings(report)),
-    ]
+def notes(report: Report) -> list[Markup]:
+    return [tag("p", note, class_="note", role="note") for note in report.notes]
 
 
-def _section(title: str, *content: Markup) -> Markup:
-    return tag("section", tag("h2", title), *content)
-
-
-def _tiles(report: Report) -> Markup:
+def tiles(report: Report) -> Markup:
     quality = report.quality
     low, high = quality.top1_interval()
-    tiles = [(f"top-1, 95 % interval {low * 100:.1f} to {high * 100:.1f} %", percent(quality.top1))]
+    images = amount(quality.images, "validation image")
+    first = f"top-1 of {images}; 95 % interval {low * 100:.1f} to {percent(high, 1)}"
+    shown = [(first, percent(quality.top1))]
     if quality.top5 is not None:
-        tiles.append(("top-5", percent(quality.top5)))
-    tiles += [
-        ("recall, mean over classes", percent(_mean(quality.recall))),
+        shown.append(("top-5", percent(quality.top5)))
+    shown += [
+        ("mean recall of the classes", percent(_mean(quality.recall))),
         ("calibration error (ECE)", percent(quality.ece)),
         ("loss", f"{quality.loss:.4f}"),
-        ("validation images", f"{quality.images}"),
     ]
     return tag(
-        "div", *(tag("div", tag("b", value), tag("span", name), class_="tile") for name, value in tiles), class_="tiles"
+        "div", *(tag("div", tag("b", value), tag("span", name), class_="tile") for name, value in shown), class_="tiles"
     )
+
+
+def _size_of(report: Report) -> str:
+    parameters = f"{magnitude(report.parameters)} parameters"
+    if report.multiply_adds is None:
+        return parameters
+    return f"{parameters}, {magnitude(report.multiply_adds)} multiply-adds per image"
 
 
 def _facts(report: Report) -> Markup:
@@ -83,25 +105,40 @@ def _facts(report: Report) -> Markup:
     epochs = int(history.rows[-1]["epoch"]) if history.rows else 0
     batch = settings.data.batch_size * settings.trainer.accumulate_grad_batches
     speed, seconds = history.images_per_second(), report.training_seconds
+    judged = f"{report.images_per_second:.0f} images/s in this judgement, loading included"
     facts = {
-        "model": f"{settings.model.name}, {report.parameters / 1e6:.2f} M parameters",
+        "model": f"{settings.model.name}, {_size_of(report)}",
         "start": settings.model.init_from or ("published weights" if settings.model.pretrained else "from scratch"),
-        "images": f"{settings.data.root or settings.data.name}, {len(report.classes)} classes, "
-        + "x".join(map(str, report.input_size)),
-        "training": f"{epochs} of {settings.trainer.max_epochs} epochs, {steps} steps of {batch} images, "
-        f"lr {settings.optim.lr:g}, {settings.trainer.precision}, seed {settings.seed}",
-        "checkpoint": f"{report.path / 'checkpoints' / report.checkpoint}",
+        "training": f"{epochs} of {amount(settings.trainer.max_epochs, 'epoch')}, {amount(steps, 'step')} of "
+        f"{amount(batch, 'image')}, lr {settings.optim.lr:g}, {settings.trainer.precision}",
+        "seed": settings.seed,
+        "checkpoint": _checkpoint(report),
+        "throughput": f"{speed:.0f} images/s in training, {judged}" if speed else judged,
         "time": f"{duration(seconds)} in training steps" if seconds else "not recorded",
-        "throughput": (f"training {speed:.0f} images/s, " if speed else "")
-        + f"this evaluation {report.images_per_second:.0f} images/s with loading",
-        **{name: str(value) for name, value in report.environment.items()},
+        **report.environment,
     }
-    return tag("dl", *(Markup(tag("dt", name) + tag("dd", value)) for name, value in facts.items()))
+    listed = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()))
+    return join([listed, _settings(report)])
+
+
+def _checkpoint(report: Report) -> str:
+    where = f"{report.path / 'checkpoints' / report.checkpoint}"
+    if report.checkpoint != "best.ckpt":
+        return where
+    return f"{where}, the epoch with the best top-1 on these very images: expect a little less on new ones"
+
+
+def _settings(report: Report) -> Markup:
+    import yaml
+
+    written = yaml.safe_dump(report.settings.as_dict(), sort_keys=False, allow_unicode=True)
+    scrolls = {"tabindex": 0, "role": "region", "aria_label": "All settings"}
+    return tag("details", tag("summary", "All settings (config.yaml)"), tag("pre", written, **scrolls))
 
 
 def _curves(report: Report) -> Markup:
     history = report.history
-    charts = [
+    drawn = [
         line_chart(
             "Loss",
             [
@@ -121,11 +158,11 @@ def _curves(report: Report) -> Markup:
             "Throughput", [Series("training images/s", history.points("images_per_second"), 5)], "step", zero=True
         ),
     ]
-    return _charts(charts, "metrics.csv holds no finite value to draw.")
+    return charts(drawn, "metrics.csv holds no finite value to draw.")
 
 
-def _charts(charts: Sequence[Markup], otherwise: str) -> Markup:
-    drawn = [chart for chart in charts if chart]
+def charts(drawn: Sequence[Markup], otherwise: str) -> Markup:
+    drawn = [chart for chart in drawn if chart]
     return tag("div", *drawn, class_="charts") if drawn else tag("p", otherwise)
 
 
@@ -144,25 +181,38 @@ def _calibration(report: Report) -> Markup:
 def _classes(report: Report) -> Markup:
     """Worst first: that is where a reader can do something."""
     quality = report.quality
-    values = zip(
-        report.classes,
-        quality.precision.tolist(),
-        quality.recall.tolist(),
-        quality.f1.tolist(),
-        quality.support.tolist(),
-        strict=True,
-    )
-    ordered = sorted(values, key=lambda row: (math.isnan(row[3]), row[3], row[0]))
-    rows: list[list[object]] = [
-        [name, percent(precision), join([percent(recall), _bar(recall)]), percent(f1), support]
-        for name, precision, recall, f1, support in ordered
-    ]
-    mean = tag(
-        "p",
+    f1, support = quality.f1.tolist(), quality.support.tolist()
+    order = sorted(range(len(f1)), key=lambda k: (math.isnan(f1[k]), f1[k], report.classes[k]))
+    few = sum(0 < n < FEW for n in support)
+    said = (
         f"Mean over classes: precision {percent(_mean(quality.precision))}, recall {percent(_mean(quality.recall))}, "
-        f"F1 {percent(_mean(quality.f1))}. The weakest classes come first.",
+        f"F1 {percent(_mean(quality.f1))}. The weakest classes come first."
     )
-    return join([mean, table(["class", "precision", "recall", "F1", "images"], rows, "tall")])
+    if few:
+        said += (
+            f" {amount(few, 'class is', 'classes are')} judged by fewer than {FEW} images, marked \N{ASTERISK}: "
+            "there, one image moves recall by more than 10 points."
+        )
+    shown, rest = order[:CLASSES_SHOWN], order[CLASSES_SHOWN:]
+    parts = [tag("p", said), _class_table(report, shown)]
+    if rest:
+        summary = tag("summary", f"The other {amount(len(rest), 'class', 'classes')}")
+        parts.append(tag("details", summary, _class_table(report, rest)))
+    return join(parts)
+
+
+def _class_table(report: Report, order: Sequence[int]) -> Markup:
+    quality = report.quality
+    columns = [values.tolist() for values in (quality.precision, quality.recall, quality.f1, quality.support)]
+    trained = report.trained_on
+    rows = []
+    for k in order:
+        precision, recall, f1, images = (column[k] for column in columns)
+        count = f"{images}\N{ASTERISK}" if 0 < images < FEW else f"{images}"
+        row = [name_of(report.classes[k]), percent(precision, 1), join([percent(recall, 1), _bar(recall)])]
+        rows.append([*row, percent(f1, 1), count, *([trained[k]] if trained else [])])
+    headings = ["class", "precision", "recall", "F1", "images", *(["trained on"] if trained else [])]
+    return table("Classes, the weakest first", headings, rows)
 
 
 def _bar(share: float) -> Markup:
@@ -174,14 +224,14 @@ def _confusions(report: Report) -> Markup:
     quality, names = report.quality, report.classes
     counts = quality.confusion
     shown = list(range(len(names)))
+    text = ""
     if len(names) > MATRIX_CLASSES:
         wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diag()
         shown = sorted(wrong.argsort(descending=True, stable=True)[:MATRIX_CLASSES].tolist())
         text = f"The {MATRIX_CLASSES} of {len(names)} classes that are confused most. "
-    else:
-        text = ""
-    text += "Rows are the true classes, columns what they were read as; colour is the share of the row."
-    matrix = confusion_matrix(counts[shown][:, shown].tolist(), [names[i] for i in shown])
+    text += "Rows are the true classes, columns what they were read as; colour is the share of the row's images."
+    support = quality.support.tolist()
+    matrix = confusion_matrix(counts[shown][:, shown].tolist(), [support[k] for k in shown], [names[k] for k in shown])
     return join([tag("p", text), matrix, _pairs(quality, names)])
 
 
@@ -193,20 +243,24 @@ def _pairs(quality: Quality, names: Sequence[str]) -> Markup:
         (divmod(place, len(names)), count) for place, count in zip(top.indices.tolist(), top.values.tolist()) if count
     ]
     if not pairs:
-        return tag("p", "No image was read wrongly.")
+        return Markup()
     support = quality.support.tolist()
-    rows: list[list[object]] = [
-        [names[truth], names[read], count, percent(count / support[truth])] for (truth, read), count in pairs
+    rows = [
+        [name_of(names[truth]), name_of(names[read]), count, percent(count / support[truth], 1)]
+        for (truth, read), count in pairs
     ]
-    return join([tag("h3", "Most frequent"), table(["true class", "predicted", "images", "of the class"], rows)])
+    headings = ["true class", "predicted", "images", "of the class"]
+    return join([tag("h3", "Most frequent"), table("Most frequent confusions", headings, rows, texts=2)])
 
 
 def _mistakes(report: Report) -> Markup:
     if not report.pictures:
         return tag("p", "No image was read wrongly.")
     wrong = report.quality.images - report.quality.not_finite - int(report.quality.confusion.diag().sum())
-    text = f"{len(report.pictures)} of {wrong} wrongly read images, as the model saw them, the surest first."
-    text += " Look here for wrong labels, too."
+    text = (
+        f"{len(report.pictures)} of {amount(wrong, 'wrongly read image')}, as the model saw them, the most confident "
+        "first. Look here for wrong labels, too."
+    )
     return join([tag("p", text), tag("div", *(_figure(one, report) for one in report.pictures), class_="pictures")])
 
 
@@ -219,132 +273,23 @@ def _figure(picture: Picture, report: Report) -> Markup:
         void("img", src=picture.uri, alt=f"{truth}, predicted {read}", class_="small" if picture.side <= 64 else None),
         tag(
             "figcaption",
-            Markup(f"{tag('b', read)} {percent(mistake.confidence)}"),
-            void("br"),
-            "is ",
-            tag("b", truth),
-            void("br"),
-            tag("span", where, class_="quiet"),
+            tag("div", tag("b", name_of(read)), title=read, class_="wrong"),
+            tag("div", f"{percent(mistake.confidence, 1)} sure", class_="quiet"),
+            tag("div", "is ", tag("b", name_of(truth)), title=truth),
+            tag("div", file_name(where), title=where, class_="quiet"),
         ),
     )
 
 
-def _settings(report: Report) -> Markup:
-    import yaml
-
-    written = yaml.safe_dump(report.settings.as_dict(), sort_keys=False, allow_unicode=True)
-    return tag("details", tag("summary", "config.yaml"), tag("pre", written))
-
-
-def _comparison(reports: Sequence[Report]) -> Markup:
-    names = run_names(reports)
-    lines = tag("p", "Judged on the validation images of each run. The best value of a column is bold.", class_="quiet")
-    notes = [tag("p", note, class_="note", role="note") for note in _differences(reports, names)]
-    details = [
-        tag("details", tag("summary", f"{name}: {report.settings.model.name}"), *_sections(report), class_="run")
-        for name, report in zip(names, reports, strict=True)
-    ]
-    return join(
-        [
-            tag("h1", f"{len(reports)} runs compared"),
-            lines,
-            *notes,
-            _section("Results", _results(reports, names)),
-            _section("Learning curves", _overlaid(reports, names)),
-            *details,
-        ]
-    )
-
-
-def _differences(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
-    """What keeps the runs from being comparable."""
-    first, notes = reports[0], []
-    for report, name in zip(reports[1:], names[1:], strict=True):
-        if report.classes != first.classes:
-            here, there = set(report.classes) - set(first.classes), set(first.classes) - set(report.classes)
-            apart = [
-                f"only {run} has {_some(sorted(which))}" for run, which in ((name, here), (names[0], there)) if which
-            ]
-            reason = "; ".join(apart) or "they are in another order"
-            notes.append(
-                f"{name} and {names[0]} have different classes ({len(report.classes)} and {len(first.classes)}): "
-                f"{reason}. Their accuracies answer different questions."
-            )
-        elif (report.quality.support != first.quality.support).any():
-            notes.append(
-                f"{name} and {names[0]} were judged on different images ({report.quality.images} and "
-                f"{first.quality.images}): small differences between them mean nothing."
-            )
-    return notes
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    shown = ", ".join(names[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
-
-
-def _results(reports: Sequence[Report], names: Sequence[str]) -> Markup:
-    nan = float("nan")
-    columns: list[tuple[str, list[float], bool, bool]] = [  # heading, values, is a share, higher is better
-        ("top-1", [r.quality.top1 for r in reports], True, True),
-        ("top-5", [nan if r.quality.top5 is None else r.quality.top5 for r in reports], True, True),
-        ("mean recall", [_mean(r.quality.recall) for r in reports], True, True),
-        ("loss", [r.quality.loss for r in reports], False, False),
-        ("ECE", [r.quality.ece for r in reports], True, False),
-    ]
-    rows: list[list[object]] = []
-    for i, (report, name) in enumerate(zip(reports, names, strict=True)):
-        cells: list[object] = []
-        for _, values, is_share, higher in columns:
-            finite = [value for value in values if math.isfinite(value)]
-            best = bool(finite) and values[i] == (max if higher else min)(finite)
-            shown = percent(values[i]) if is_share else f"{values[i]:.4f}"
-            cells.append(tag("span", shown, class_="best") if best else shown)
-        speed, seconds = report.history.images_per_second(), report.training_seconds
-        rows.append(
-            [
-                join([name, void("br"), tag("span", report.settings.model.name, class_="quiet")]),
-                *cells,
-                f"{report.quality.images}",
-                f"{report.parameters / 1e6:.2f} M",
-                f"{speed:.0f}" if speed else "-",
-                duration(seconds) if seconds else "-",
-            ]
-        )
-    headings: list[object] = ["run", *(name for name, *_ in columns), "images", "parameters", "train img/s", "time"]
-    return table(headings, rows)
-
-
-def _overlaid(reports: Sequence[Report], names: Sequence[str]) -> Markup:
-    def chart(title: str, column: str, percent: bool = False, against: str = "epoch") -> Markup:
-        runs = zip(names, reports, strict=True)
-        series = [Series(name, report.history.points(column, against), i) for i, (name, report) in enumerate(runs)]
-        return line_chart(title, series, against, percent)
-
-    charts = [
-        chart("Top-1 on the validation images", "val_top1", percent=True),
-        chart("Validation loss", "val_loss"),
-        chart("Training loss", "train_loss", against="step"),
-        chart("Training images/s", "images_per_second", against="step"),
-    ]
-    return _charts(charts, "No metrics.csv holds a finite value to draw.")
-
-
-def run_names(reports: Sequence[Report]) -> list[str]:
-    """The folders' names, or their paths where two names are the same."""
-    names = [report.name for report in reports]
-    return [name if names.count(name) == 1 else str(r.path) for name, r in zip(names, reports, strict=True)]
-
-
-def percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share * 100:.2f} %"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def _unreadable(report: Report) -> Markup:
+    found = report.unreadable
+    if not found:
+        return Markup()
+    said = f"{amount(len(found), 'image')} could not be read and had no part in the training or in these figures."
+    if len(found) > UNREADABLE_SHOWN:
+        said += f" The first {UNREADABLE_SHOWN}:"
+    rows = [[file_name(path), name_of(reason)] for path, reason in found[:UNREADABLE_SHOWN]]
+    return join([tag("p", said), table("Unreadable images", ["file", "reason"], rows, texts=2)])
 
 
 def _mean(values) -> float:

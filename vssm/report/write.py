@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
+from vssm.report.comparison import comparison_page
 from vssm.report.gather import FinishedRun, Progress, Report, judge, open_run
-from vssm.report.page import page
+from vssm.report.page import run_page
 from vssm.train.run_dir import replacing
 
 
@@ -27,7 +28,7 @@ def write_report(
     _check_target(out)
     reports = [judge(run, device, data_root, progress) for run in found]
     with replacing(out) as new:
-        new.write_text(page(reports), encoding="utf-8")
+        new.write_text(run_page(reports[0]) if len(reports) == 1 else comparison_page(reports), encoding="utf-8")
     return reports
 
 

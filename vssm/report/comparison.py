@@ -1,0 +1,130 @@
+"""The page about several runs: beside each other where that is fair, and each in full below."""
+
+import math
+from collections.abc import Sequence
+
+from vssm.data.imagefolder import some
+from vssm.report.charts import Series, line_chart
+from vssm.report.gather import Report
+from vssm.report.markup import Markup, join, name_of, table, tag
+from vssm.report.page import charts, document, notes, section, sections, subtitle, tiles
+from vssm.report.words import duration, magnitude, percent
+
+
+def comparison_page(reports: Sequence[Report]) -> str:
+    """Curves are laid over each other for runs of the same classes, and the best values are marked for runs that were
+    judged on the same images; what differs is said."""
+    names = run_names(reports)
+    differences = _differences(reports, names)
+    same_classes = all(report.classes == reports[0].classes for report in reports)
+    body = [
+        tag("h1", f"{len(reports)} runs {'compared' if same_classes else 'of different classes'}"),
+        *(tag("p", note, class_="note", role="note") for note in differences),
+        section("Results", _results(reports, names, marked=not differences)),
+    ]
+    if same_classes:
+        body.append(section("Learning curves", _overlaid(reports, names)))
+    body.append(section("Costs", _costs(reports, names)))
+    return document(f"{len(reports)} runs compared", *body, *map(_in_full, reports, names))
+
+
+def _in_full(report: Report, name: str) -> Markup:
+    result = tag("span", f"top-1 {percent(report.quality.top1)}", class_="quiet")
+    summary = tag("summary", tag("h2", name_of(name)), result)
+    parts = (section(title, content, level=3) for title, content in sections(report).items())
+    return tag("details", summary, subtitle(report), tiles(report), *notes(report), *parts, class_="run")
+
+
+def _differences(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
+    """What keeps the runs from being comparable."""
+    first, notes = reports[0], []
+    for report, name in zip(reports[1:], names[1:], strict=True):
+        if report.classes != first.classes:
+            here, there = set(report.classes) - set(first.classes), set(first.classes) - set(report.classes)
+            apart = [
+                f"only {run} has {some(sorted(which))}" for run, which in ((name, here), (names[0], there)) if which
+            ]
+            reason = "; ".join(apart) or "they are in another order"
+            notes.append(
+                f"{name} and {names[0]} have different classes ({len(report.classes)} and {len(first.classes)}): "
+                f"{reason}. Their figures answer different questions and are not compared."
+            )
+        elif report.images_id != first.images_id:
+            notes.append(
+                f"{name} and {names[0]} were judged on different images ({report.quality.images} and "
+                f"{first.quality.images}): small differences between them mean nothing, and no best value is marked."
+            )
+    return notes
+
+
+def _results(reports: Sequence[Report], names: Sequence[str], marked: bool) -> Markup:
+    nan = float("nan")
+    columns: list[tuple[str, list[float], bool, bool]] = [  # heading, values, is a share, higher is better
+        ("top-1", [r.quality.top1 for r in reports], True, True),
+        ("top-5", [nan if r.quality.top5 is None else r.quality.top5 for r in reports], True, True),
+        ("mean recall", [float(r.quality.recall.nanmean()) for r in reports], True, True),
+        ("loss", [r.quality.loss for r in reports], False, False),
+        ("ECE", [r.quality.ece for r in reports], True, False),
+    ]
+    rows = []
+    for i, (report, name) in enumerate(zip(reports, names, strict=True)):
+        cells: list[object] = []
+        for _, values, is_share, higher in columns:
+            shown = percent(values[i]) if is_share else f"{values[i]:.4f}"
+            best = marked and _is_best(values[i], values, higher)
+            cells.append(tag("b", shown) if best else shown)
+        rows.append([_run(report, name), *cells, report.quality.images])
+    said = "Each run is judged on its own validation images."
+    if marked:
+        said = "All runs were judged on the same images. The best value of a column is bold."
+    headings = ["run", *(name for name, *_ in columns), "images"]
+    return join([tag("p", said), table("Results", headings, rows)])
+
+
+def _costs(reports: Sequence[Report], names: Sequence[str]) -> Markup:
+    rows = []
+    for report, name in zip(reports, names, strict=True):
+        speed, seconds = report.history.images_per_second(), report.training_seconds
+        rows.append(
+            [
+                _run(report, name),
+                magnitude(report.parameters),
+                "-" if report.multiply_adds is None else magnitude(report.multiply_adds),
+                f"{speed:.0f}" if speed else "-",
+                duration(seconds) if seconds else "-",
+                f"{report.images_per_second:.0f}",
+            ]
+        )
+    headings = ["run", "parameters", "multiply-adds", "training images/s", "training time", "judged images/s"]
+    return table("Costs", headings, rows)
+
+
+def _run(report: Report, name: str) -> Markup:
+    model = report.settings.model.name
+    return join([name_of(name), *([] if model == name else [tag("div", model, class_="quiet")])])
+
+
+def _is_best(value: float, values: Sequence[float], higher: bool) -> bool:
+    finite = [one for one in values if math.isfinite(one)]
+    return bool(finite) and value == (max if higher else min)(finite)
+
+
+def _overlaid(reports: Sequence[Report], names: Sequence[str]) -> Markup:
+    def chart(title: str, column: str, percent: bool = False, against: str = "epoch") -> Markup:
+        runs = zip(names, reports, strict=True)
+        series = [Series(name, report.history.points(column, against), i) for i, (name, report) in enumerate(runs)]
+        return line_chart(title, series, against, percent)
+
+    drawn = [
+        chart("Top-1 on the validation images", "val_top1", percent=True),
+        chart("Validation loss", "val_loss"),
+        chart("Training loss", "train_loss", against="step"),
+        chart("Training images/s", "images_per_second", against="step"),
+    ]
+    return charts(drawn, "No metrics.csv holds a finite value to draw.")
+
+
+def run_names(reports: Sequence[Report]) -> list[str]:
+    """The folders' names, or their paths where two names are the same."""
+    names = [report.name for report in reports]
+    return [name if names.count(name) == 1 else str(r.path) for name, r in zip(names, reports, strict=True)]
