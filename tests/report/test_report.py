@@ -114,6 +114,31 @@ def test_names_are_escaped_and_runs_of_different_classes_compared(digits, folder
     assert top1 in text
 
 
+def test_unreadable_images_are_left_out_and_named(folder, tmp_path):
+    root, run = tmp_path / "images", RunDir(tmp_path / "run")
+    shutil.copytree(open_run(folder.path).stored.settings.data.root, root)
+    shutil.copytree(folder.path, run.path)
+    whole = judge(open_run(run.path), data_root=str(root))
+    damaged = sorted((root / "val").rglob("*.png"))[0]
+    damaged.write_bytes(b"")
+    run.unreadable.write_text("path,reason\r\ntrain/3.png,<cut off>\r\n", encoding="utf-8")
+    report = judge(open_run(run.path), data_root=str(root))
+    # The first image is left out; the others keep their numbers and their answers.
+    assert report.quality.images == 8
+    others = [m for m in whole.quality.mistakes if m.index != 0]
+    assert [(m.index, m.truth, m.read) for m in report.quality.mistakes] == [(m.index, m.truth, m.read) for m in others]
+    assert report.unreadable == (("train/3.png", "<cut off>"), (str(damaged), "empty file"))
+    text = check(run_page(report))
+    assert "1 of 9 validation images could not be read; the figures are about the others" in text
+    assert "2 images could not be read" in text and "<cut off>" in text
+    for file in (root / "val").rglob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(
+        ValueError, match=r"none of the 9 validation images can be read, for example .*0\.png: not an im"
+    ):
+        judge(open_run(run.path), data_root=str(root))
+
+
 def test_two_runs_overlaid(digits, copy):
     reports = [judge(open_run(run.path)) for run in (digits, copy)]
     written = comparison_page(reports)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from vssm.analysis.complexity import complexity
+from vssm.data.batches import Forgiving, Unreadable, collate
 from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.preprocess import Preprocess
 from vssm.report.history import History, read_history
@@ -23,6 +24,7 @@ from vssm.train.checkpoint import TrainedModel, read_checkpoint
 from vssm.train.data import load_splits
 from vssm.train.run_dir import RunDir, checkpoint_file
 from vssm.train.settings import Settings
+from vssm.train.unreadable import read_unreadable
 
 THUMBNAIL = 160
 Progress = Callable[[int, int], None]
@@ -37,6 +39,7 @@ class FinishedRun:
     stored: TrainedModel
     history: History
     environment: dict[str, Any]
+    unreadable: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -100,7 +103,8 @@ def open_run(path: str | Path) -> FinishedRun:
         raise FileNotFoundError(f"{path} is not a run directory: it has no {run.config.name}, which `vssm fit` writes")
     history = read_history(run.metrics)
     checkpoint = checkpoint_file(path)
-    return FinishedRun(run, checkpoint, read_checkpoint(checkpoint), history, run.read_environment())
+    unreadable = read_unreadable(run.unreadable) if run.unreadable.exists() else {}
+    return FinishedRun(run, checkpoint, read_checkpoint(checkpoint), history, run.read_environment(), unreadable)
 
 
 def judge(
@@ -122,15 +126,25 @@ def judge(
     model = stored.create_model().to(device)
     measure = Measure(len(stored.classes))
     loader = DataLoader(
-        Subset(splits.val, range(judged)), batch_size=settings.data.batch_size, num_workers=settings.data.workers
+        Forgiving(_Numbered(splits.val, judged)),
+        batch_size=settings.data.batch_size,
+        num_workers=settings.data.workers,
+        collate_fn=collate,
     )
+    unreadable: list[Unreadable] = []
     began = time.perf_counter()
     with torch.inference_mode():
-        for images, labels in loader:
-            measure.update(model(images.to(device)), labels)
+        for batch in loader:
+            unreadable += batch.unreadable
+            if len(batch.labels):
+                labels, numbers = batch.labels.unbind(1)
+                measure.update(model(batch.images.to(device)), labels, numbers)
             if progress is not None:
-                progress(measure.images, judged)
+                progress(measure.images + len(unreadable), judged)
     seconds = time.perf_counter() - began
+    if len(unreadable) == judged:
+        path, reason, _ = unreadable[0]
+        raise ValueError(f"none of the {judged} validation images can be read, for example {path}: {reason}")
     quality = measure.result()
     return Report(
         name=found.name,
@@ -148,7 +162,8 @@ def judge(
         images_per_second=quality.images / seconds,
         images_id=_images_id(splits.val, judged),
         pictures=tuple(_picture(splits.val, mistake, stored.preprocess) for mistake in quality.mistakes),
-        notes=_notes(found, quality, judged, len(splits.val)),  # type: ignore[arg-type]
+        unreadable=tuple((found.unreadable | {path: reason for path, reason, _ in unreadable}).items()),
+        notes=_notes(found, quality, judged, len(unreadable), len(splits.val)),  # type: ignore[arg-type]
     )
 
 
@@ -177,6 +192,20 @@ def _images_id(dataset: Any, judged: int) -> str:
     return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 
+class _Numbered(Dataset):
+    """The first images of a data set, each with (label, number)."""
+
+    def __init__(self, dataset: Dataset, length: int):
+        self.dataset, self.length = dataset, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Any, torch.Tensor]:
+        image, label = self.dataset[index]
+        return image, torch.tensor([label, index])
+
+
 def _limit(images: int, batch_size: int, limit: int | float | None) -> int:
     """How many images Lightning's limit_val_batches leaves: a number of batches, or a share of them."""
     batches = -(-images // batch_size)
@@ -185,7 +214,7 @@ def _limit(images: int, batch_size: int, limit: int | float | None) -> int:
     return images if limit is None else min(images, limit * batch_size)
 
 
-def _notes(found: FinishedRun, quality: Quality, judged: int, images: int) -> tuple[str, ...]:
+def _notes(found: FinishedRun, quality: Quality, judged: int, unreadable: int, images: int) -> tuple[str, ...]:
     history, notes = found.history, []
     broken = history.first_not_finite()
     if broken is not None:
@@ -204,6 +233,8 @@ def _notes(found: FinishedRun, quality: Quality, judged: int, images: int) -> tu
         notes.append(
             f"metrics.csv: {lines} cut off or damaged, as after a killed process; only the whole ones are used."
         )
+    if unreadable:
+        notes.append(f"{unreadable} of {judged} validation images could not be read; the figures are about the others.")
     if judged < images:
         notes.append(f"Judged on the first {judged} of {images} validation images, as trainer.limit_val_batches says.")
     absent = [name for name, count in zip(found.stored.classes, quality.support.tolist(), strict=True) if not count]

@@ -72,7 +72,9 @@ class Quality:
 
 
 class Measure:
-    """Gathers batches of logits (B, K) with labels (B,), in the order of the split; `result()` judges them all.
+    """Gathers batches of logits (B, K) with labels (B,); `result()` judges them all.
+
+    `numbers` (B,) are the images' places in the split, by which mistakes are named; counted from 0 when not given.
 
     Memory grows by two numbers per image. At most `mistakes` wrong images are kept, the most confident ones.
     """
@@ -99,9 +101,10 @@ class Measure:
         self.hits: list[Tensor] = []
         self._worst: list[tuple[float, int, Mistake]] = []
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
+    def update(self, logits: Tensor, labels: Tensor, numbers: Tensor | None = None) -> None:
         logits, labels = logits.detach().float().cpu(), labels.cpu()
-        numbers = torch.arange(self.images, self.images + len(labels))
+        if numbers is None:
+            numbers = torch.arange(self.images, self.images + len(labels))
         self.images += len(labels)
         finite = logits.isfinite().all(-1)
         self.not_finite += int((~finite).sum())

@@ -285,7 +285,7 @@ def _unreadable(report: Report) -> Markup:
     found = report.unreadable
     if not found:
         return Markup()
-    said = f"{amount(len(found), 'image')} could not be read and had no part in the training or in these figures."
+    said = f"{amount(len(found), 'image')} could not be read, in training or now, and had no part in it."
     if len(found) > UNREADABLE_SHOWN:
         said += f" The first {UNREADABLE_SHOWN}:"
     rows = [[file_name(path), name_of(reason)] for path, reason in found[:UNREADABLE_SHOWN]]
