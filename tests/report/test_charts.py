@@ -16,7 +16,12 @@ def test_markup_escapes_text_and_attributes():
 
 @pytest.mark.parametrize(
     "low, high, ticks",
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.13, 2.9, [0, 1, 2, 3]), (5, 5, [2, 3, 4, 5, 6, 7, 8])],
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.13, 2.9, [0, 1, 2, 3]),
+        (5, 5, [2, 3, 4, 5, 6, 7, 8]),
+        (2.4795, 2.47951, [1, 1.5, 2, 2.5, 3, 3.5, 4]),
+    ],
 )
 def test_ticks_are_round_and_enclose(low, high, ticks):
     assert nice_ticks(low, high) == ticks

@@ -111,8 +111,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _span(low: float, high: float) -> tuple[float, float]:
-    """The same interval, widened when it is a single point."""
-    if high > low:
+    """The same interval, widened when it is a point, or so narrow that a flat line would look like a slope."""
+    if high - low > 1e-3 * max(abs(low), abs(high)):
         return low, high
     half = abs(low) / 2 or 0.5
     return low - half, low + half
