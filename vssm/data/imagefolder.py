@@ -16,7 +16,7 @@ class ImageFolder(Dataset):
 
     Args:
         folder: holds one folder per class
-        transform: what is done to the PIL image
+        transform: what is done to the PIL image; one with `min_side` allows large JPEGs to be decoded smaller
         channels: 3 reads RGB, 1 reads grey
         classes: the names and order to use; the folder's own, sorted, when not given
 
@@ -67,7 +67,8 @@ class ImageFolder(Dataset):
 
     def __getitem__(self, index: int) -> tuple[object, int]:
         path, label = self.samples[index]
-        return self.transform(open_image(path, self.channels)), label
+        min_side: int | None = getattr(self.transform, "min_side", None)
+        return self.transform(open_image(path, self.channels, min_side)), label
 
 
 def class_names(folder: Path) -> list[str]:

@@ -1,17 +1,17 @@
 """How an image file becomes a model's input. Stored in every checkpoint: training and prediction agree."""
 
-from collections.abc import Callable
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
-from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 
 from vssm.data.image import open_image
+from vssm.data.transforms import ImageTransform
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ class Preprocess:
     def channels(self) -> int:
         return self.input_size[0]
 
-    def transform(self) -> Callable[[Image.Image], torch.Tensor]:
-        """The evaluation transform: PIL image in the right mode -> float32 tensor (C, H, W)."""
+    def transform(self) -> ImageTransform:
+        """The evaluation transform: PIL image in the right mode -> float32 tensor (C, H, W).
+
+        A JPEG of more than twice the size that it is resized to is decoded smaller.
+        """
         built = create_transform(
             input_size=self.input_size,
             is_training=False,
@@ -38,11 +41,12 @@ class Preprocess:
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
         )
-        return cast(Callable[[Image.Image], torch.Tensor], built)
+        return ImageTransform(built, min_side=math.ceil(2 * max(self.input_size[1:]) / self.crop_pct))
 
     def __call__(self, path: str | Path) -> torch.Tensor:
         """Reads one file. Raises UnreadableImage, a ValueError, when it is not a readable image."""
-        return self.transform()(open_image(path, self.channels))
+        transform = self.transform()
+        return transform(open_image(path, self.channels, transform.min_side))
 
     def as_dict(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}

@@ -1,13 +1,12 @@
 """From data settings to data sets and loaders."""
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import numpy as np
-from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,6 +16,7 @@ from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.preprocess import Preprocess, published_preprocess
 from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
 from vssm.data.split import hold_out, training_and_validation
+from vssm.data.transforms import ImageTransform
 from vssm.train.settings import DataSettings
 
 
@@ -123,7 +123,7 @@ def _preprocess_for(settings: DataSettings, model_name: str) -> Preprocess:
     return replace(preprocess, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _train_transform(settings: DataSettings, preprocess: Preprocess) -> Callable[[Image.Image], Any]:
+def _train_transform(settings: DataSettings, preprocess: Preprocess) -> ImageTransform:
     if not settings.augment:
         return preprocess.transform()
     built = create_transform(
@@ -138,7 +138,9 @@ def _train_transform(settings: DataSettings, preprocess: Preprocess) -> Callable
         mean=preprocess.mean,
         std=preprocess.std,
     )
-    return cast(Callable[[Image.Image], Any], built)
+    # The smallest crop, of aspect 3:4, still has as many pixels as the model takes.
+    min_side = math.ceil(max(preprocess.input_size[1:]) / math.sqrt(0.75 * settings.scale))
+    return ImageTransform(built, min_side)
 
 
 class Loaders(L.LightningDataModule):

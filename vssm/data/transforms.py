@@ -1,0 +1,82 @@
+"""From a PIL image to a model's input: the steps of timm's transforms, the slow ones made faster."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms import MaybeToTensor
+from torch import Tensor
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
+from torchvision.transforms.functional import pil_modes_mapping
+
+
+class ImageTransform:
+    """A transform of timm's `create_transform`, in two halves: PIL image -> 8-bit pixels -> normalised tensor.
+
+    `normalise` takes any number of images at once, on any device, and gives to the bit what torchvision's ToTensor and
+    Normalize give. `pixels` differs from timm by at most one level of 255, in at most two values of a hundred, see
+    `ResizedCenterCrop`. `min_side` is for `open_image`: how small a large JPEG may be decoded.
+    """
+
+    def __init__(self, timm_transform: Any, min_side: int | None = None):
+        steps = list(timm_transform.transforms)
+        at = next(position for position, step in enumerate(steps) if isinstance(step, MaybeToTensor))
+        normalize = steps[at + 1]
+        assert isinstance(normalize, Normalize), f"timm normalises after MaybeToTensor, not {normalize}"
+        self.min_side = min_side
+        self.image_steps = Compose(_crop_while_resizing(steps[:at]))
+        self.mean = torch.as_tensor(normalize.mean).view(-1, 1, 1)
+        self.std = torch.as_tensor(normalize.std).view(-1, 1, 1)
+        self.tensor_steps = Compose(steps[at + 2 :])
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """PIL image (RGB or L) -> (C, H, W), float32."""
+        return self.tensor_steps(self.normalise(self.pixels(image)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.image_steps}, {self.tensor_steps}, min_side={self.min_side})"
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """PIL image (RGB or L) -> (H, W, C), uint8."""
+        values = np.array(self.image_steps(image))
+        return torch.from_numpy(values if values.ndim == 3 else values[..., None])
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(..., H, W, C) in 0..255 -> (..., C, H, W), float32: scaled to 0..1, minus the mean, over the deviation."""
+        images = pixels.movedim(-1, -3).contiguous().float()
+        return images.div_(255).sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
+
+
+class ResizedCenterCrop:
+    """torchvision's Resize to a shorter side and CenterCrop at once: what the crop cuts off is never computed.
+
+    Pillow takes the box in single precision, so that now and then a value is rounded the other way.
+    """
+
+    def __init__(self, side: int, crop: tuple[int, int], interpolation: InterpolationMode):
+        self.side, self.crop = side, crop
+        self.resample = pil_modes_mapping[interpolation]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.side}, {self.crop}, {self.resample.name})"
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        short = min(width, height)
+        resized_width, resized_height = (self.side * length // short for length in image.size)
+        crop_height, crop_width = self.crop
+        left, top = round((resized_width - crop_width) / 2), round((resized_height - crop_height) / 2)
+        x, y = width / resized_width, height / resized_height
+        right, bottom = min(width, (left + crop_width) * x), min(height, (top + crop_height) * y)
+        return image.resize((crop_width, crop_height), self.resample, box=(left * x, top * y, right, bottom))
+
+
+def _crop_while_resizing(steps: Sequence[Any]) -> list[Any]:
+    """Replaces Resize and CenterCrop, but where the crop has to pad, and for nearest, which a box shifts."""
+    match steps:
+        case [Resize(size=int(side)) as resize, CenterCrop(size=crop)]:
+            if side >= max(crop) and resize.interpolation != InterpolationMode.NEAREST:
+                return [ResizedCenterCrop(side, (crop[0], crop[1]), resize.interpolation)]
+    return list(steps)
