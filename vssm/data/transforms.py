@@ -56,11 +56,10 @@ class ResizedCenterCrop:
     """
 
     def __init__(self, side: int, crop: tuple[int, int], interpolation: InterpolationMode):
-        self.side, self.crop = side, crop
-        self.resample = pil_modes_mapping[interpolation]
+        self.side, self.crop, self.interpolation = side, crop, interpolation
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.side}, {self.crop}, {self.resample.name})"
+        return f"{type(self).__name__}({self.side}, {self.crop}, {self.interpolation.value})"
 
     def __call__(self, image: Image.Image) -> Image.Image:
         width, height = image.size
@@ -70,7 +69,9 @@ class ResizedCenterCrop:
         left, top = round((resized_width - crop_width) / 2), round((resized_height - crop_height) / 2)
         x, y = width / resized_width, height / resized_height
         right, bottom = min(width, (left + crop_width) * x), min(height, (top + crop_height) * y)
-        return image.resize((crop_width, crop_height), self.resample, box=(left * x, top * y, right, bottom))
+        return image.resize(
+            (crop_width, crop_height), pil_modes_mapping[self.interpolation], box=(left * x, top * y, right, bottom)
+        )
 
 
 def _crop_while_resizing(steps: Sequence[Any]) -> list[Any]:
