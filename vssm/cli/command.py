@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from vssm.cli.parsing import Stop, UsageError, nearest, print_error
 
 COMMANDS = {
+    "check": "look for damaged, doubled and misplaced images before a training",
     "fit": "train a model on a folder of images, or on the bundled digits",
     "validate": "measure a checkpoint on the validation images",
     "test": "measure a checkpoint on test images",
