@@ -8,6 +8,7 @@ import pytest
 
 from vssm.__main__ import main
 from vssm.cli.command import COMMANDS
+from vssm.cli.settings import parse_settings, settings_parser
 
 
 def start(*argv):
@@ -71,6 +72,8 @@ WRONG = [
     (["fit", "--epochs", "many"], "--trainer.max_epochs: expected int, not 'many'"),
     (["fit", "--data.image-size", "big"], "--data.image_size: expected int or null, not 'big'"),
     (["fit", "--seed"], "--seed: expected one argument"),
+    (["fit", "--freeze"], "--model.freeze: expected one argument"),
+    (["fit", "--log", "tensorboard"], "--log: expected one of csv, csv+tensorboard, not 'tensorboard'"),
     (["fit", "--config", "digts"], "is called 'digts'; nearest: digits"),
     (["fit", "--config", "."], "is a folder; --config takes"),
     (["fit", "--resume", "run", "--lr", "1"], "--resume continues a run with its own settings"),
@@ -95,6 +98,27 @@ def test_bad_usage_is_one_line(argv, words, capsys):
     assert words in shown.err
     assert shown.err.count("\n") == 1
     assert shown.err.startswith("vssm: error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "patterns"),
+    [
+        (["--freeze", "stem.*", "*.A_log", "--lr", "1"], ["stem.*", "*.A_log"]),
+        (["--freeze=stem.* *.A_log"], ["stem.*", "*.A_log"]),
+        (["--model.freeze", '["stem.*", "*.A_log"]'], ["stem.*", "*.A_log"]),
+        ([], []),
+    ],
+)
+def test_patterns_can_be_typed_in_any_way(words, patterns):
+    assert parse_settings(settings_parser("fit", ""), words).model.freeze == patterns
+
+
+def test_switches_and_dashes():
+    words = ["--model.compile", "--model.channels-last", "--early-stopping", "3", "--lr=2"]
+    parsed = parse_settings(settings_parser("fit", ""), words)
+    assert parsed.model.compile and parsed.model.channels_last
+    assert (parsed.early_stopping, parsed.optim.lr) == (3, 2)
+    assert parse_settings(settings_parser("fit", ""), ["--model.compile", "false"]).model.compile is False
 
 
 def test_bad_recipe_is_named(tmp_path, capsys):

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vssm.tasks.classification import Classification, class_names, create_classifier
+from vssm.tasks.classification import Classification, balanced_weights, class_names, create_classifier
 
 
 def test_any_timm_model():
@@ -55,12 +55,44 @@ def test_few_classes_have_no_top5():
     assert set(task.results()) == {"val_loss", "val_top1", "val_images"}
 
 
+def smoothed(logits, labels, smoothing):
+    """The loss of each image by its definition."""
+    logs = logits.log_softmax(-1)
+    return -((1 - smoothing) * logs.gather(1, labels[:, None]).squeeze(1) + smoothing * logs.mean(1))
+
+
 def test_label_smoothing():
     logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
     loss = Classification(nn.Identity(), 4, label_smoothing=0.2).training_loss(logits, labels)
-    logs = logits.log_softmax(-1)
-    expected = -(0.8 * logs.gather(1, labels[:, None]).squeeze(1) + 0.2 * logs.mean(1)).mean()
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss, smoothed(logits, labels, 0.2).mean())
+
+
+def test_balanced_weights():
+    weights = balanced_weights([30, 10, 0, 60])
+    torch.testing.assert_close(weights, torch.tensor([100 / 90, 100 / 30, 0, 100 / 180]))
+    assert (weights * torch.tensor([30, 10, 0, 60])).sum() / 100 == pytest.approx(1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights(smoothing):
+    """Each image counts by its class, also for the smoothed part; a blend of labels is the blend of their losses."""
+    logits, labels, others = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([3, 3, 2, 0, 1, 0])
+    weights = torch.tensor([0.5, 2.0, 1.0, 50.0])
+    task = Classification(nn.Identity(), 4, smoothing, weights)
+
+    def expected(of):
+        return (weights[of] * smoothed(logits, of, smoothing)).mean()
+
+    torch.testing.assert_close(task.training_loss(logits, labels), expected(labels))
+    blend = 0.3 * F.one_hot(labels, 4) + 0.7 * F.one_hot(others, 4)
+    torch.testing.assert_close(task.training_loss(logits, blend), 0.3 * expected(labels) + 0.7 * expected(others))
+    assert "class_weights" not in task.state_dict()
+
+
+def test_weights_of_one_change_nothing():
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    losses = [Classification(nn.Identity(), 4, 0.1, w).training_loss(logits, labels) for w in (None, torch.ones(4))]
+    torch.testing.assert_close(*losses)
 
 
 def test_class_names():

@@ -1,17 +1,20 @@
 """Training, and its continuation to the last bit."""
 
+import io
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.train.tiny import tiny_settings
-from vssm.tasks.classification import create_classifier
+from vssm.tasks.classification import Classification, create_classifier
 from vssm.train.callbacks import SaveCheckpoints, read_metrics
 from vssm.train.checkpoint import load_weights, read_checkpoint
 from vssm.train.fit import build, fit, load_experiment, start_run, validate
 from vssm.train.run_dir import RunDir
+from vssm.train.stopping import Diverged
 
 
 class Killed(Exception):
@@ -139,7 +142,7 @@ def test_a_failed_save_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     def save(content, path, *rest):
         calls.append(path)
         if len(calls) == 3:
-            path.write_bytes(b"half")
+            path.write(b"half")
             raise OSError(28, "No space left on device")
         real_save(content, path, *rest)
 
@@ -155,6 +158,7 @@ def test_best_keeps_the_higher_score(tmp_path):
 
     class FakeTrainer:
         is_global_zero, global_step, callback_metrics = True, 0, {}
+        lightning_module = torch.nn.Linear(1, 1)
 
         def save_checkpoint(self, path):
             path.write_text(str(self.callback_metrics["val_top1"]))
@@ -166,6 +170,109 @@ def test_best_keeps_the_higher_score(tmp_path):
         callback.on_train_epoch_end(trainer, None)
     assert callback.run.best.read_text() == "0.8"
     assert callback.run.last.read_text() == "nan"
+
+
+@pytest.mark.parametrize("kill_at", [6, 7])
+def test_resume_is_exact_with_everything_at_once(tmp_path, kill_at):
+    """Mixing, frozen parts, class weights, layer-wise decay and early stopping; in the middle of an epoch and at one's
+    end."""
+
+    def settings():
+        made = tiny_settings(save_every_n_steps=1, early_stopping=5)
+        made.model.name, made.model.freeze = "spatial_mamba_nano", ["stem.*", "stages.0.*"]
+        made.data.mixup, made.data.cutmix, made.data.mixup_prob = 0.8, 1.0, 0.7
+        made.data.class_weights, made.data.batch_size, made.optim.layer_decay = "balanced", 15, 0.5
+        made.trainer.limit_train_batches = 3
+        return made
+
+    whole_rows, whole = train(tmp_path / "whole", settings())
+    resumed_rows, resumed = train(tmp_path / "resumed", settings(), kill_at)
+    assert resumed_rows == whole_rows
+    assert all(torch.equal(resumed["state_dict"][n], v) for n, v in whole["state_dict"].items())
+    losses = [float(row["train_loss"]) for row in whole_rows if row["train_loss"]]
+    assert len(losses) == 9 and len(set(losses)) == 9
+
+
+def test_frozen_parts_stay(tmp_path):
+    settings = tiny_settings(out=str(tmp_path / "run"))
+    settings.model.name, settings.model.freeze, settings.trainer.max_epochs = "spatial_mamba_nano", ["stem.*"], 1
+    experiment = build(settings)
+    before = {name: value.clone() for name, value in experiment.model.state_dict().items()}
+    fit(experiment, start_run(settings))
+    for name, value in experiment.model.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("stem."), name
+
+
+def test_early_stopping(tmp_path, monkeypatch):
+    """Ends after two validations that are not better; a resumed run that had ended so does not go on."""
+    scores = iter([0.2, 0.5, 0.4, 0.5, 0.9, 0.9])
+    results = Classification.results
+    monkeypatch.setattr(
+        Classification, "results", lambda self: results(self) | {"val_top1": torch.tensor(next(scores))}
+    )
+    settings = tiny_settings(early_stopping=2, out=str(tmp_path / "run"))
+    settings.trainer.max_epochs = 6
+    run = start_run(settings)
+    fit(build(settings), run)
+    assert [row["val_top1"][:3] for row in rows(run) if row["val_top1"]] == ["0.2", "0.5", "0.4", "0.5"]
+    before = run.metrics.read_text()
+    assert fit(build(settings, weights=False), run, resume=True) == {}
+    assert run.metrics.read_text() == before
+
+
+@pytest.mark.parametrize("where", ["loss", "weights"])
+def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path, where):
+    """Step 7 is the third of the second epoch; its own checkpoint must not be written."""
+
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 6 and where == "loss":
+                batch[0].fill_(float("nan"))
+
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            if trainer.global_step == 6 and where == "weights":
+                with torch.no_grad():
+                    module.task.model.head.fc.bias[0] = float("inf")
+
+    settings = tiny_settings(save_every_n_steps=1, out=str(tmp_path / "run"))
+    run = start_run(settings)
+    message = {
+        "loss": r"the training loss became nan in epoch 2, batch 3 of 4 \(optimizer step 7\): a lower --lr",
+        "weights": r"the (weights|training loss) became (NaN|nan|inf)",
+    }[where]
+    with pytest.raises(Diverged, match=message):
+        fit(build(settings), run, callbacks=[Spoil()])
+    kept = torch.load(run.last, weights_only=True)
+    assert kept["global_step"] == 6
+    assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_survives(tmp_path, monkeypatch):
+    """A real torch.save into a file that takes no more: torch's own error would hide the reason."""
+    settings = tiny_settings(save_every_n_steps=1, out=str(tmp_path / "run"))
+    run = start_run(settings)
+    saves = []
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() > 20_000:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    real_open = Path.open
+
+    def open_(path, mode="r", *rest, **more):
+        if "last.ckpt" in path.name and mode == "wb":
+            saves.append(path)
+            return Full(path, "w") if len(saves) == 3 else real_open(path, mode, *rest, **more)
+        return real_open(path, mode, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", open_)
+    with pytest.raises(OSError, match=r"No space left on device: .*last\.ckpt'"):
+        fit(build(settings), run)
+    monkeypatch.undo()
+    assert torch.load(run.last, weights_only=True)["global_step"] == 2
+    assert [path.name for path in run.checkpoints.iterdir()] == ["last.ckpt"]
 
 
 def test_another_head_on_a_trained_body(whole):
@@ -195,13 +302,45 @@ def test_another_timm_model_starts_from_its_own_checkpoint(tmp_path):
         load_weights(create_classifier("test_convnext", 10, 1), tmp_path / "run" / "checkpoints" / "last.ckpt")
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed"])
-def test_reduced_precision_and_channels_last_train(tmp_path, precision):
+def test_reduced_precision_and_channels_last_train(tmp_path):
     settings = tiny_settings()
-    settings.trainer.precision, settings.model.channels_last, settings.trainer.max_epochs = precision, True, 1
+    settings.trainer.precision, settings.model.channels_last, settings.trainer.max_epochs = "bf16-mixed", True, 1
+    settings.data.mixup, settings.data.class_weights = 0.5, "balanced"
     found, last = train(tmp_path / "run", settings)
     assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
     assert float(found[-1]["val_loss"]) < 5
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["test_resnet", "vmamba_nano"])
+def test_compiled_training(tmp_path, name):
+    """The same losses as without, up to rounding, and a checkpoint with plain names."""
+    found = {}
+    for compiled in (False, True):
+        torch.compiler.reset()
+        settings = tiny_settings()
+        settings.model.name, settings.model.compile, settings.trainer.max_epochs = name, compiled, 1
+        settings.model.drop_path, settings.data.augment = 0.0, False
+        settings.model.args = {} if name == "test_resnet" else settings.model.args
+        found[compiled], last = train(tmp_path / str(compiled), settings)
+        assert not any("_orig_mod" in key for key in last["state_dict"])
+    for plain, compiled in zip(found[False], found[True], strict=True):
+        for column in ("train_loss", "val_loss"):
+            if plain[column]:
+                assert float(compiled[column]) == pytest.approx(float(plain[column]), rel=1e-3)
+
+
+def test_a_failed_compilation_is_named(tmp_path, monkeypatch):
+    settings = tiny_settings(out=str(tmp_path / "run"))
+    settings.model.compile = True
+
+    def failing(graph, inputs):
+        raise RuntimeError("no C++ compiler")
+
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend=failing))
+    with pytest.raises(ValueError, match=r"model\.compile: torch\.compile failed \(.*no C\+\+ compiler"):
+        fit(build(settings), start_run(settings))
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "text", "foreign"])

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import timm
@@ -45,6 +46,27 @@ def test_groups_of_weight_decay():
     for name, parameter in model.named_parameters():
         free = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
         assert decay[id(parameter)] == (0.0 if free else 0.3), name
+
+
+@pytest.mark.parametrize("name", ["vmamba_nano", "vanilla_vmamba_tiny", "spatial_mamba_nano"])
+def test_layer_decay_grows_from_stem_to_head(name):
+    """One factor per group: the head 1, every block of a stage more than the one before it, the stem least."""
+    model = timm.create_model(name)
+    optimizer = create_optimizer(model, OptimSettings(lr=1.0, layer_decay=0.5))
+    lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {name: lr[id(parameter)] for name, parameter in model.named_parameters()}
+
+    def rate_of(prefix):
+        (found,) = {rate for name, rate in rates.items() if name.startswith(prefix)}
+        return found
+
+    blocks = [f"stages.{i}.blocks.{j}." for i, stage in enumerate(model.stages) for j in range(len(stage.blocks))]
+    found = [rate_of(prefix) for prefix in ("stem.", *blocks, "norm.", "head.")]
+    assert found[-1] == 1.0
+    assert found == sorted(found)
+    steps = [after / before for before, after in pairwise(found)]
+    assert set(steps) <= {1.0, 2.0}
+    assert steps[:-2] == [2.0] * len(blocks)
 
 
 def test_layer_decay_slows_the_stem_most():

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from vssm.cli.parsing import Stop, UsageError, nearest, print_error
+from vssm.cli.parsing import Stop, UsageError, describe, nearest, print_error
 
 COMMANDS = {
     "check": "look for damaged, doubled and misplaced images before a training",
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         ours = not isinstance(error, RuntimeError) or type(error).__module__.startswith("vssm.")
         if debug or not ours:
             raise
-        print_error(_describe(error))
+        print_error(describe(error))
         return 1
 
 
@@ -87,12 +87,6 @@ def _plain_warnings(unless: bool) -> Iterator[None]:
 _EXTRA_OF: dict[str, str] = dict.fromkeys(
     ("lightning", "jsonargparse", "torchmetrics", "rich", "matplotlib", "sklearn"), "train"
 )
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
 
 
 def _dispatch(arguments: list[str]) -> int:

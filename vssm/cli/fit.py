@@ -1,7 +1,12 @@
 """vssm fit: train, or continue a run."""
 
-from vssm.cli.parsing import Stop, UsageError
-from vssm.cli.settings import parse_settings, settings_parser, to_settings
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import NoReturn
+
+from vssm.cli.parsing import Stop, UsageError, describe
+from vssm.cli.settings import parse_settings, read_settings, settings_parser, to_settings
 
 DESCRIPTION = """\
 Trains a model on images: `vssm fit --model vmamba_tiny --data.root FOLDER` where FOLDER holds train/CLASS/ and
@@ -22,11 +27,13 @@ def main(argv: list[str]) -> int:
             raise UsageError(
                 f"--resume continues a run with its own settings and takes no other option, not {others[0]}"
             )
-        return _resume(parsed.resume)
+        with _sigterm_as_ctrl_c():
+            return _resume(parsed.resume)
     settings = to_settings(parsed)
     if settings.data.name is None:
         raise UsageError("no images given: --data.root FOLDER (with CLASS/IMAGE in it), or --data digits")
-    return _start(settings)
+    with _sigterm_as_ctrl_c():
+        return _start(settings)
 
 
 def _start(settings) -> int:
@@ -49,10 +56,13 @@ def _resume(path: str) -> int:
     from rich.console import Console
 
     from vssm.train.run_dir import RunDir, is_first_process
-    from vssm.train.settings import Settings
 
     run = RunDir.reopen(path) if is_first_process() else RunDir(path)
-    settings = Settings.from_dict(run.read_config())
+    try:
+        settings = read_settings(run.config, settings_parser("fit", DESCRIPTION))
+    except UsageError as error:
+        versions = run.read_environment().get("versions", "versions that it does not name")
+        raise Stop(f"{error}. The run was written by {versions}: resume with that version, or start anew") from None
     console = Console(quiet=not is_first_process())
     with console.status("loading torch and Lightning"):
         from vssm.train.fit import build
@@ -64,6 +74,7 @@ def _train(experiment, run, resume: bool, console) -> int:
     from vssm.train.fit import fit
     from vssm.train.progress import LiveProgress
     from vssm.train.run_dir import is_first_process
+    from vssm.train.stopping import Diverged
     from vssm.train.unreadable import read_unreadable
 
     announce(console, experiment)
@@ -72,9 +83,12 @@ def _train(experiment, run, resume: bool, console) -> int:
         metrics = fit(experiment, run, resume, [LiveProgress(console)])
     except KeyboardInterrupt:
         console.show_cursor()
-        if run.last.exists():
-            raise Stop(f"interrupted; continue with: vssm fit --resume {run.path}", 130) from None
-        raise Stop(f"interrupted before the first checkpoint; {run.path} can be removed", 130) from None
+        raise Stop(_what_now("interrupted", run), 130) from None
+    except OSError as error:
+        raise Stop(_what_now(describe(error), run)) from error
+    except Diverged as error:  # a resumed run would repeat it to the last bit
+        kept = f"; {run.last} is as it was before, start anew from it with --init-from" if run.last.exists() else ""
+        raise Stop(f"{error}{kept}") from error
     finally:
         run.close()
     if not metrics:
@@ -88,6 +102,27 @@ def _train(experiment, run, resume: bool, console) -> int:
         _report(run, device_of(experiment.settings.trainer.accelerator), console)
     console.print(f"run directory {run.path}; next: vssm predict IMAGE --checkpoint {run.path}", soft_wrap=True)
     return 0
+
+
+def _what_now(what: str, run) -> str:
+    """What happened, and what can be done with the run."""
+    if run.last.exists():
+        return f"{what}; the last checkpoint is intact, continue with: vssm fit --resume {run.path}"
+    return f"{what}; there is no checkpoint yet, {run.path} can be removed"
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """The same end for both, from the first second on; Lightning's own handler looks at SIGTERM between steps only."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(run, device: str, console) -> None:

@@ -29,6 +29,13 @@ def print_error(message: str) -> None:
     print(f"vssm: error: {message}", file=sys.stderr)
 
 
+def describe(error: Exception) -> str:
+    """One line: of a system's error the file and the reason, of others their message."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises UsageError instead of printing its usage and leaving."""
 

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import io
+import itertools
+import json
 import re
 from argparse import SUPPRESS
 from pathlib import Path
@@ -22,6 +24,7 @@ SHORT = {
     "--pretrained": "--model.pretrained",
     "--init-from": "--model.init_from",
     "--head": "--model.head",
+    "--freeze": "--model.freeze",
     "--data": "--data.name",
     "--image-size": "--data.image_size",
     "--batch-size": "--data.batch_size",
@@ -38,6 +41,15 @@ SECTIONS = {
     "data": DataSettings,
     "optim": OptimSettings,
     "trainer": TrainerSettings,
+}
+
+_UNDERSCORED = tuple(f"--{section}." for section in SECTIONS)
+_OWN = {field.name for field in dataclasses.fields(Settings)}
+_SWITCHES = {
+    f"--{section}.{field.name}"
+    for section, kind in SECTIONS.items()
+    for field in dataclasses.fields(kind)
+    if field.type == "bool" or field.type is bool
 }
 
 
@@ -94,24 +106,35 @@ def parse_settings(parser: ArgumentParser, argv: list[str], stored: dict[str, An
 def to_settings(parsed: Any) -> Settings:
     """The settings of a parsed command line. Raises ValueError for a number that makes no sense."""
     plain = parsed.as_dict() if hasattr(parsed, "as_dict") else dict(parsed)
-    known = {field.name for field in dataclasses.fields(Settings)}
-    settings = Settings.from_dict({name: value for name, value in plain.items() if name in known})
+    settings = Settings.from_dict({name: value for name, value in plain.items() if name in _OWN})
     settings.check()
     return settings
 
 
+def read_settings(path: Path, parser: ArgumentParser) -> Settings:
+    """The settings in a YAML file over the defaults. Raises UsageError that names the file and what is wrong in it."""
+    return to_settings(parse_settings(parser, ["--config", str(path)]))
+
+
 def _spell_out(argv: list[str]) -> list[str]:
-    """Short names in full; a bare --model.pretrained means true."""
-    spelled = []
-    for position, argument in enumerate(argv):
-        option, equals, value = argument.partition("=")
+    """Short names in full; dashes for underscores; a bare switch (--model.pretrained) means true; the patterns of
+    --model.freeze become one list."""
+    spelled: list[str] = []
+    rest = list(argv)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
         option = SHORT.get(option, option)
-        if option.startswith(tuple(f"--{section}." for section in SECTIONS)):
+        if option.startswith(_UNDERSCORED) or option[2:].replace("-", "_") in _OWN:
             option = "--" + option[2:].replace("-", "_")
-        spelled.append(f"{option}{equals}{value}")
-        following = argv[position + 1 : position + 2]
-        if option == "--model.pretrained" and not equals and (not following or following[0].startswith("--")):
-            spelled.append("true")
+        following = list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+        given = [value] if equals else following
+        if option in _SWITCHES and not given:
+            spelled += [option, "true"]
+        elif option == "--model.freeze" and given and not given[0].startswith("["):
+            spelled += [option, json.dumps(" ".join(given).split())]
+            rest = rest if equals else rest[len(following) :]
+        else:
+            spelled.append(f"{option}{equals}{value}")
     options = {word.partition("=")[0] for word in spelled}
     if "--data.root" in options and "--data.name" not in options:
         spelled += ["--data.name", "imagefolder"]
@@ -176,6 +199,7 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
         word = unknown[1].partition("=")[0]
         kind = "option" if word.startswith("-") else "argument"
         return f"unknown {kind} {word}{nearest(word, options)}"
+    message = re.sub(r"^argument (--[\w.]+)/--[\w.]+\+:", r"argument \1:", message)  # a list has a second name
     wrong = re.match(r'Parser key "([\w.]+)":', message)
     if wrong is None:
         return " ".join(message.split())

@@ -1,32 +1,91 @@
 """What the commands print about a run."""
 
 from collections.abc import Mapping
+from statistics import median
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 NAMES = {"val_loss": "loss", "val_top1": "top-1", "val_top5": "top-5", "val_images": "images"}
 UNREADABLE = "val_unreadable"
 
 
+MANY_CLASSES = 20
+
+
 def announce(console: Console, experiment) -> None:
     """What is about to be trained, on what, for how long, and with which kernels."""
-    settings, splits = experiment.settings, experiment.splits
-    data, trainer = settings.data, settings.trainer
-    channels, height, width = splits.preprocess.input_size
-    parameters = sum(parameter.numel() for parameter in experiment.model.parameters())
+    from vssm.train.plan import plan
+
+    settings, splits, planned = experiment.settings, experiment.splits, plan(experiment)
+    counts = splits.class_counts()
+    size = "x".join(map(str, splits.preprocess.input_size))
     rows = {
-        "model": f"{settings.model.name}, {parameters / 1e6:.2f} M parameters",
-        "images": f"{len(splits.train)} to train, {len(splits.val)} to validate, {len(splits.classes)} classes, "
-        f"{channels}x{height}x{width}",
-        "training": f"{trainer.max_epochs} epochs, batches of {data.batch_size * trainer.accumulate_grad_batches}"
-        f" per device, lr {settings.optim.lr:g}, {trainer.precision}, seed {settings.seed}",
-        "kernels": kernels(device=device_of(trainer.accelerator)),
+        "model": _model_line(settings.model.name, planned),
+        "start": _start_line(settings.model),
+        "images": f"{sum(counts['train'])} to train, {sum(counts['val'])} to validate, {len(splits.classes)} classes, "
+        f"{size}",
+        "classes": _balance_line(splits.classes, counts["train"], experiment.module.task.class_weights),
+        "training": f"{settings.trainer.max_epochs} epochs of {planned.steps_per_epoch} steps, {planned.steps} in all, "
+        f"lr {settings.optim.lr:g}, seed {settings.seed}",
+        "batch": _batch_line(settings, planned),
+        "kernels": kernels(device=planned.device),
     }
     for name, value in rows.items():
-        console.print(f"[bold]{name:<10}[/]{value}", soft_wrap=True, highlight=False)
+        console.print(f"[bold]{name:<10}[/]{escape(value)}", soft_wrap=True, highlight=False)
+    if len(splits.classes) <= MANY_CLASSES:
+        console.print(_class_table(splits.classes, counts))
     for note in splits.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _model_line(name: str, planned) -> str:
+    line = f"{name}, {planned.parameters / 1e6:.2f} M parameters"
+    if planned.trainable < planned.parameters:
+        line += f" ({planned.trainable / 1e6:.2f} M train, the others are frozen)"
+    if planned.multiply_adds is None:
+        return f"{line}, multiply-adds not counted ({planned.not_counted})"
+    return f"{line}, {planned.multiply_adds / 1e9:.3f} G multiply-adds"
+
+
+def _start_line(model) -> str:
+    """Where the weights come from: a fine-tuning recipe without a checkpoint is an easy mistake."""
+    if model.init_from is None and not model.pretrained:
+        return "random weights" + (", also where they are frozen" if model.freeze else "")
+    source = model.init_from or "the published weights"
+    return f"{source}, with a new classifier" if model.head == "reset" or model.init_from is None else str(source)
+
+
+def _batch_line(settings, planned) -> str:
+    parts = [f"{settings.data.batch_size} images"]
+    if settings.trainer.accumulate_grad_batches > 1:
+        parts.append(f"{settings.trainer.accumulate_grad_batches} batches accumulated")
+    if planned.devices > 1:
+        parts.append(f"{planned.devices} devices")
+    total = f" = {planned.images_per_step}" if len(parts) > 1 else ""
+    return f"{' x '.join(parts)}{total} per step, {planned.precision} on {planned.device}"
+
+
+def _balance_line(classes: tuple[str, ...], counts: list[int], weights) -> str:
+    low, high = min(counts), max(counts)
+    line = f"{low} to {high} training images each" if low < high else f"{low} training images each"
+    if len(classes) > MANY_CLASSES:
+        fewest, most = classes[counts.index(low)], classes[counts.index(high)]
+        line += f", median {median(counts):g}; fewest {fewest}, most {most}"
+    if weights is not None:
+        line += f"; weights in the loss {float(weights.min()):.2f} to {float(weights.max()):.2f}"
+    return line
+
+
+def _class_table(classes: tuple[str, ...], counts: dict[str, list[int]]) -> Table:
+    table = Table("class", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    headings = {"train": "train", "val": "validate"}
+    for name in counts:
+        table.add_column(headings[name], justify="right")
+    for label, name in enumerate(classes):
+        table.add_row(escape(name), *(str(counts[split][label]) for split in counts))
+    return table
 
 
 def device_of(accelerator: str) -> str:

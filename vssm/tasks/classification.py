@@ -1,9 +1,11 @@
 """Image classification: a timm model, cross entropy with label smoothing, top-1 and top-5 accuracy."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
@@ -56,22 +58,42 @@ def class_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(info.index_to_description(index) for index in range(count))
 
 
+def balanced_weights(counts: Sequence[int]) -> Tensor:
+    """Weights of classes with n_c images each: w_c = n / (k n_c) for n images in k classes, so that every class counts
+    the same and the mean over all images is 1. A class without images gets 0."""
+    numbers = torch.tensor(counts, dtype=torch.float64)
+    present = numbers > 0
+    return torch.where(present, numbers.sum() / (present.sum() * numbers.clamp(min=1)), 0.0).float()
+
+
 class Classification(nn.Module):
     """The loss that a classifier is trained with, and the metrics it is judged by.
+
+    With targets y (B, K) (one-hot for labels), class weights w and smoothing e, the loss is the mean over the batch of
+    sum_c w_c y_c [(1 - e) (-log p_c) + e/K sum_k (-log p_k)]: each image counts by the weight of its class, also for
+    what smoothing spreads over the others, and a blend of two images counts as the same blend of their losses.
 
     `judge` gathers over a whole validation pass; `results()` gives `val_loss`, `val_top1`, `val_top5` (for more than
     five classes) and `val_images`, and starts afresh. `monitor` is the one that decides which checkpoint is best.
     """
 
     monitor = "val_top1"
+    class_weights: Tensor | None
 
-    def __init__(self, model: nn.Module, num_classes: int, label_smoothing: float = 0.0):
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ):
         from torchmetrics import MeanMetric, MetricCollection, SumMetric
         from torchmetrics.classification import MulticlassAccuracy
 
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", class_weights, persistent=False)
         ranks = [1, 5] if num_classes > 5 else [1]
         self.accuracy = MetricCollection(
             {f"val_top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in ranks}
@@ -82,8 +104,14 @@ class Classification(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
 
-    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.model(images), labels, label_smoothing=self.label_smoothing)
+    def training_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits (B, K); targets: labels (B,) or distributions (B, K)."""
+        if self.class_weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        classes = logits.shape[-1]
+        weighted = (F.one_hot(targets, classes) if targets.dim() == 1 else targets) * self.class_weights
+        spread = weighted.sum(-1, keepdim=True) / classes
+        return F.cross_entropy(logits, torch.lerp(weighted, spread.expand_as(weighted), self.label_smoothing))
 
     def judge(self, images: Tensor, labels: Tensor) -> None:
         """Adds one validation batch: cross entropy without smoothing, in float32 at least."""

@@ -12,15 +12,24 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vssm.train.module import TrainingModule
-from vssm.train.run_dir import RunDir, replacing
+from vssm.train.run_dir import RunDir, naming, replacing
+from vssm.train.stopping import REMEDY, Diverged, all_finite
+from vssm.train.tensorboard import TensorBoard
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the old file and takes its place at the end: a killed process leaves the last good one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with replacing(Path(path)) as new:
-            torch.save(checkpoint, new)
+        """Raises OSError with the name of the file when it cannot be written, the disk being full for example."""
+        with replacing(Path(path)) as new, new.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                # torch's own complaint about a file that did not grow as it should hides the reason.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
 
 class SaveCheckpoints(Checkpoint):
@@ -63,12 +72,18 @@ class SaveCheckpoints(Checkpoint):
         self.best_score = state_dict["best_score"]
 
     def _save_last(self, trainer: L.Trainer) -> None:
+        # A gradient can overflow under a loss that is still a number: what would be saved is looked at itself.
+        if not all_finite(trainer.lightning_module.state_dict().values()):
+            raise Diverged(
+                f"the weights became NaN or infinite in epoch {trainer.current_epoch + 1}, by optimizer step "
+                f"{trainer.global_step}: {REMEDY}"
+            )
         trainer.save_checkpoint(self.run.last)
         self._saved_step = trainer.global_step
 
 
 class WriteMetrics(Callback):
-    """metrics.csv: a row with the training loss every `log_every_n_steps`, and one per validation.
+    """metrics.csv: a row with the training loss every `log_every_n_steps`, and one per validation; the same to `board`.
 
     `step` counts optimizer steps done, `epoch` epochs begun (from 1). A resumed run removes the rows that the
     earlier process wrote after the checkpoint it continues from, so the file reads as if nothing had happened.
@@ -85,8 +100,8 @@ class WriteMetrics(Callback):
         "images_per_second",
     )
 
-    def __init__(self, run: RunDir):
-        self.path = run.metrics
+    def __init__(self, run: RunDir, board: TensorBoard | None = None):
+        self.path, self.board = run.metrics, board
         self._images, self._seconds, self._began = 0, 0.0, 0.0
         self._lr = 0.0
 
@@ -100,6 +115,8 @@ class WriteMetrics(Callback):
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
+        if self.board is not None:
+            self.board.start(trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -134,8 +151,14 @@ class WriteMetrics(Callback):
         if not trainer.is_global_zero:
             return
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **values}
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
+        if self.board is not None:
+            self.board.write(row)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.board is not None:
+            self.board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -1,10 +1,14 @@
 """Reading the checkpoints that `vssm fit` wrote. Needs torch and timm, not Lightning."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from vssm.data.imagefolder import some
 from vssm.data.preprocess import Preprocess
 from vssm.tasks.classification import create_classifier
 from vssm.train.run_dir import checkpoint_file
@@ -12,16 +16,22 @@ from vssm.train.settings import Settings
 from vssm.weights.read import read_content
 
 PREFIX = "task.model."
+FORMAT = 1
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a checkpoint of `vssm fit` knows: the settings, the classes, the preprocessing, the (averaged) weights."""
+    """What a checkpoint of `vssm fit` knows: the settings, the classes, the preprocessing, the (averaged) weights.
 
+    `images` counts the images of each class that it was trained and validated on; empty when it does not say.
+    """
+
+    file: Path
     settings: Settings
     classes: tuple[str, ...]
     preprocess: Preprocess
     weights: dict[str, Tensor]
+    images: dict[str, list[int]]
 
     def create_model(self) -> nn.Module:
         """The network with its weights, in evaluation mode."""
@@ -29,25 +39,65 @@ class TrainedModel:
         model = create_classifier(
             chosen.name, len(self.classes), self.preprocess.channels, drop_path=chosen.drop_path, **chosen.args
         )
-        model.load_state_dict(self.weights)
+        self.load_into(model)
         return model.eval()
+
+    def load_into(self, model: nn.Module) -> None:
+        """Raises ValueError that names the file when the model has other weights."""
+        self.check_fits(model)
+        model.load_state_dict(self.weights)
+
+    def check_fits(self, model: nn.Module) -> None:
+        _check_names(self.file, self.weights, model.state_dict())
 
 
 def read_checkpoint(path: str | Path) -> TrainedModel:
-    """Raises OSError or ValueError that names the file when it is not a checkpoint of `vssm fit`."""
+    """Raises OSError or ValueError that names the file when it is not a checkpoint of `vssm fit` that can be read."""
     file = checkpoint_file(path)
     content = read_content(file)
     if not isinstance(content, dict) or not isinstance(content.get("vssm"), dict):
         raise ValueError(f"{file} was not written by `vssm fit`; for other weights name the model too (--model NAME)")
     about = content["vssm"]
-    if about.get("format") != 1:
-        raise ValueError(f"{file} has format {about.get('format')!r}; this version of vssm reads format 1")
-    return TrainedModel(
-        Settings.from_dict(about["settings"]),
-        tuple(about["classes"]),
-        Preprocess.from_dict(about["preprocess"]),
-        {n.removeprefix(PREFIX): v for n, v in content["state_dict"].items() if n.startswith(PREFIX)},
-    )
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{file} has format {about.get('format')!r}, expected {FORMAT}; {_versions(about)}")
+    try:
+        return TrainedModel(
+            file,
+            Settings.from_dict(about["settings"]),
+            tuple(about["classes"]),
+            Preprocess.from_dict(about["preprocess"]),
+            {n.removeprefix(PREFIX): v for n, v in content["state_dict"].items() if n.startswith(PREFIX)},
+            about.get("images", {}),
+        )
+    except KeyError as error:
+        raise ValueError(f"{file} lacks {error.args[0]!r}; {_versions(about)}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}; {_versions(about)}") from error
+
+
+def _versions(about: dict[str, Any]) -> str:
+    """Which version wrote a checkpoint, which wants to read it, and what to do, for a message."""
+    wrote = about.get("version", "of a version that it does not name")
+    return f"it was written by vssm {wrote}, this is vssm {version('vssm')}: use that version, or train anew"
+
+
+def check_unchanged(stored: TrainedModel, description: dict[str, Any], model: nn.Module) -> None:
+    """Raises ValueError when the images or the model are not those that a run was trained with so far."""
+    remedy = f"put them back as they were, or start a new run from it: --init-from {stored.file}"
+    now = tuple(description["classes"])
+    if stored.classes != now:
+        differing = sorted(set(stored.classes) ^ set(now))
+        raise ValueError(
+            f"{stored.file} was trained on {len(stored.classes)} classes, the images are now of {len(now)} "
+            f"({some(differing)} on one side only); {remedy}"
+        )
+    for split, before in stored.images.items():
+        for name, old, new in zip(now, before, description["images"].get(split, before), strict=True):
+            if old != new:
+                raise ValueError(
+                    f"{stored.file} was trained with {old} {split} images of {name}, there are now {new}; {remedy}"
+                )
+    stored.check_fits(model)
 
 
 def is_ours(path: str | Path) -> bool:
@@ -86,6 +136,12 @@ def _load_timm(model: nn.Module, file: Path, head: str) -> None:
         prefixes = tuple(f"{prefix}." for prefix in prefixes)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
         tensors |= {name: tensor for name, tensor in own.items() if name.startswith(prefixes)}
+    _check_names(file, tensors, own)
+    model.load_state_dict(tensors)
+
+
+def _check_names(file: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for names or shapes that are not the model's own."""
     for problem, names in {
         "lacks": own.keys() - tensors.keys(),
         "has, beyond the model,": tensors.keys() - own.keys(),
@@ -95,4 +151,3 @@ def _load_timm(model: nn.Module, file: Path, head: str) -> None:
             raise ValueError(
                 f"{file} {problem} {len(names)} names, the first {min(names)}; another model or class count"
             )
-    model.load_state_dict(tensors)

@@ -152,15 +152,16 @@ class Loaders(L.LightningDataModule):
 
     @property
     def train_batches(self) -> int:
+        return self.batches_per_epoch(self._trainer)
+
+    def batches_per_epoch(self, trainer: L.Trainer) -> int:
         """Batches per epoch and process. The last incomplete one is dropped, unless it is the only one."""
-        trainer = self._trainer
-        batches = max(1, self._train_share // self.settings.batch_size)
+        batches = max(1, self._train_share(trainer) // self.settings.batch_size)
         limit = trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
-    @property
-    def _train_share(self) -> int:
-        return len(self._train_images) // self._trainer.world_size  # type: ignore[arg-type]
+    def _train_share(self, trainer: L.Trainer) -> int:
+        return len(self._train_images) // trainer.world_size  # type: ignore[arg-type]
 
     @property
     def _train_images(self) -> Dataset:
@@ -181,7 +182,7 @@ class Loaders(L.LightningDataModule):
             rank=trainer.global_rank,
             world=trainer.world_size,
         )
-        drop_last = self._train_share >= settings.batch_size
+        drop_last = self._train_share(trainer) >= settings.batch_size
         return self._loader(SeededSamples(self._train_images, self.seed), sampler, drop_last)
 
     def val_dataloader(self) -> DataLoader:

@@ -1,27 +1,33 @@
 """From settings to a trained network: the one path that `vssm fit`, `vssm validate` and the demo take."""
 
-import logging
 import os
 import signal
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vssm.data.preprocess import Preprocess
-from vssm.tasks.classification import Classification, check_model_name, create_classifier
-from vssm.train.callbacks import AtomicCheckpointIO, SaveCheckpoints, WriteMetrics
-from vssm.train.checkpoint import TrainedModel, load_weights
+from vssm.tasks.classification import Classification, balanced_weights, check_model_name, create_classifier
+from vssm.train import tensorboard
+from vssm.train.callbacks import SaveCheckpoints, WriteMetrics
+from vssm.train.checkpoint import FORMAT, TrainedModel, check_unchanged, load_weights, read_checkpoint
 from vssm.train.data import Loaders, Splits, load_splits
 from vssm.train.environment import environment
+from vssm.train.freeze import freeze
+from vssm.train.mixing import Mixing
 from vssm.train.module import TrainingModule
 from vssm.train.run_dir import RunDir, is_first_process
 from vssm.train.settings import Settings
+from vssm.train.stopping import StopAtNonFinite, StopEarly
+from vssm.train.tensorboard import TensorBoard
+from vssm.train.trainer import create_trainer
 from vssm.train.unreadable import CountUnreadable
 
 
@@ -53,6 +59,8 @@ def build(
     chosen = settings.model
     check_model_name(chosen.name)
     create_trainer(settings)  # refuses a missing GPU or an unknown precision before anything is read
+    if settings.log == "csv+tensorboard":
+        tensorboard.require()
     splits = load_splits(settings.data, chosen.name, classes, split)
     L.seed_everything(settings.seed, verbose=False)
     model = create_classifier(
@@ -69,13 +77,19 @@ def build(
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _try(model, chosen.name, splits.preprocess)
     description = {
-        "format": 1,
+        "format": FORMAT,
+        "version": version("vssm"),
         "classes": list(splits.classes),
+        "images": splits.class_counts(),
         "preprocess": splits.preprocess.as_dict(),
         "settings": settings.as_dict(),
     }
-    task = Classification(model, len(splits.classes), settings.optim.label_smoothing)
-    module = TrainingModule(task, settings, description)
+    data, count = settings.data, len(splits.classes)
+    balanced = data.class_weights == "balanced" and splits.train is not None
+    weights_of_classes = balanced_weights(splits.class_counts()["train"]) if balanced else None
+    task = Classification(model, count, settings.optim.label_smoothing, weights_of_classes)
+    mixing = Mixing(data, count) if data.mixup > 0 or data.cutmix > 0 else None
+    module = TrainingModule(task, settings, description, freeze(model, chosen.freeze), mixing)
     return Experiment(settings, splits, module, Loaders(splits, settings.data, settings.seed))
 
 
@@ -97,18 +111,16 @@ def fit(
     """Trains into `run` and returns the metrics of the last validation (averaged weights where there are any).
 
     With `resume` it continues from `run.last` exactly: weights, averages, optimizer, schedule, order of images,
-    augmentation, stochastic depth. The network is left with the final weights. Raises KeyboardInterrupt on Ctrl-C and
-    on SIGTERM.
+    augmentation, mixing, stochastic depth; ValueError when images or model are no longer those of the run. The network
+    is left with the final weights. Raises KeyboardInterrupt on Ctrl-C and on SIGTERM, Diverged when the loss is no
+    number any more, OSError when a file cannot be written; `run.last` is then as it was after the last good step.
     """
     settings = experiment.settings
-    own: list[Callback] = [
-        CountUnreadable(run.unreadable),
-        WriteMetrics(run),
-        SaveCheckpoints(run, experiment.module.task.monitor, settings.save_every_n_steps),
-    ]
-    if settings.optim.ema_decay > 0:
-        own.insert(0, EMAWeightAveraging(decay=settings.optim.ema_decay))
-    trainer = create_trainer(settings, [*own, *callbacks])
+    if resume:
+        check_unchanged(read_checkpoint(run.last), experiment.module.description, experiment.model)
+    trainer = create_trainer(settings, [*_callbacks(experiment, run), *callbacks])
+    if settings.model.compile:
+        experiment.model.compile()
     try:
         trainer.fit(
             experiment.module,
@@ -120,7 +132,23 @@ def fit(
         # How Lightning leaves on Ctrl-C and SIGTERM, deaf to further Ctrl-C; what to say then is up to the caller.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from None
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"model.compile: torch.compile failed ({reason}); train without it") from error
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
+    settings, monitor = experiment.settings, experiment.module.task.monitor
+    board = TensorBoard(run.tensorboard) if settings.log == "csv+tensorboard" else None
+    found: list[Callback] = [CountUnreadable(run.unreadable), StopAtNonFinite()]
+    if settings.optim.ema_decay > 0:
+        # All weights in one call: EMAWeightAveraging of Lightning takes them one by one, ten times as slowly.
+        found.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(settings.optim.ema_decay)))
+    found.append(WriteMetrics(run, board))
+    if settings.early_stopping is not None:
+        found.append(StopEarly(monitor, settings.early_stopping))
+    return [*found, SaveCheckpoints(run, monitor, settings.save_every_n_steps)]
 
 
 def validate(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> dict[str, float]:
@@ -132,33 +160,6 @@ def validate(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> dict
     trainer = create_trainer(experiment.settings, [unreadable, *callbacks])
     (results,) = trainer.validate(experiment.module, datamodule=experiment.loaders, verbose=False)
     return {name: float(value) for name, value in results.items()} | {"val_unreadable": unreadable.counts["val"]}
-
-
-def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.Trainer:
-    """A Trainer that says nothing by itself, leaves the order of samples to us and replaces checkpoints atomically."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # True of Lightning's own samplers; ours start where the checkpoint says.
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-    # torchmetrics has gathered the values from all processes by then.
-    warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    has_bar = any(hasattr(callback, "enable") for callback in callbacks)
-    try:
-        return L.Trainer(
-            **vars(settings.trainer),
-            callbacks=list(callbacks),
-            plugins=[AtomicCheckpointIO()],
-            logger=False,
-            enable_checkpointing=any(isinstance(c, SaveCheckpoints) for c in callbacks),
-            enable_progress_bar=has_bar,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
-    except (MisconfigurationException, ModuleNotFoundError) as error:  # the latter for a TPU
-        raise ValueError(" ".join(str(error).split())) from error
 
 
 def start_run(settings: Settings) -> RunDir:
@@ -180,5 +181,5 @@ def start_run(settings: Settings) -> RunDir:
 def load_experiment(stored: TrainedModel, settings: Settings, split: str = "val") -> Experiment:
     """A checkpoint's network with its weights and classes, on the images of `settings` that `split` names."""
     experiment = build(settings, stored.classes, weights=False, split=split)
-    experiment.model.load_state_dict(stored.weights)
+    stored.load_into(experiment.model)
     return experiment

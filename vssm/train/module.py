@@ -1,15 +1,17 @@
 """The LightningModule: a task, its optimizer, and randomness that is a function of the step."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vssm.data.batches import Batch
 from vssm.data.sampling import seed_all
 from vssm.tasks.classification import Classification
+from vssm.train.mixing import Mixing
 from vssm.train.optim import create_optimizer, create_schedule
 from vssm.train.settings import Settings
 
@@ -18,26 +20,47 @@ class TrainingModule(L.LightningModule):
     """Trains a task.
 
     `description` (plain types) is put under "vssm" in every checkpoint: enough to rebuild model and preprocessing.
+    `frozen_norms` keep their statistics: they stay in evaluation mode. `mixing` blends the images of a batch.
     """
 
-    def __init__(self, task: Classification, settings: Settings, description: dict[str, Any]):
+    def __init__(
+        self,
+        task: Classification,
+        settings: Settings,
+        description: dict[str, Any],
+        frozen_norms: Sequence[nn.Module] = (),
+        mixing: Mixing | None = None,
+    ):
         super().__init__()
         self.task = task
         self.settings = settings
         self.description = description
+        self.frozen_norms = tuple(frozen_norms)
+        self.mixing = mixing
         self.latest_loss: Tensor | None = None
+        self.latest_logits: Tensor | None = None
+        self.train()  # Lightning keeps the modes that it finds
+
+    def train(self, mode: bool = True) -> "TrainingModule":
+        super().train(mode)
+        for norm in self.frozen_norms:
+            norm.eval()
+        return self
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Stochastic depth and dropout draw from generators seeded here, so a resumed step repeats the same draws.
+        # Mixing, stochastic depth and dropout draw from generators seeded here: a resumed step repeats the draws.
         key = (self.settings.seed, self.current_epoch, batch_idx, self.global_rank)
         seed_all(*key)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(hash(key) & 0xFFFF_FFFF)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, labels, _ = batch
-        loss = self.task.training_loss(self._laid_out(images), labels)
-        self.latest_loss = loss.detach()
+        images, targets, _ = batch
+        if self.mixing is not None:
+            images, targets = self.mixing(images, targets)
+        logits = self.task(self._laid_out(images))
+        loss = self.task.training_loss(logits, targets)
+        self.latest_loss, self.latest_logits = loss.detach(), logits.detach()
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

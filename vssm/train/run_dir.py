@@ -41,6 +41,10 @@ class RunDir:
         return self.path / UNREADABLE
 
     @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -173,12 +177,24 @@ def replacing(path: Path):
     """
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield new
-        with new.open("rb+") as file:
-            os.fsync(file.fileno())
-        new.replace(path)
+        with naming(path):
+            yield new
+            with new.open("rb+") as file:
+                os.fsync(file.fileno())
+            new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path):
+    """An OSError that does not know its file, as that of a full disk, gets this name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _refuse_file(path: Path) -> None:

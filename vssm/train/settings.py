@@ -17,7 +17,9 @@ class ModelSettings:
         pretrained: start from the authors' published weights
         init_from: start from this checkpoint (official .pth, .safetensors, or one of ours)
         head: what to do with the checkpoint's classifier: take it, or start a new one
+        freeze: parameters that do not train, by patterns over their names, for example "stem.* stages.0.*"
         drop_path: rate of stochastic depth; the model's own when not given
+        compile: train through torch.compile; needs a C++ compiler, and minutes at the start
         channels_last: keep images and convolution weights in channels-last memory
         args: more arguments of the model's builder, for example --model.args.img_size 256
     """
@@ -26,7 +28,9 @@ class ModelSettings:
     pretrained: bool = False
     init_from: str | None = None
     head: Literal["strict", "reset"] = "strict"
+    freeze: list[str] = field(default_factory=list)
     drop_path: float | None = None
+    compile: bool = False
     channels_last: bool = False
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -48,6 +52,11 @@ class DataSettings:
         color_jitter: strength of colour changes; unused with auto_augment
         auto_augment: timm's policy string, for example rand-m9-mstd0.5-inc1
         random_erasing: probability of erasing a rectangle
+        mixup: alpha of mixup's Beta distribution; 0 turns it off
+        cutmix: alpha of CutMix's Beta distribution; 0 turns it off
+        mixup_prob: probability that a batch is mixed
+        mixup_switch_prob: probability of CutMix where both are on
+        class_weights: balanced gives rare classes more weight in the loss
         interpolation: how images are resized; the model's own when not given
         crop_pct: share of the resized image that validation keeps; the model's own when not given
         split_seed: seed of the split when there is no val, and of the stratified 20 % test split of the digits
@@ -65,6 +74,11 @@ class DataSettings:
     color_jitter: float = 0.4
     auto_augment: str | None = None
     random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    class_weights: Literal["none", "balanced"] = "none"
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
     crop_pct: float | None = None
     split_seed: int = 0
@@ -119,6 +133,7 @@ class TrainerSettings:
         log_every_n_steps: write the training loss every n steps
         deterministic: refuse operations that are not reproducible
         benchmark: let cuDNN time its algorithms
+        args: any other argument of lightning.Trainer, for example --trainer.args.profiler simple
     """
 
     max_epochs: int = 300
@@ -136,6 +151,7 @@ class TrainerSettings:
     log_every_n_steps: int = 10
     deterministic: bool = False
     benchmark: bool | None = None
+    args: dict[str, Any] = field(default_factory=dict)
 
 
 # The numbers that make sense, in the usual notation: a round bracket excludes the end. What is None is left alone.
@@ -149,6 +165,10 @@ _RANGES = {
     "data.hflip": "[0, 1]",
     "data.color_jitter": "[0, inf)",
     "data.random_erasing": "[0, 1]",
+    "data.mixup": "[0, inf)",
+    "data.cutmix": "[0, inf)",
+    "data.mixup_prob": "[0, 1]",
+    "data.mixup_switch_prob": "[0, 1]",
     "data.crop_pct": "(0, 1]",
     "data.split_seed": "[0, 4294967296)",
     "optim.lr": "(0, inf)",
@@ -168,6 +188,7 @@ _RANGES = {
     "trainer.log_every_n_steps": "[1, inf)",
     "seed": "[0, 4294967296)",
     "save_every_n_steps": "[0, inf)",
+    "early_stopping": "[1, inf)",
 }
 
 
@@ -185,6 +206,8 @@ class Settings:
         out: run directory to create; runs/MODEL-DATA when not given
         seed: seed of weights, order and augmentation
         save_every_n_steps: also write last.ckpt every n steps inside an epoch; 0: at the end of each epoch only
+        early_stopping: stop after this many validations without a better top-1
+        log: where metrics go; tensorboard needs the package of that name
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -194,6 +217,8 @@ class Settings:
     out: str | None = None
     seed: int = 0
     save_every_n_steps: int = 0
+    early_stopping: int | None = None
+    log: Literal["csv", "csv+tensorboard"] = "csv"
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain types only: what config.yaml and a checkpoint hold."""
@@ -227,6 +252,8 @@ class Settings:
         built: dict[str, Any] = {}
         for name, value in plain.items():
             kind = sections.get(name)
+            if kind is not None and not isinstance(value, dict):
+                raise ValueError(f"the configuration has {name}: {value!r}; expected names and values")
             known = {f.name for f in fields(kind or cls)}
             unknown = sorted(set(value if kind else [name]) - known)
             if unknown:

@@ -1,0 +1,104 @@
+"""What is said before training starts, and while it goes on."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from tests.train.tiny import tiny_settings
+from vssm.analysis.complexity import complexity
+from vssm.cli.show import announce
+from vssm.train.fit import build, fit, start_run
+from vssm.train.plan import plan
+from vssm.train.progress import Clock, LiveProgress
+
+
+def test_plan():
+    settings = tiny_settings()
+    settings.trainer.limit_train_batches, settings.trainer.accumulate_grad_batches = None, 2
+    settings.model.freeze = ["stem.*"]
+    experiment = build(settings)
+    found = plan(experiment)
+    assert (found.batches_per_epoch, found.steps_per_epoch, found.steps) == (1437 // 16, 45, 135)
+    assert found.images_per_step == 32
+    counted = complexity(experiment.model, (1, 32, 32))
+    assert (found.multiply_adds, found.trainable) == (counted.macs, counted.params)
+    stem = sum(parameter.numel() for parameter in experiment.model.stem.parameters())
+    assert found.parameters == counted.params + stem
+    settings.trainer.max_steps = 50
+    assert plan(experiment).steps == 50
+
+
+def test_a_model_that_cannot_be_counted_is_said(monkeypatch):
+    def fail(model, size):
+        raise NotImplementedError("no count for operator x")
+
+    monkeypatch.setattr("vssm.train.plan.complexity", fail)
+    found = plan(build(tiny_settings()))
+    assert (found.multiply_adds, found.not_counted) == (None, "no count for operator x")
+
+
+def shown(settings):
+    console = Console(file=io.StringIO(), width=200)
+    announce(console, build(settings))
+    return console.file.getvalue()
+
+
+def test_announcement():
+    settings = tiny_settings()
+    settings.model.freeze, settings.data.class_weights = ["stem.*"], "balanced"
+    settings.trainer.accumulate_grad_batches = 4
+    text = shown(settings)
+    assert "M train, the others are frozen)" in text
+    assert "G multiply-adds" in text
+    assert "start     random weights, also where they are frozen" in text
+    assert "1437 to train, 360 to validate, 10 classes, 1x32x32" in text
+    assert "139 to 146 training images each; weights in the loss 0.98 to 1.03" in text
+    assert "3 epochs of 1 steps, 3 in all" in text
+    assert "16 images x 4 batches accumulated = 64 per step, 32-true on cpu" in text
+    assert "kernels" in text
+    assert [line.split() for line in text.splitlines() if line.startswith("8 ")] == [["8", "139", "35"]]
+
+
+def test_many_classes_are_summed_up(monkeypatch):
+    monkeypatch.setattr("vssm.cli.show.MANY_CLASSES", 5)
+    text = shown(tiny_settings())
+    assert "139 to 146 training images each, median 144.5; fewest 8, most 1" in text
+    assert "\n8 " not in text
+
+
+def test_time_left():
+    trainer = SimpleNamespace(
+        estimated_stepping_batches=100,
+        global_step=10,
+        check_val_every_n_epoch=2,
+        max_epochs=10,
+        current_epoch=1,
+        accumulate_grad_batches=3,
+    )
+    clock = Clock()
+    for seconds in (60.0, 2.0, 2.0):
+        clock.add(seconds)
+    assert clock.left(trainer) == "-:--:-- left"
+    clock.add(2.0)
+    assert clock.left(trainer) == "0:09:00 left"  # 90 steps of 3 batches; the first batch warmed up
+    clock.validation = 15.0
+    assert clock.left(trainer) == "0:10:00 left"  # 4 validations
+    for _ in range(500):
+        clock.add(1.0)
+    assert clock.left(trainer) == "0:05:30 left"
+
+
+@pytest.mark.parametrize(("width", "mixup"), [(140, 0.0), (80, 0.0), (80, 0.5)])
+def test_live_line(tmp_path, width, mixup):
+    settings = tiny_settings(out=str(tmp_path / "run"))
+    settings.trainer.max_epochs, settings.data.mixup = 1, mixup
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    fit(build(settings), start_run(settings), callbacks=[LiveProgress(console, per_second=1e9)])
+    text = console.file.getvalue()
+    assert "4/4 loss 2." in text
+    assert ("top-1" in text.split("epoch 1/1")[0]) == (mixup == 0)
+    assert all(word in text for word in ("lr 3.0e-03", "img/s", "waiting", "left", "validating, batch 3 of 3"))
+    assert ("━" in text) == (width == 140)
+    assert "epoch 1/1  train loss 2." in text

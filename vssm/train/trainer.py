@@ -1,0 +1,98 @@
+"""From settings to a lightning.Trainer."""
+
+import difflib
+import inspect
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from vssm.train.callbacks import AtomicCheckpointIO, SaveCheckpoints
+from vssm.train.settings import Settings, TrainerSettings
+
+# What a run directory and exact resumption depend on.
+_OURS = (
+    "callbacks",
+    "default_root_dir",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "fast_dev_run",
+    "logger",
+    "num_sanity_val_steps",
+    "plugins",
+    "use_distributed_sampler",
+)
+
+
+def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.Trainer:
+    """A Trainer that says nothing by itself, leaves the order of samples to us and replaces checkpoints atomically.
+
+    Raises ValueError for what Lightning refuses, a missing GPU among it, and for `trainer.args` that it does not have.
+    """
+    more = settings.trainer.args
+    _check_arguments(more)
+    _check_device(settings.trainer)
+    # A profiler tells what it found through this logger.
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO if "profiler" in more else logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # True of Lightning's own samplers; ours start where the checkpoint says.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    # torchmetrics has gathered the values from all processes by then.
+    warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen norms
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    has_bar = any(hasattr(callback, "enable") for callback in callbacks)
+    named = {name: value for name, value in vars(settings.trainer).items() if name != "args"}
+    try:
+        return L.Trainer(
+            **named,
+            **more,
+            callbacks=list(callbacks),
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            enable_checkpointing=any(isinstance(c, SaveCheckpoints) for c in callbacks),
+            enable_progress_bar=has_bar,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
+        raise ValueError(f"{_asked_for(settings.trainer)}: {' '.join(str(error).split())}") from error
+
+
+def _asked_for(chosen: TrainerSettings) -> str:
+    """What may have been refused, for the beginning of a message."""
+    usual = TrainerSettings()
+    unusual = {n: v for n, v in vars(chosen).items() if n != "args" and v != getattr(usual, n)} | chosen.args
+    listed = ", ".join(f"{name}={value}" for name, value in unusual.items())
+    return f"Lightning refuses these trainer settings ({listed})"
+
+
+def _check_device(chosen: TrainerSettings) -> None:
+    present = torch.accelerator.current_accelerator(check_available=True)
+    if chosen.accelerator not in ("auto", "cpu") and present is None:
+        raise ValueError(f"trainer.accelerator is {chosen.accelerator}, but torch finds none here; choose cpu or auto")
+    if chosen.precision in ("16-mixed", "16") and (chosen.accelerator == "cpu" or present is None):
+        # Lightning would take bf16-mixed in its place, with a warning.
+        raise ValueError("trainer.precision is 16-mixed, which needs a GPU; on the CPU choose bf16-mixed or 32-true")
+
+
+def _check_arguments(more: dict[str, Any]) -> None:
+    known = set(inspect.signature(L.Trainer).parameters)
+    settings = TrainerSettings.__dataclass_fields__.keys()
+    for name in more:
+        if name in settings:
+            raise ValueError(f"trainer.args.{name} is a setting of its own: trainer.{name}")
+        if name in _OURS:
+            raise ValueError(f"trainer.args.{name} cannot be changed: vssm chooses it")
+        if name not in known:
+            found = difflib.get_close_matches(name, known - set(_OURS), n=3, cutoff=0.5)
+            nearest = f"; nearest: {', '.join(found)}" if found else ""
+            raise ValueError(f"trainer.args.{name} is no argument of lightning.Trainer{nearest}")
