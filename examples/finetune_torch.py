@@ -26,7 +26,8 @@ def main() -> list[float]:
 
     images = ImageFolder(args.folder, published_preprocess(args.model).transform())
     loader = DataLoader(images, args.batch_size, shuffle=True)
-    model = vssm.create_model(args.model, num_classes=len(images.classes))
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model = vssm.create_model(args.model, num_classes=len(images.classes)).to(device)
     if args.weights:
         print(vssm.load_checkpoint(model, args.weights, head="reset"))  # all but the classifier
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.05)
@@ -34,7 +35,7 @@ def main() -> list[float]:
     for epoch in range(args.epochs):
         total = 0.0
         for x, labels in loader:
-            loss = F.cross_entropy(model(x), labels)
+            loss = F.cross_entropy(model(x.to(device)), labels.to(device))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()

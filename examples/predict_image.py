@@ -1,28 +1,23 @@
 """Load a model and name what is in one picture.
 
-python examples/predict_image.py                                       # random weights: shows the steps only
-python examples/predict_image.py --image photo.jpg --weights vssm1_tiny_0230s_ckpt_epoch_264.pth
+python examples/predict_image.py photo.jpg --weights vssm1_tiny_0230s_ckpt_epoch_264.pth
 """
 
 import argparse
-from pathlib import Path
 
-import sklearn.datasets
 import torch
 
 import vssm
 from vssm.data.preprocess import published_preprocess
 from vssm.tasks.classification import class_names
 
-FLOWER = Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg"
-
 
 @torch.inference_mode()
 def main() -> list[str]:
     parser = argparse.ArgumentParser()
+    parser.add_argument("image")
     parser.add_argument("--model", default="vmamba_tiny")
-    parser.add_argument("--image", default=FLOWER, help="a picture that comes with scikit-learn when not given")
-    parser.add_argument("--weights", help="a checkpoint of the authors, or one of ours")
+    parser.add_argument("--weights", help="a checkpoint of the authors; without one the answers are random")
     args = parser.parse_args()
 
     model = vssm.create_model(args.model).eval()

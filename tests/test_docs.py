@@ -5,6 +5,7 @@ namespace; a fence that goes on with `no-run: REASON` does not. Lines of a conso
 commands of `vssm`.
 """
 
+import ast
 import dataclasses
 import json
 import re
@@ -119,7 +120,7 @@ def test_readme_links_every_document():
 def rows(path, columns):
     """The cells of every table row of a document that begins with a name in backticks and has `columns` cells."""
     for line in path.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("| \n").split("|")]
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if line.startswith("| `") and len(cells) == columns:
             yield cells
 
@@ -134,6 +135,29 @@ def test_models_table_agrees_with_the_official_counts_and_the_catalogue():
     for name, (params, gmacs) in official.items():
         assert table[name][4:6] == [f"{params:,}", f"{gmacs:.3f}"], name
         assert float(table[name][6]) == CATALOG[name].top1, name
+
+
+def test_readme_table_is_that_of_the_models_rounded():
+    exact = {row[0].strip("`"): row for row in rows(ROOT / "docs/models.md", 7)}
+    table = {re.findall(r"`(\w+)`", row[0])[-1]: row for row in rows(ROOT / "README.md", 4) if "M" in row[1]}
+    nano = {name: table.pop(name) for name in ("vmamba_nano", "spatial_mamba_nano")}
+    assert set(table) == set(exact)
+    for name, (*_, params, macs, top1) in exact.items():
+        millions = int(params.replace(",", "")) / 1e6
+        assert table[name][1:] == [f"{millions:.1f} M", f"{float(macs):.2f} G", top1], name
+    for name, row in nano.items():
+        counted = vssm.complexity(vssm.create_model(name))
+        assert row[1:] == [f"{counted.params / 1e6:.2f} M", f"{counted.macs / 1e9:.3f} G, at 32", "-"], name
+
+
+def test_official_configurations_can_be_made():
+    table = [row for row in rows(ROOT / "docs/weights.md", 3) if re.match(r"`(vssm|vssmab|spatialmamba)/", row[0])]
+    assert len(table) == 37
+    for _, name, arguments in table:
+        call = ast.parse(f"f({arguments.strip('`')})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        with torch.device("meta"):
+            vssm.create_model(name.strip("`"), **{k.arg: ast.literal_eval(k.value) for k in call.keywords})
 
 
 @pytest.mark.full

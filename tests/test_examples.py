@@ -34,8 +34,9 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_predict_image(run, weights, capsys):
-    names = run("predict_image.py", "--model", "vmamba_nano", "--weights", weights)
+def test_predict_image(run, weights, tmp_path, capsys):
+    Image.new("RGB", (60, 40), (0, 90, 200)).save(tmp_path / "photo.jpg")
+    names = run("predict_image.py", tmp_path / "photo.jpg", "--model", "vmamba_nano", "--weights", weights)
     assert len(names) == 5 and names[0].startswith("cock")
     assert "tensors from" in capsys.readouterr().out
 
@@ -62,9 +63,42 @@ def test_finetune_torch(run, weights, tmp_path):
     assert len(losses) == 6 and losses[-1] < 0.5 * losses[0]
 
 
-def test_timm_training(run):
-    losses = run("timm_training.py", "--steps", 12, "--batch-size", 8)
-    assert len(losses) == 12 and all(0 < loss < 4 for loss in losses)
+# What timm's train.py does with a model, in short: it is not part of the installed timm.
+SCRIPT = """
+import sys, timm, torch
+from helper import steps
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+
+assert __name__ == "__main__" and sys.argv[1] == "--model"
+model = timm.create_model(sys.argv[2], num_classes=10, drop_path_rate=0.1)
+optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75)
+mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=10)
+criterion = SoftTargetCrossEntropy()
+ema = ModelEmaV3(model, decay=0.5)
+images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+for step in range(steps):
+    mixed, targets = mixup(images.clone(), labels)
+    loss = criterion(model(mixed), targets)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    ema.update(model, step)
+    print(loss.item())
+"""
+
+
+def test_timm_training(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "helper.py").write_text("steps = 3")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    run("timm_training.py", tmp_path / "train.py", "--model", "vmamba_nano")
+    losses = [float(line) for line in capsys.readouterr().out.split()]
+    assert len(losses) == 3 and all(0 < loss < 4 for loss in losses)
+    with pytest.raises(SystemExit, match="usage: python examples"):
+        run("timm_training.py", tmp_path / "nothing.py")
 
 
 @pytest.mark.parametrize("scan", ["cross", "bidirectional"])

@@ -1,5 +1,6 @@
 """The demo's picture: learning curves of the models, and the digits that they read wrongly."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from vssm.train.demo import DemoResult, ReadDigit
 
@@ -64,8 +66,11 @@ def draw(results: Sequence[DemoResult], target: float, path: Path) -> None:
         _draw_error(figure.add_subplot(top[1]), results, target)
         for row, (result, color) in enumerate(zip(results, COLORS, strict=False), start=1):
             _draw_hardest(figure, grid[row], result, color)
-        figure.savefig(path)
+        buffer = io.BytesIO()
+        figure.savefig(buffer)
         plt.close(figure)
+    # A palette of 256 colours is enough for it, and less than half of the bytes.
+    Image.open(buffer).convert("RGB").quantize(256).save(path, "PNG", optimize=True)
 
 
 def _curve(result: DemoResult, column: str) -> tuple[list[float], list[float]]:
