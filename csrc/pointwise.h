@@ -20,6 +20,7 @@ struct Tensor {
 
 struct LayerNormArgs {
     int64_t is_double, rows, channels;
+    int64_t centred;     // subtract the mean; else the root mean square alone is divided out
     double eps;
     const void* weight;  // (channels,) or null, compute type; bias likewise
     const void* bias;
@@ -56,6 +57,20 @@ struct DepthwiseArgs {
     Tensor y;       // forward: the result; backward: its gradient
     Tensor dx;      // backward only
     void* dweight;  // backward only; (9, channels)
+    void* dbias;    // backward only; (channels,) or null
+};
+
+// The causal convolution of sequences (batch, length, channels): tap `width` - 1 meets the step itself.
+struct CausalConvArgs {
+    int64_t is_double, batch, length, channels, width;
+    int64_t act;         // 1 silu, 3 none
+    int64_t reverse;     // walk from the end
+    const void* weight;  // (width, channels)
+    const void* bias;    // (channels,) or null
+    Tensor x;
+    Tensor y;       // forward: the result; backward: its gradient
+    Tensor dx;      // backward only
+    void* dweight;  // backward only; (width, channels)
     void* dbias;    // backward only; (channels,) or null
 };
 

@@ -1,4 +1,5 @@
-// Layer normalisation of rows, forward and backward, with a residual sum before it or a gate after it.
+// Layer normalisation of rows, forward and backward, with a residual sum before it or a gate after it; without
+// centring it is the division by the root mean square.
 //
 // A row is read from memory once and then worked on in the first-level cache: mean, variance about the mean, result.
 // The backward recomputes the statistics and sums the weight gradients in the same pass.
@@ -16,15 +17,18 @@ struct Statistics {
 
 // Four running sums hide the latency of an addition and keep each sum short.
 template <class T>
-VSSM_INLINE Statistics<T> statistics(const T* x, int64_t n, T eps) {
+VSSM_INLINE Statistics<T> statistics(const T* x, int64_t n, T eps, bool centred) {
     constexpr int step = lanes<T>;
-    Vec<T> s[4] = {};
     int64_t i = 0;
-    for (; i + 4 * step <= n; i += 4 * step)
-        for (int j = 0; j < 4; ++j) s[j] += load(x + i + j * step);
-    for (; i + step <= n; i += step) s[0] += load(x + i);
-    if (i < n) s[1] += load_first(x + i, static_cast<int>(n - i));
-    const T mean = sum<T>((s[0] + s[1]) + (s[2] + s[3])) / static_cast<T>(n);
+    T mean = 0;
+    if (centred) {
+        Vec<T> s[4] = {};
+        for (; i + 4 * step <= n; i += 4 * step)
+            for (int j = 0; j < 4; ++j) s[j] += load(x + i + j * step);
+        for (; i + step <= n; i += step) s[0] += load(x + i);
+        if (i < n) s[1] += load_first(x + i, static_cast<int>(n - i));
+        mean = sum<T>((s[0] + s[1]) + (s[2] + s[3])) / static_cast<T>(n);
+    }
 
     Vec<T> q[4] = {};
     const Vec<T> centre = set1(mean);
@@ -69,7 +73,7 @@ int32_t forward(const LayerNormArgs& a) {
                 finish_row(a.total, row, n, total);
                 x = read_row(a.total, row, n, buffer[2]);  // normalise the sum as it was rounded
             }
-            const Statistics<T> s = statistics(x, n, static_cast<T>(a.eps));
+            const Statistics<T> s = statistics(x, n, static_cast<T>(a.eps), a.centred);
             const Vec<T> mean = set1(s.mean), rstd = set1(s.rstd);
             T* y = begin_row(a.y, row, n, buffer[3]);
             if (a.gate.data) {
@@ -118,7 +122,7 @@ int32_t backward(const LayerNormArgs& a) {
         for (int64_t row = task * block; row < smaller(a.rows, (task + 1) * block); ++row) {
             const T* x = read_row(a.x, row, n, buffer[0]);
             const T* gy = read_row(a.y, row, n, buffer[1]);
-            const Statistics<T> s = statistics(x, n, static_cast<T>(a.eps));
+            const Statistics<T> s = statistics(x, n, static_cast<T>(a.eps), a.centred);
             const Vec<T> mean = set1(s.mean), rstd = set1(s.rstd);
             T* g = buffer[2];  // gradient of the normalised row, after the weight
             Vec<T> sum_g{}, sum_gx{};
@@ -144,7 +148,7 @@ int32_t backward(const LayerNormArgs& a) {
                 sum_gx = fma(d, normed, sum_gx);
             });
             if (gate) finish_row(a.dgate, row, n, dgate);
-            const Vec<T> mean_g = set1(sum<T>(sum_g) / static_cast<T>(n));
+            const Vec<T> mean_g = set1(a.centred ? sum<T>(sum_g) / static_cast<T>(n) : T(0));
             const Vec<T> mean_gx = set1(sum<T>(sum_gx) / static_cast<T>(n));
             const T* added = a.gtotal.data ? read_row(a.gtotal, row, n, buffer[5]) : nullptr;
             T* dx = begin_row(a.dx, row, n, buffer[1]);

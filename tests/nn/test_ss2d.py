@@ -121,7 +121,7 @@ def test_gates_and_activations_do_what_they_say():
         mixer = SS2D(8, act=act, conv=False)
         mixer.load_state_dict({k: v for k, v in state.items() if not k.startswith("conv.")})
         seen = []
-        mixer._scan = lambda u, seen=seen: seen.append(u) or u
+        mixer.scan = lambda u, seen=seen: seen.append(u) or u
         mixer(x)
         torch.testing.assert_close(seen[0].permute(0, 2, 3, 1), function(mixer.in_proj(x)))
 

@@ -217,7 +217,7 @@ def test_another_family(tmp_path, name, other):
 
 def test_another_architecture(tmp_path):
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "file.pth")
-    with pytest.raises(CheckpointError, match="neither VMamba nor Spatial-Mamba"):
+    with pytest.raises(CheckpointError, match="no VMamba, Spatial-Mamba or Vim weights"):
         load_checkpoint(_nano("vmamba_nano"), tmp_path / "file.pth")
 
 
@@ -298,7 +298,7 @@ def test_convert(tmp_path, name):
 
 def test_convert_refuses(tmp_path):
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "file.pth")
-    with pytest.raises(CheckpointError, match="neither VMamba nor Spatial-Mamba"):
+    with pytest.raises(CheckpointError, match="no VMamba, Spatial-Mamba or Vim weights"):
         vssm.convert(tmp_path / "file.pth", tmp_path / "out.safetensors")
     with pytest.raises(CheckpointError, match=r"ends in .safetensors"):
         vssm.convert(tmp_path / "file.pth", tmp_path / "out.pth")

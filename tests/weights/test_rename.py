@@ -5,7 +5,7 @@ import torch
 
 import vssm
 from tests.goldens import official_keys, official_state
-from vssm.weights.rename import OURS, SPATIAL_MAMBA, VMAMBA, family_of, to_official, to_ours
+from vssm.weights.rename import OURS, SPATIAL_MAMBA, VIM, VMAMBA, family_of, to_official, to_ours
 
 NAMES = list(official_keys())
 
@@ -31,7 +31,7 @@ def _shapes(state):
 def test_every_published_list(name):
     official = _empty(official_keys()[name])
     family = family_of(official)
-    assert family == (SPATIAL_MAMBA if "spatial" in name else VMAMBA)
+    assert family == (VIM if "vim" in name else SPATIAL_MAMBA if "spatial" in name else VMAMBA)
     ours = to_ours(official, family)
     assert _shapes(ours) == _shapes(_model(name).state_dict())
     assert family_of(ours) == OURS

@@ -7,6 +7,7 @@ The convention is fvcore's with the papers' own handler for the scan. One multip
     linear       every matrix product, projections of the SSM included
     scan         9 B L K E N + B L K E for VMamba's; 7 B L K E N when only the states are computed (Spatial-Mamba's)
     layer_norm   5 per element with weight and bias, 4 without
+    rms_norm     4 per element with weight
     batch_norm   5 per element, as the authors measured (in training flags); 2 with batch_norm="eval"
     pool         1 per input element of an average over a map
     upsample     1 per output element (nearest), 4 (bilinear)
@@ -30,6 +31,7 @@ import vssm.ops
 
 aten = torch.ops.aten
 
+RMS_NORM = 4
 BATCH_NORM = {"train": 5, "eval": 2}
 
 
@@ -288,6 +290,16 @@ def _(args, kwargs, out):
 @_rule(torch.ops.vssm.add_layer_norm)
 def _(args, kwargs, out):
     return _layer_norm(args[0], args[2])
+
+
+@_rule(torch.ops.vssm.rms_norm)
+def _(args, kwargs, out):
+    return {"rms_norm": RMS_NORM * args[0].numel()}
+
+
+@_rule(torch.ops.vssm.causal_conv1d)
+def _(args, kwargs, out):
+    return {"conv": args[0].numel() * args[1].shape[1]}
 
 
 @_rule(torch.ops.vssm.bottleneck)

@@ -1,9 +1,11 @@
 """The model families. Importing this package registers their names with timm."""
 
 from vssm.models import spatial_mamba as _spatial_mamba
+from vssm.models import vim as _vim
 from vssm.models import vmamba as _vmamba
 from vssm.models.hierarchy import Hierarchy
 from vssm.models.spatial_mamba import SpatialMamba, SpatialMambaConfig
+from vssm.models.vim import Vim, VimConfig
 from vssm.models.vmamba import VMamba, VMambaConfig
 
 __all__ = [
@@ -13,10 +15,12 @@ __all__ = [
     "SpatialMambaConfig",
     "VMamba",
     "VMambaConfig",
+    "Vim",
+    "VimConfig",
     "list_models",
 ]
 
-NAMES = (*_vmamba.VARIANTS, *_vmamba.SHORT_NAMES, *_spatial_mamba.VARIANTS)
+NAMES = (*_vmamba.VARIANTS, *_vmamba.SHORT_NAMES, *_spatial_mamba.VARIANTS, *_vim.VARIANTS)
 
 
 def list_models() -> list[str]:

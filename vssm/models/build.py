@@ -9,12 +9,11 @@ import timm
 from timm.models._builder import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
-from vssm.models.hierarchy import Hierarchy
 from vssm.weights.catalog import no_weights_error
 from vssm.weights.download import download
 from vssm.weights.read import read_checkpoint
 
-ModelT = TypeVar("ModelT", bound=Hierarchy)
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def create(
@@ -22,12 +21,15 @@ def create(
     cfg: Any,
     name: str,
     pretrained: bool,
+    default_features: tuple[int, ...],
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | Path | None = None,
     **kwargs: Any,
 ) -> ModelT:
     """Build `name`: keywords that are fields of `cfg` override it, the others go to timm and to the model.
+
+    `default_features` are the maps that `features_only` gives when it is not told which.
 
     With pretrained=True the weights come from the published file of the variant (see `vssm.weights.catalog`), or
     from what `pretrained_cfg_overlay` names.
@@ -48,7 +50,7 @@ def create(
         cache_dir=cache_dir,
         model_cfg=cfg,
         feature_cfg={
-            "out_indices": tuple(range(len(cfg.dims))),
+            "out_indices": default_features,
             "feature_cls": "getter",
             "flatten_sequential": True,
         },

@@ -167,7 +167,8 @@ default_cfgs = generate_default_cfgs(_cfgs)
 
 def _spatial_mamba(name: str, pretrained: bool, **kwargs) -> SpatialMamba:
     cfg = SpatialMambaConfig(**VARIANTS[name])
-    return create(SpatialMamba, cfg, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+    stages = tuple(range(len(kwargs.get("dims", cfg.dims))))
+    return create(SpatialMamba, cfg, name, pretrained, stages, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
 
 
 @register_model

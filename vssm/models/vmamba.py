@@ -25,7 +25,17 @@ from torch import Tensor, nn
 
 from vssm.models.build import create
 from vssm.models.hierarchy import Hierarchy, build_stages
-from vssm.nn import SS2D, ConvDownsample, ConvStem, LayerNorm, Mlp, PatchMerging, PatchStem, PositionEmbedding
+from vssm.nn import (
+    SS2D,
+    ConvDownsample,
+    ConvStem,
+    LayerNorm,
+    Mlp,
+    PatchMerging,
+    PatchStem,
+    PositionEmbedding,
+    StateFusion,
+)
 from vssm.nn.choices import check_choice
 from vssm.nn.watch import is_watched
 from vssm.ops import Route
@@ -100,6 +110,7 @@ VARIANTS: dict[str, dict] = {
     "vanilla_vmamba_tiny": {**VANILLA, "depths": (2, 2, 9, 2)},
     "vanilla_vmamba_small": {**VANILLA, "depths": (2, 2, 27, 2), "drop_path_rate": 0.3},
     "vanilla_vmamba_base": {**VANILLA, "dims": BASE_DIMS, "depths": (2, 2, 27, 2), "drop_path_rate": 0.6},
+    "vmamba_tiny_sasf": {"state_fn": StateFusion},
     "vmamba_nano": NANO,
 }
 SHORT_NAMES = {
@@ -210,7 +221,8 @@ default_cfgs = generate_default_cfgs(_cfgs)
 
 def _vmamba(name: str, pretrained: bool, **kwargs) -> VMamba:
     cfg = VMambaConfig(**VARIANTS[SHORT_NAMES.get(name, name)])
-    return create(VMamba, cfg, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+    stages = tuple(range(len(kwargs.get("dims", cfg.dims))))
+    return create(VMamba, cfg, name, pretrained, stages, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
 
 
 @register_model
@@ -256,6 +268,11 @@ def vanilla_vmamba_small(pretrained: bool = False, **kwargs) -> VMamba:
 @register_model
 def vanilla_vmamba_base(pretrained: bool = False, **kwargs) -> VMamba:
     return _vmamba("vanilla_vmamba_base", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_tiny_sasf(pretrained: bool = False, **kwargs) -> VMamba:
+    return _vmamba("vmamba_tiny_sasf", pretrained, **kwargs)
 
 
 @register_model

@@ -1,16 +1,18 @@
 """Modules shared by the model families. Activations are NHWC: (B, H, W, C)."""
 
+from vssm.nn.bimamba import BidirectionalMamba
 from vssm.nn.conv import Conv2d, DepthwiseConv3x3
 from vssm.nn.downsample import BottleneckDownsample, ConvDownsample, PatchMerging
 from vssm.nn.init import init_linear, init_ssm
 from vssm.nn.mlp import Mlp
-from vssm.nn.norm import LayerNorm
+from vssm.nn.norm import LayerNorm, RMSNorm
 from vssm.nn.ss2d import SS2D
 from vssm.nn.state_fusion import StateFusion
 from vssm.nn.stem import ConvStem, PatchStem, PositionEmbedding, ResidualStem
 
 __all__ = [
     "SS2D",
+    "BidirectionalMamba",
     "BottleneckDownsample",
     "Conv2d",
     "ConvDownsample",
@@ -21,6 +23,7 @@ __all__ = [
     "PatchMerging",
     "PatchStem",
     "PositionEmbedding",
+    "RMSNorm",
     "ResidualStem",
     "StateFusion",
     "init_linear",

@@ -1,10 +1,11 @@
 """Normalisation over the channels of NHWC maps, and of the batch."""
 
+import torch
 import torch.nn.functional as F
 from timm.models._features_fx import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.ops import batch_norm, batch_norm_linear, layer_norm
+from vssm.ops import batch_norm, batch_norm_linear, layer_norm, rms_norm
 
 
 class LayerNorm(nn.LayerNorm):
@@ -21,6 +22,27 @@ class LayerNorm(nn.LayerNorm):
 
 
 register_notrace_module(LayerNorm)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation over the last dim, `vssm.ops.rms_norm`.
+
+    x (..., dim) -> (..., dim) in the dtype of the weight: a residual stream may be wider than the model.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps).to(self.weight.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+register_notrace_module(RMSNorm)
 
 
 def batch_norm_act(norm: nn.BatchNorm2d, x: Tensor, act: str = "none", residual: Tensor | None = None) -> Tensor:

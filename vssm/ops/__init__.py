@@ -6,12 +6,14 @@
 from vssm.ops.batch_norm import batch_norm, batch_norm_linear
 from vssm.ops.bias_act import bias_act
 from vssm.ops.bottleneck import bottleneck
+from vssm.ops.causal_conv1d import causal_conv1d
 from vssm.ops.conv2d import conv2d
 from vssm.ops.depthwise import depthwise_conv3x3
 from vssm.ops.dispatch import PathUnavailable, SlowPathWarning, explain, use
 from vssm.ops.layer_norm import add_layer_norm, layer_norm
 from vssm.ops.linear import linear
 from vssm.ops.mlp import mlp
+from vssm.ops.rms_norm import rms_norm
 from vssm.ops.routes import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route
 from vssm.ops.scan_fusion import ss2d_fusion
 from vssm.ops.selective_scan import selective_scan, selective_scan_states
@@ -31,6 +33,7 @@ __all__ = [
     "batch_norm_linear",
     "bias_act",
     "bottleneck",
+    "causal_conv1d",
     "conv2d",
     "depthwise_conv3x3",
     "explain",
@@ -38,6 +41,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "mlp",
+    "rms_norm",
     "selective_scan",
     "selective_scan_states",
     "ss2d",

@@ -30,6 +30,10 @@ def _vmamba(release: str, file: str, top1: float) -> Weights:
     return Weights(VMAMBA_PAGE, f"{VMAMBA_FILES}/%23{release}/{file}", top1, "mit", "arXiv:2401.10166")
 
 
+def _vim(size: str, top1: float) -> Weights:
+    return Weights(f"https://huggingface.co/hustvl/Vim-{size}-midclstok", "", top1, "apache-2.0", "arXiv:2401.09417")
+
+
 def _spatial_mamba(top1: float) -> Weights:
     return Weights(SPATIAL_MAMBA_PAGE, "", top1, "apache-2.0", "arXiv:2410.15091")
 
@@ -47,6 +51,9 @@ CATALOG: dict[str, Weights] = {
     "spatial_mamba_tiny": _spatial_mamba(83.5),
     "spatial_mamba_small": _spatial_mamba(84.6),
     "spatial_mamba_base": _spatial_mamba(85.3),
+    "vim_tiny": _vim("tiny", 76.1),
+    "vim_small": _vim("small", 80.5),
+    "vim_base": _vim("base", 81.9),
 }
 
 

@@ -29,9 +29,7 @@ def convert(src: str | Path, dst: str | Path, ema: bool = False) -> LoadReport:
     checkpoint = read_checkpoint(src, ema)
     tensors, foreign, family = to_our_names(checkpoint.tensors)
     if family is None:
-        raise CheckpointError(
-            f"{src} holds neither VMamba nor Spatial-Mamba weights; it has {next(iter(tensors))}, ..."
-        )
+        raise CheckpointError(f"{src} holds no VMamba, Spatial-Mamba or Vim weights; it has {next(iter(tensors))}, ...")
     handle, temporary = tempfile.mkstemp(dir=dst.parent, prefix=dst.name, suffix=".part")
     os.close(handle)
     try:

@@ -1,21 +1,22 @@
 """Putting a checkpoint into a model: every name accounted for before anything is copied."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vssm.weights.position import resize_map, resize_positions, square_grid
 from vssm.weights.read import MAX_BYTES, CheckpointError, read_checkpoint, take_state_dict
-from vssm.weights.rename import OURS, SPATIAL_MAMBA, VMAMBA, family_of, to_ours
+from vssm.weights.rename import OURS, SPATIAL_MAMBA, VIM, VMAMBA, family_of, to_ours
 
 SHOWN = 8
 
 _HEAD = "head.fc."
-_POS_EMBED = "pos_embed.weight"
+_POSITIONS = ("pos_embed.weight", "pos_embed")  # a map; the tokens of Vim
 # How the weights of a network begin, whatever wraps it.
 _ANCHOR = re.compile(r"(.*?)(stem\.conv1\.|stages[._]\d+\.|patch_embed\.|layers\.\d+\.(blocks|downsample)\.)")
 
@@ -27,6 +28,7 @@ class LoadReport:
     loaded: tensors copied. entry: where the file kept them ("model", "model_ema", "state_dict" or "").
     unused: names of the file (ours, for a network's weights) that the model has no place for.
     initialised: names of the model that the file has nothing for and that keep their initial values.
+    resized: what became of a position embedding for another image size, or "".
     """
 
     path: Path
@@ -35,6 +37,7 @@ class LoadReport:
     loaded: int
     unused: tuple[str, ...] = ()
     initialised: tuple[str, ...] = ()
+    resized: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.loaded} tensors from {self.path}" + (f" ({self.entry})" if self.entry else "")]
@@ -42,6 +45,8 @@ class LoadReport:
             lines.append(f"not used, {len(self.unused)}: {_some(self.unused)}")
         if self.initialised:
             lines.append(f"left at their initial values, {len(self.initialised)}: {_some(self.initialised)}")
+        if self.resized:
+            lines.append(self.resized)
         return "\n".join(lines)
 
 
@@ -51,7 +56,7 @@ def load_checkpoint(
     """Load official or own weights into a model of this package, or into timm's feature wrapper around one.
 
     Args:
-        model: a VMamba or Spatial-Mamba model, or the result of `features_only=True`.
+        model: a VMamba, Spatial-Mamba or Vim model, or the result of `features_only=True`.
         path: .pth or .safetensors: the authors' classification files, mmdet / mmseg files (their "backbone." part),
             plain state dicts, our own files. See `vssm.weights.read.read_checkpoint`.
         head: "strict", or "reset": leave the file's classifier out and keep the model's own, for other classes.
@@ -87,24 +92,25 @@ def load_checkpoint(
     initialised = [name for name in absent if _may_be_absent(name, source, head)]
     missing = [name for name in absent if name not in set(initialised)]
 
-    if _POS_EMBED in source and _POS_EMBED in target:
-        source[_POS_EMBED] = _resized(source[_POS_EMBED], target[_POS_EMBED][1])
+    resized = _resize_positions(source, {name: tensor for name, (_, tensor) in target.items()}, model)
     found = {name: source[name] for name in target if name in source}
     misshaped = {n: (t, target[n][1]) for n, t in found.items() if t.shape != target[n][1].shape}
     if missing or unexpected or misshaped:
         raise CheckpointError(_mismatch(checkpoint.path, missing, unexpected, misshaped))
 
     model.load_state_dict({target[name][0]: tensor for name, tensor in found.items()}, strict=False)
-    return LoadReport(checkpoint.path, family or "", checkpoint.entry, len(found), tuple(unused), tuple(initialised))
+    return LoadReport(
+        checkpoint.path, family or "", checkpoint.entry, len(found), tuple(unused), tuple(initialised), resized
+    )
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """timm's hook: a file's content, in any form `load_checkpoint` reads, under our names."""
     tensors, _ = take_state_dict(state_dict, ema=False, origin="the checkpoint")
     source, _, _ = to_our_names(tensors)
-    target = model.state_dict()
-    if _POS_EMBED in source and _POS_EMBED in target:
-        source[_POS_EMBED] = _resized(source[_POS_EMBED], target[_POS_EMBED])
+    resized = _resize_positions(source, model.state_dict(), model)
+    if resized:
+        warnings.warn(f"vssm: {resized}", stacklevel=2)
     return source
 
 
@@ -141,12 +147,13 @@ def _target(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
 
 
 def _check_family(path: Path, family: str | None, target: Mapping[str, object], source: Mapping[str, object]) -> None:
-    expected = SPATIAL_MAMBA if any(".cpe1." in name for name in target) else VMAMBA
+    expected = VIM if any(".forward_branch." in name for name in target) else VMAMBA
+    expected = SPATIAL_MAMBA if any(".cpe1." in name for name in target) else expected
     if family is None and family_of(target) == OURS:
         raise CheckpointError(
-            f"{path} holds neither VMamba nor Spatial-Mamba weights; its names begin with {_some(list(source))}"
+            f"{path} holds no VMamba, Spatial-Mamba or Vim weights; its names begin with {_some(list(source))}"
         )
-    if family in (VMAMBA, SPATIAL_MAMBA) and family != expected:
+    if family in (VMAMBA, SPATIAL_MAMBA, VIM) and family != expected:
         raise CheckpointError(f"{path} holds {family} weights, the model is a {expected}")
 
 
@@ -160,7 +167,7 @@ def _is_beyond(name: str, target: Mapping[str, object]) -> bool:
         return True
     if name.startswith("norm."):
         return "norm.weight" not in target
-    stage = re.match(r"stages\.(\d+)\.", name)
+    stage = re.match(r"(stages|blocks)\.(\d+)\.", name)
     return stage is not None and not any(n.startswith(stage[0]) for n in target)
 
 
@@ -170,11 +177,26 @@ def _may_be_absent(name: str, source: Mapping[str, object], head: str) -> bool:
     return head == "reset" and name.startswith(_HEAD)
 
 
-def _resized(source: Tensor, target: Tensor) -> Tensor:
-    """A position embedding (1, C, H, W) on the model's grid."""
-    if source.dim() != 4 or source.shape[2:] == target.shape[2:]:
-        return source
-    return F.interpolate(source.float(), size=list(target.shape[2:]), mode="bicubic", align_corners=False)
+def _resize_positions(source: dict[str, Tensor], target: Mapping[str, Tensor], model: nn.Module) -> str:
+    """Puts a position embedding of `source` on the model's grid, and says so; "" when there was nothing to do."""
+    for name in _POSITIONS:
+        if name not in source or name not in target or source[name].shape == target[name].shape:
+            continue
+        have, want = source[name], target[name]
+        if have.dim() == want.dim() == 4:
+            old, new = (have.shape[2], have.shape[3]), (want.shape[2], want.shape[3])
+            source[name] = resize_map(have, *new)
+        else:
+            class_token = "cls_token" in source
+            side = square_grid(have, class_token) if have.dim() == 3 else None
+            grids = (vars(module).get("grid") for module in model.modules())
+            new = next((grid for grid in grids if grid is not None), None)
+            if side is None or new is None:
+                continue
+            old = side, side
+            source[name] = resize_positions(have, *old, *new)
+        return f"position embedding resized from {old[0]}x{old[1]} to {new[0]}x{new[1]}"
+    return ""
 
 
 def _mismatch(path: Path, missing: list, unexpected: list, misshaped: dict[str, tuple[Tensor, Tensor]]) -> str:

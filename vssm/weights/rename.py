@@ -6,6 +6,7 @@
                     patch_embed.proj, head), single-file models (x_proj.weight, dt_projs.weight, Sequential merging),
                     linear weights kept as 1x1 convolutions
     Spatial-Mamba   classification models and backbones
+    Vim             classification models
 
 A downsampling ends a stage in the official models and begins the next one in ours.
 """
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-VMAMBA, SPATIAL_MAMBA, OURS = "VMamba", "Spatial-Mamba", "vssm"
+VMAMBA, SPATIAL_MAMBA, VIM, OURS = "VMamba", "Spatial-Mamba", "Vim", "vssm"
 
 # Pairs (official, ours) of dotted prefixes; the first that fits a name wins, in either direction.
 Pairs = list[tuple[str, str]]
@@ -48,6 +49,10 @@ _ROOT: dict[str, Pairs] = {
         ("patch_embed.conv3.1.norm", "stem.norm5"),
         ("head", "head.fc"),
     ],
+    VIM: [
+        ("norm_f", "norm"),
+        ("head", "head.fc"),
+    ],
 }
 
 
@@ -76,6 +81,22 @@ _BLOCK: dict[str, Pairs] = {
     VMAMBA: [("norm", "norm1"), ("ln_1", "norm1"), *_mixer("op"), *_mixer("self_attention")],
     SPATIAL_MAMBA: [("ln_1", "norm1"), ("ln_2", "norm2"), *_mixer("self_attention")],
 }
+
+
+def _branch(suffix: str, a_log: str, ours: str) -> Pairs:
+    """One direction of Vim's mixer."""
+    return [
+        (f"mixer.{a_log}", f"mixer.{ours}.A_log"),
+        (f"mixer.D{suffix}", f"mixer.{ours}.D"),
+        (f"mixer.conv1d{suffix}", f"mixer.{ours}.conv"),
+        (f"mixer.x_proj{suffix}.weight", f"mixer.{ours}.x_proj_weight"),
+        (f"mixer.dt_proj{suffix}.weight", f"mixer.{ours}.dt_proj_weight"),
+        (f"mixer.dt_proj{suffix}.bias", f"mixer.{ours}.dt_proj_bias"),
+    ]
+
+
+_VIM_LAYER: Pairs = [*_branch("", "A_log", "forward_branch"), *_branch("_b", "A_b_log", "backward_branch")]
+
 _DOWNSAMPLE: dict[str, Pairs] = {
     VMAMBA: [("1", "conv"), ("3", "norm")],
     SPATIAL_MAMBA: [
@@ -92,10 +113,12 @@ _LINEAR = re.compile(r"(.+\.)?(in_proj|out_proj|fc1|fc2|proj|fc)\.weight")
 
 
 def family_of(names: Iterable[str]) -> str | None:
-    """Whose names these are: VMAMBA, SPATIAL_MAMBA, OURS, or None when no family's."""
+    """Whose names these are: VMAMBA, SPATIAL_MAMBA, VIM, OURS, or None when no family's."""
     names = list(names)
-    if any(re.match(r"stem\.conv1\.|stages\.\d+\.blocks\.\d+\.", name) for name in names):
+    if any(re.match(r"stem\.conv1\.|stages\.\d+\.blocks\.\d+\.|blocks\.\d+\.mixer\.", name) for name in names):
         return OURS
+    if any(re.match(r"layers\.\d+\.mixer\.", name) for name in names):
+        return VIM
     if any(re.match(r"layers\.\d+\.blocks\.\d+\.cpe1\.", name) for name in names):
         return SPATIAL_MAMBA
     if any(re.match(r"layers\.\d+\.blocks\.\d+\.(op|self_attention)\.", name) for name in names):
@@ -134,6 +157,8 @@ def _inverse(pairs: Pairs) -> Iterable[tuple[str, str]]:
 def _our_name(name: str, family: str, state: Mapping[str, Tensor]) -> str:
     if match := re.fullmatch(r"layers\.(\d+)\.blocks\.(\d+)\.(.+)", name):
         return f"stages.{match[1]}.blocks.{match[2]}." + _swap(match[3], _BLOCK[family])
+    if family == VIM and (match := re.fullmatch(r"layers\.(\d+)\.(.+)", name)):
+        return f"blocks.{match[1]}." + _swap(match[2], _VIM_LAYER)
     if match := re.fullmatch(r"layers\.(\d+)\.downsample\.(.+)", name):
         at = f"layers.{match[1]}.downsample."
         merging = f"{at}reduction.weight" in state or f"{at}2.weight" in state
@@ -146,6 +171,8 @@ def _our_name(name: str, family: str, state: Mapping[str, Tensor]) -> str:
 def _official_name(name: str, family: str, state: Mapping[str, Tensor]) -> str:
     if match := re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.(.+)", name):
         return f"layers.{match[1]}.blocks.{match[2]}." + _swap(match[3], _inverse(_BLOCK[family]))
+    if family == VIM and (match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name)):
+        return f"layers.{match[1]}." + _swap(match[2], _inverse(_VIM_LAYER))
     if match := re.fullmatch(r"stages\.(\d+)\.downsample\.(.+)", name):
         merging = f"stages.{match[1]}.downsample.proj.weight" in state
         pairs = _MERGING if merging else _DOWNSAMPLE[family]
@@ -163,16 +190,16 @@ def _as_linear(name: str, tensor: Tensor) -> Tensor:
 
 
 def _our_shape(name: str, tensor: Tensor, family: str) -> Tensor:
-    """Shapes of the K routes: 4 in VMamba, where single-file models flatten them, 1 in Spatial-Mamba."""
+    """Shapes of the K routes: 4 in VMamba, where single-file models flatten them, 1 in the others."""
     leaf = name.rpartition(".")[2]
     if leaf in ("x_proj_weight", "dt_proj_weight") and tensor.dim() == 2:
-        return tensor.unsqueeze(0) if family == SPATIAL_MAMBA else tensor.unflatten(0, (4, -1))
+        return tensor.unflatten(0, (4, -1)) if family == VMAMBA else tensor.unsqueeze(0)
     if leaf == "dt_proj_bias" and tensor.dim() == 1:
-        return tensor.unsqueeze(0) if family == SPATIAL_MAMBA else tensor.unflatten(0, (4, -1))
+        return tensor.unflatten(0, (4, -1)) if family == VMAMBA else tensor.unsqueeze(0)
     return _as_linear(name, tensor)
 
 
 def _official_shape(name: str, tensor: Tensor, family: str) -> Tensor:
-    if family == SPATIAL_MAMBA and name.rpartition(".")[2] in ("x_proj_weight", "dt_proj_weight", "dt_proj_bias"):
+    if family != VMAMBA and name.rpartition(".")[2] in ("x_proj_weight", "dt_proj_weight", "dt_proj_bias"):
         return tensor.squeeze(0)
     return tensor

@@ -8,18 +8,20 @@ from torch import Tensor
 from vssm.ops import native
 from vssm.ops.pointwise import ABSENT, address, compute_dtype, dense, result_dtype, typed
 
-# struct LayerNormArgs: is_double, rows, channels, eps, weight, bias, then (data, type) of x, branch, gate, total, y,
-# gtotal, dx, dgate, then dweight, dbias.
-_ARGUMENTS = struct.Struct("3qd2q16q2q")
+# struct LayerNormArgs: is_double, rows, channels, centred, eps, weight, bias, then (data, type) of x, branch, gate,
+# total, y, gtotal, dx, dgate, then dweight, dbias.
+_ARGUMENTS = struct.Struct("4qd2q16q2q")
 
 
-def _sizes(x: Tensor, dtype: torch.dtype) -> tuple[int, int, int]:
+def _sizes(x: Tensor, dtype: torch.dtype, centred: bool) -> tuple[int, int, int, bool]:
     channels = x.shape[-1]
-    return dtype is torch.float64, x.numel() // channels, channels
+    return dtype is torch.float64, x.numel() // channels, channels, centred
 
 
-def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, gate: Tensor | None, eps: float) -> Tensor:
-    """See the public function."""
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, gate: Tensor | None, eps: float, centred: bool = True
+) -> Tensor:
+    """See the public function; not `centred` it is `rms_norm`."""
     dtype = compute_dtype(x, weight, bias, gate)
     x = x.contiguous()
     gate = None if gate is None else gate.contiguous()
@@ -27,7 +29,7 @@ def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, gate: Tensor 
     y = torch.empty_like(x, dtype=result_dtype(x, weight, bias, gate))
     # fmt: off
     native.call("layer_norm_forward", _ARGUMENTS.pack(
-        *_sizes(x, dtype), eps, address(wide_weight), address(wide_bias),
+        *_sizes(x, dtype, centred), eps, address(wide_weight), address(wide_bias),
         *typed(x), *ABSENT, *typed(gate), *ABSENT, *typed(y), *ABSENT, *ABSENT, *ABSENT, 0, 0,
     ))
     # fmt: on
@@ -45,7 +47,7 @@ def add_forward(
     y = torch.empty_like(x, dtype=result_dtype(total, weight, bias))
     # fmt: off
     native.call("layer_norm_forward", _ARGUMENTS.pack(
-        *_sizes(x, dtype), eps, address(wide_weight), address(wide_bias),
+        *_sizes(x, dtype, True), eps, address(wide_weight), address(wide_bias),
         *typed(x), *typed(branch), *ABSENT, *typed(total), *typed(y), *ABSENT, *ABSENT, *ABSENT, 0, 0,
     ))
     # fmt: on
@@ -60,6 +62,7 @@ def backward(
     gate: Tensor | None,
     eps: float,
     gtotal: Tensor | None = None,
+    centred: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """dx, dweight, dbias, dgate; None where the input is absent. `gtotal` is added to dx."""
     dtype = compute_dtype(gy, x, weight, bias, gate, gtotal)
@@ -73,7 +76,7 @@ def backward(
     dbias = None if wide_bias is None else torch.empty_like(wide_bias)
     # fmt: off
     native.call("layer_norm_backward", _ARGUMENTS.pack(
-        *_sizes(x, dtype), eps, address(wide_weight), address(wide_bias),
+        *_sizes(x, dtype, centred), eps, address(wide_weight), address(wide_bias),
         *typed(x), *ABSENT, *typed(gate), *ABSENT, *typed(gy), *typed(gtotal), *typed(dx), *typed(dgate),
         address(dweight), address(dbias),
     ))

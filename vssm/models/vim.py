@@ -1,0 +1,363 @@
+"""Vision Mamba, Vim (arXiv 2401.09417): a plain stack of bidirectional Mamba blocks on patch tokens.
+
+    image (B, 3, H, W) -> patches (B, L, dim) -> class token in their middle, position embedding
+        -> depth x [x + mixer(norm(x))] -> norm -> class token -> linear
+
+The residual stream is kept in at least float32. The variants without a class token average the normed tokens; their
+tokens are a map (B, H', W', dim) throughout, so that states can be fused on the image grid (Spatial-Mamba, appendix F).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, lecun_normal_, trunc_normal_
+from timm.models._features import feature_take_indices
+from timm.models._features_fx import register_notrace_function, register_notrace_module
+from timm.models._manipulate import checkpoint
+from timm.models._registry import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from vssm.models.build import create
+from vssm.models.hierarchy import check_image
+from vssm.nn import BidirectionalMamba, RMSNorm, StateFusion
+from vssm.nn.choices import check_choice
+from vssm.nn.depth_first import depth_first
+from vssm.nn.head import TokenHead, without_class_token
+from vssm.nn.watch import is_watched
+from vssm.weights.catalog import pretrained_cfg
+from vssm.weights.load import checkpoint_filter_fn
+from vssm.weights.position import resize_positions
+
+# The widest tensors of a block are about so many times larger than its tokens.
+GROWTH = 4
+
+
+@dataclass(frozen=True)
+class VimConfig:
+    """Every field can be overridden by keyword: `timm.create_model("vim_tiny", d_state=8)`.
+
+    dim, depth: width and number of blocks.
+    d_state, ssm_ratio, dt_rank: see `vssm.nn.BidirectionalMamba`.
+    patch_size, patch_stride: side of the patches and the step from one to the next.
+    class_token: put a class token in the middle and classify by it; else by the mean of the tokens.
+    state_fn: `state_fn(inner_dim, routes, d_state)` makes the module that a branch applies to its states, e.g.
+        `vssm.nn.StateFusion`; needs class_token=False.
+    img_size: the position embedding is learned for its grid and resized for others.
+    drop_path_rate: stochastic depth of the last block.
+    """
+
+    dim: int = 192
+    depth: int = 24
+    d_state: int = 16
+    ssm_ratio: float = 2.0
+    dt_rank: int | None = None
+    patch_size: int = 16
+    patch_stride: int = 16
+    class_token: bool = True
+    state_fn: Callable[[int, int, int], nn.Module] | None = None
+    img_size: int | tuple[int, int] = 224
+    drop_path_rate: float = 0.0
+
+
+POOLED = {"class_token": False, "d_state": 1}
+
+VARIANTS: dict[str, dict] = {
+    "vim_tiny": {},
+    "vim_small": {"dim": 384, "drop_path_rate": 0.05},
+    "vim_base": {"dim": 768, "drop_path_rate": 0.05},
+    "vim_tiny_pool": POOLED,
+    "vim_tiny_sasf": POOLED | {"state_fn": StateFusion},
+    "vim_nano": {"dim": 96, "depth": 8, "patch_size": 4, "patch_stride": 4, "img_size": 32},
+}
+
+
+class VimBlock(nn.Module):
+    """x + mixer(norm(x)) on NHWC tokens; the same sums as the official order, which adds a block late."""
+
+    def __init__(self, dim: int, mixer: nn.Module, drop_path: float):
+        super().__init__()
+        self.norm = RMSNorm(dim)
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return x + self.drop_path(self.mixer(self.norm(x)))
+        elif not self.training and not is_watched(self.mixer):
+            return self.mixer(self.norm(x), x)
+        else:
+            return x + self.drop_path(self.mixer(self.norm(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Patches of an image as a map of tokens: (B, C, H, W) -> (B, H', W', dim).
+
+    An image whose sides do not fit is padded with zeros on the right and at the bottom.
+    """
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int, stride: int):
+        super().__init__()
+        self.patch_size, self.stride = patch_size, stride
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom = (self.patch_size - x.shape[2]) % self.stride
+        right = (self.patch_size - x.shape[3]) % self.stride
+        return self.proj(F.pad(x, [0, right, 0, bottom])).permute(0, 2, 3, 1)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tokens of an image."""
+        return self._steps(height), self._steps(width)
+
+    def _steps(self, side: int) -> int:
+        return math.ceil((side - self.patch_size) / self.stride) + 1
+
+
+register_notrace_module(PatchEmbed)
+
+
+@register_notrace_function
+def place_tokens(x: Tensor, pos_embed: Tensor, cls_token: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    """NHWC patches with their position embedding, learned on `grid` and resized for another one; with a class token,
+    which goes into the middle, as one row (B, 1, L + 1, dim)."""
+    if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
+        x = x.float()
+    height, width = x.shape[1], x.shape[2]
+    positions = pos_embed.to(x.dtype)
+    if torch.jit.is_scripting():
+        fits = height == grid[0] and width == grid[1]
+    else:  # with free sizes an export cannot ask; resizing to the same grid changes nothing
+        fits = not torch.compiler.is_exporting() and height == grid[0] and width == grid[1]
+    if not fits:
+        positions = resize_positions(positions, grid[0], grid[1], height, width)
+    if cls_token is None:
+        return x + positions.view(1, height, width, -1)
+    tokens = x.flatten(1, 2)
+    middle = tokens.shape[1] // 2
+    token = cls_token.to(x.dtype).expand(x.shape[0], -1, -1)
+    tokens = torch.cat([tokens[:, :middle], token, tokens[:, middle:]], dim=1)
+    return (tokens + positions).unsqueeze(1)
+
+
+class Vim(nn.Module):
+    """The network of a `VimConfig`; the other arguments are timm's.
+
+    `forward_features` gives tokens (B, L, dim), the class token at L // 2 if there is one. `forward_intermediates` and
+    `features_only` give NCHW maps without it.
+    """
+
+    def __init__(
+        self,
+        cfg: VimConfig,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str | None = None,
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        if cfg.depth < 1 or cfg.dim < 1 or cfg.patch_size < 1 or not 1 <= cfg.patch_stride <= cfg.patch_size:
+            raise ValueError(
+                "dim, depth and patch_size must be at least 1 and patch_stride between 1 and patch_size, got "
+                f"{cfg.dim}, {cfg.depth}, {cfg.patch_size} and {cfg.patch_stride}"
+            )
+        if not 0 <= cfg.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be in [0, 1), got {cfg.drop_path_rate}")
+        if cfg.class_token and cfg.state_fn is not None:
+            raise ValueError("a class token has no place on the image grid: state_fn needs class_token=False")
+        self.in_chans, self.num_classes = in_chans, num_classes
+        self.patch_size = cfg.patch_size
+        self.num_features = self.head_hidden_size = cfg.dim
+        self.num_prefix_tokens = int(cfg.class_token)
+        self.grad_checkpointing = False
+        self.feature_info = [
+            {"num_chs": cfg.dim, "reduction": cfg.patch_stride, "module": f"blocks.{i}"} for i in range(cfg.depth)
+        ]
+        height, width = (cfg.img_size, cfg.img_size) if isinstance(cfg.img_size, int) else cfg.img_size
+        self.patch_embed = PatchEmbed(in_chans, cfg.dim, cfg.patch_size, cfg.patch_stride)
+        self.grid = self.patch_embed.grid(height, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.dim)) if cfg.class_token else None
+        tokens = self.grid[0] * self.grid[1] + self.num_prefix_tokens
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, cfg.dim))
+        rates = torch.linspace(0, cfg.drop_path_rate, cfg.depth, device="cpu").tolist()
+        self.blocks = nn.Sequential(*(VimBlock(cfg.dim, build_mixer(cfg), rate) for rate in rates))
+        self.norm = RMSNorm(cfg.dim)
+        pool = ("token" if cfg.class_token else "avg") if global_pool is None else global_pool
+        self.head = TokenHead(cfg.dim, num_classes, pool, drop_rate, cfg.class_token)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        lecun_normal_(self.patch_embed.proj.weight)
+        if self.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.patch_embed.proj.bias)
+        trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            trunc_normal_(self.cls_token, std=0.02)
+        for block in self.blocks:
+            for name, weight in block.named_parameters():
+                if name == "mixer.out_proj.weight":  # so many branches are added to one stream
+                    nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+                    with torch.no_grad():
+                        weight /= math.sqrt(len(self.blocks))
+
+    # ---- forward ----
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """An image to NHWC tokens; with a class token, one row of them."""
+        x = self.patch_embed(check_image(x, self.in_chans, self.patch_size))
+        return place_tokens(x, self.pos_embed, self.cls_token, self.grid)
+
+    def _run(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> normed tokens (B, L, dim), the class token at L // 2 if there is one."""
+        x = self._embed(x)
+        if torch.jit.is_scripting():
+            x = self.blocks(x)
+        elif self.grad_checkpointing:
+            for block in self.blocks:
+                x = checkpoint(block, x)
+        else:
+            x = depth_first(self.blocks, self._run, x, GROWTH)
+        return self.norm(x).flatten(1, 2)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify; with pre_logits, only pool."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, num_classes). ValueError for what is not an image batch of this model."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The tokens after blocks as maps, without the class token.
+
+        Args:
+            indices: the blocks to return: a list, the last n for an int, all for None.
+            norm: apply the final norm to each.
+            stop_early: leave out the blocks after the last wanted one.
+            output_fmt: "NCHW", "NHWC" or "NLC".
+            intermediates_only: return the list alone, else (forward_features(x), list).
+        """
+        check_choice("output_fmt", output_fmt, ("NCHW", "NHWC", "NLC"))
+        take, last = feature_take_indices(len(self.blocks), indices)
+        grid = self.patch_embed.grid(x.shape[-2], x.shape[-1]) if x.dim() == 4 else (0, 0)
+        blocks = list(self.blocks)[: last + 1] if stop_early else list(self.blocks)
+        x = self._embed(x)
+        intermediates = []
+        for i, block in enumerate(blocks):
+            x = checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
+            if i in take:
+                intermediates.append(self._as_map(self.norm(x) if norm else x, grid, output_fmt))
+        if intermediates_only:
+            return intermediates
+        return self.norm(x).flatten(1, 2), intermediates
+
+    def _as_map(self, x: Tensor, grid: tuple[int, int], output_fmt: str) -> Tensor:
+        if self.cls_token is not None:
+            x = without_class_token(x.squeeze(1))
+        if output_fmt == "NLC":
+            return x.flatten(1, -2)
+        x = x.reshape(x.shape[0], grid[0], grid[1], x.shape[-1])
+        return x.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else x
+
+    # ---- classifier and pruning ----
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier for another number of classes (0: none), and another pooling if given."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the given intermediates do not need, and return their indices."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    # ---- training ----
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Layer groups for layer-wise learning rates: embedding, then blocks."""
+        return {"stem": r"^cls_token|^pos_embed|^patch_embed", "blocks": [(r"^blocks\.(\d+)", None)]}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that decay by their shape and must not, by the official rules (1-D tensors and biases never do)."""
+        return {"pos_embed", "cls_token"}
+
+
+def build_mixer(cfg: VimConfig) -> BidirectionalMamba:
+    """The mixer of a block."""
+    mixer = BidirectionalMamba(cfg.dim, cfg.d_state, cfg.ssm_ratio, cfg.dt_rank)
+    if cfg.state_fn is not None:
+        mixer.set_state_fn(*(cfg.state_fn(mixer.inner_dim, 1, mixer.d_state) for _ in range(2)))
+    return mixer
+
+
+_FIRST_AND_LAST = {"first_conv": "patch_embed.proj", "classifier": "head.fc", "pool_size": None}
+_cfgs: dict[str, Any] = {
+    f"{name}.in1k": pretrained_cfg(name, **_FIRST_AND_LAST) for name in VARIANTS if name != "vim_nano"
+}
+_cfgs["vim_nano"] = pretrained_cfg("vim_nano", input_size=(3, 32, 32), crop_pct=1.0, **_FIRST_AND_LAST)
+default_cfgs = generate_default_cfgs(_cfgs)
+
+
+def _vim(name: str, pretrained: bool, **kwargs) -> Vim:
+    cfg = VimConfig(**VARIANTS[name])
+    depth = kwargs.get("depth", cfg.depth)
+    quarters = tuple(sorted({depth * (i + 1) // 4 - 1 for i in range(4)} - {-1}))
+    return create(Vim, cfg, name, pretrained, quarters, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+
+
+@register_model
+def vim_tiny(pretrained: bool = False, **kwargs) -> Vim:
+    return _vim("vim_tiny", pretrained, **kwargs)
+
+
+@register_model
+def vim_small(pretrained: bool = False, **kwargs) -> Vim:
+    return _vim("vim_small", pretrained, **kwargs)
+
+
+@register_model
+def vim_base(pretrained: bool = False, **kwargs) -> Vim:
+    return _vim("vim_base", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_pool(pretrained: bool = False, **kwargs) -> Vim:
+    return _vim("vim_tiny_pool", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_sasf(pretrained: bool = False, **kwargs) -> Vim:
+    return _vim("vim_tiny_sasf", pretrained, **kwargs)
+
+
+@register_model
+def vim_nano(pretrained: bool = False, **kwargs) -> Vim:
+    return _vim("vim_nano", pretrained, **kwargs)

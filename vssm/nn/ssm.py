@@ -1,0 +1,91 @@
+"""What every mixer of this package has inside: the parameters of an SSM on maps, and the scan they make."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vssm.nn.init import init_ssm
+from vssm.nn.state_fusion import StateFusion
+from vssm.nn.watch import is_plain
+from vssm.ops import Route, ss2d, ss2d_cascade, ss2d_readout, ss2d_states
+from vssm.ops.routes import encode
+
+
+class SSM(nn.Module):
+    """The selective state space model of a map along K routes, merged: `scan`, (B, E, H, W) -> (B, E, H, W).
+
+    Parameters, and nothing else: subclasses call `scan` where their mixer has it.
+
+        x_proj_weight (K, R+2N, E), dt_proj_weight (K, E, R), dt_proj_bias (K, E), A_log (K*E, N), D (K*E,)
+
+    Args:
+        inner_dim: E, channels that are scanned.
+        d_state: N.
+        dt_rank: R.
+        routes: the routes, or None for the cascade: rows, then columns, four parameter groups.
+    """
+
+    def __init__(self, inner_dim: int, d_state: int, dt_rank: int, routes: tuple[Route, ...] | None):
+        super().__init__()
+        self.inner_dim, self.d_state, self.dt_rank = inner_dim, d_state, dt_rank
+        self.cascade = routes is None
+        self.routes: tuple[Route, ...] = () if routes is None else routes
+        self.route_codes = [] if routes is None else encode(routes)
+        groups = 4 if routes is None else len(routes)
+        self.x_proj_weight = nn.Parameter(torch.empty(groups, dt_rank + 2 * d_state, inner_dim))
+        self.dt_proj_weight = nn.Parameter(torch.empty(groups, inner_dim, dt_rank))
+        self.dt_proj_bias = nn.Parameter(torch.empty(groups, inner_dim))
+        self.A_log = nn.Parameter(torch.empty(groups * inner_dim, d_state))
+        self.D = nn.Parameter(torch.empty(groups * inner_dim))
+        self.state_fn: nn.Module | None = None
+
+    def set_state_fn(self, state_fn: nn.Module | None) -> None:
+        """Put a module between states and readout, h (B, K, E, N, H, W) -> the same, or take it away."""
+        if self.cascade and state_fn is not None:
+            raise ValueError("the cascade scan has no states on one grid, so it takes no state_fn; use scan='cross'")
+        self.state_fn = state_fn
+
+    def reset_ssm(self, init: str) -> None:
+        """Fill the five parameters, see `vssm.nn.init.init_ssm`."""
+        init_ssm(self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, self.A_log, self.D, init)
+
+    def scan(self, u: Tensor) -> Tensor:
+        """u (B, E, H, W) -> y (B, E, H, W), at least float32."""
+        A = -torch.exp(_at_least_float32(self.A_log))
+        if torch.jit.is_scripting():
+            return self._scan_scripted(u, A)
+        elif self.cascade:
+            return ss2d_cascade(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.D)
+        elif self.state_fn is None:
+            return ss2d(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.D, self.routes)
+        else:
+            state_fn = self.state_fn
+            weights = (self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A)
+            if is_plain(state_fn, StateFusion):
+                return state_fn.scan(u, weights, self.D, self.routes)
+            h, C = ss2d_states(u, *weights, self.routes)
+            return ss2d_readout(state_fn(h), C, u, self.D)
+
+    def __prepare_scriptable__(self) -> "SSM":
+        """Called by torch.jit.script before it compiles."""
+        if self.cascade:
+            raise ValueError("the cascade scan cannot be scripted; use torch.export, or another scan")
+        return self
+
+    def _scan_scripted(self, u: Tensor, A: Tensor) -> Tensor:
+        """`scan` for TorchScript, which knows neither routes as objects nor Python operators."""
+        proj = F.linear(u.permute(0, 2, 3, 1), self.x_proj_weight.flatten(0, 1).to(u.dtype))
+        weight, bias = self.dt_proj_weight, self.dt_proj_bias
+        if self.state_fn is None:
+            return torch.ops.vssm.ss2d(u, proj, weight, bias, A, self.D, self.route_codes, "")
+        else:
+            h = self.state_fn(torch.ops.vssm.ss2d_states(u, proj, weight, bias, A, self.route_codes, ""))
+            groups, inner, rank = weight.shape
+            C = proj.unflatten(3, [groups, rank + 2 * self.d_state])[:, :, :, :, rank + self.d_state :]
+            C = C.permute(0, 3, 4, 1, 2).to(h.dtype)
+            y = (h * C.unsqueeze(2)).sum([1, 3])
+            return y + u.to(h.dtype) * self.D.to(h.dtype).view(groups, inner).sum(0)[:, None, None]
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
