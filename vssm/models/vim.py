@@ -183,8 +183,8 @@ class Vim(nn.Module):
         tokens = self.grid[0] * self.grid[1] + self.num_prefix_tokens
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, cfg.dim))
         rates = torch.linspace(0, cfg.drop_path_rate, cfg.depth, device="cpu").tolist()
-        self.blocks = nn.Sequential(*(VimBlock(cfg.dim, build_mixer(cfg), rate) for rate in rates))
-        self.norm = RMSNorm(cfg.dim)
+        self.blocks: nn.Sequential = nn.Sequential(*(VimBlock(cfg.dim, build_mixer(cfg), rate) for rate in rates))
+        self.norm: nn.Module = RMSNorm(cfg.dim)
         pool = ("token" if cfg.class_token else "avg") if global_pool is None else global_pool
         self.head = TokenHead(cfg.dim, num_classes, pool, drop_rate, cfg.class_token)
         self._init_weights()
@@ -197,11 +197,11 @@ class Vim(nn.Module):
         if self.cls_token is not None:
             trunc_normal_(self.cls_token, std=0.02)
         for block in self.blocks:
-            for name, weight in block.named_parameters():
-                if name == "mixer.out_proj.weight":  # so many branches are added to one stream
-                    nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-                    with torch.no_grad():
-                        weight /= math.sqrt(len(self.blocks))
+            mixer = block.mixer
+            assert isinstance(mixer, BidirectionalMamba)
+            nn.init.kaiming_uniform_(mixer.out_proj.weight, a=math.sqrt(5))
+            with torch.no_grad():
+                mixer.out_proj.weight /= math.sqrt(len(self.blocks))  # so many branches are added to one stream
 
     # ---- forward ----
 
@@ -288,7 +288,7 @@ class Vim(nn.Module):
     ) -> list[int]:
         """Drop what the given intermediates do not need, and return their indices."""
         take, last = feature_take_indices(len(self.blocks), indices)
-        self.blocks = self.blocks[: last + 1]
+        self.blocks = nn.Sequential(*list(self.blocks)[: last + 1])
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
@@ -307,7 +307,8 @@ class Vim(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names that decay by their shape and must not, by the official rules (1-D tensors and biases never do)."""
-        return {"pos_embed", "cls_token"}
+        names = {name for name, _ in self.named_parameters() if name.endswith("dt_proj_bias")}
+        return names | {"pos_embed", "cls_token"}
 
 
 def build_mixer(cfg: VimConfig) -> BidirectionalMamba:
