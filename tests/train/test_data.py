@@ -39,7 +39,7 @@ def test_a_folder_without_val_is_split(root, tmp_path):
     counts = whole.class_counts()
     assert [sum(pair) for pair in zip(counts["train"], counts["val"], strict=True)] == [30, 20, 1]
     assert counts["val"][2] == 0
-    assert "about 20% of each class validates (data.val_share, drawn with data.split_seed 0)" in whole.notes[0]
+    assert "20% of each class validate (data.val_share, drawn with data.split_seed 0)" in whole.notes[0]
     assert whole.notes[1] == "classes of one image, which trains and is not validated: eel"
     judged = load(root, classes=whole.classes)
     assert judged.train is None

@@ -48,11 +48,11 @@ def training_and_validation(root: str | Path) -> tuple[Path, Path | None]:
 def hold_out(
     samples: Sequence[Sample], folder: Path, share: float, seed: int
 ) -> tuple[list[Sample], list[Sample], list[int]]:
-    """Splits (path, label) pairs into training and validation, about `share` of each class for the latter.
+    """Splits (path, label) pairs into training and validation, `share` of each class, rounded, for the latter.
 
-    Each image is drawn by a hash of `seed` and its path below `folder`, so that it stays on its side when others are
-    added or removed, on every machine. A class with two images or more has at least one on each side. Returns also
-    the labels of classes with one image, which trains.
+    The images of a class are ranked by a hash of `seed` and their path below `folder`, and the first validate: the same
+    ones on every machine, and few change sides when images are added or removed. A class with two images or more has
+    at least one on each side. Returns also the labels of classes with one image, which trains.
     """
     by_class: dict[int, list[tuple[float, Sample]]] = {}
     for path, label in samples:
@@ -61,15 +61,14 @@ def hold_out(
     val: list[Sample] = []
     alone: list[int] = []
     for label, drawn in by_class.items():
-        numbers = sorted(number for number, _ in drawn)
         if len(drawn) == 1:
             alone.append(label)
             train.append(drawn[0][1])
             continue
-        # The lowest always validates and the highest always trains.
-        below = min(max(share, numbers[0]), numbers[-2])
+        held = min(max(round(share * len(drawn)), 1), len(drawn) - 1)
+        last = sorted(drawn)[held - 1]
         for number, sample in drawn:
-            (val if number <= below else train).append(sample)
+            (val if (number, sample) <= last else train).append(sample)
     return train, val, alone
 
 

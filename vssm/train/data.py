@@ -108,7 +108,7 @@ def _load_folder(
 
 def _notes_of_hold_out(settings: DataSettings, root: str, alone: list[str]) -> tuple[str, ...]:
     notes = [
-        f"no folder val in {root}: about {settings.val_share:.0%} of each class validates "
+        f"no folder val in {root}: {settings.val_share:.0%} of each class validate "
         f"(data.val_share, drawn with data.split_seed {settings.split_seed})"
     ]
     if alone:
