@@ -54,7 +54,7 @@ def official(tmp_path_factory):
 
 @pytest.fixture
 def desk(tmp_path, official, monkeypatch):
-    """The folder that the documents assume: photo.jpg, folder/, my_images/{train,val}/{cats,dogs}, an official file."""
+    """What the documents assume: photo.jpg, folder/, list.txt, my_images/{train,val}/{cats,dogs}; weights."""
     generator = np.random.default_rng(0)
 
     def picture(path, size=(48, 40)):
@@ -68,6 +68,7 @@ def desk(tmp_path, official, monkeypatch):
     for number in range(2):
         picture(tmp_path / "folder" / f"{number}.png")
     picture(tmp_path / "photo.jpg", (240, 300))
+    (tmp_path / "list.txt").write_text("photo.jpg\nfolder\n")
     (tmp_path / OFFICIAL).symlink_to(official)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")

@@ -79,7 +79,7 @@ WRONG = [
     (["fit", "--resume", "run", "--lr", "1"], "--resume continues a run with its own settings"),
     (["validate"], "no checkpoint given: --checkpoint RUN_DIR"),
     (["test"], "no checkpoint given: --checkpoint RUN_DIR"),
-    (["predict"], "IMAGE|FOLDER"),
+    (["predict"], "no images named: IMAGE|FOLDER|PATTERN"),
     (["predict", "x.png"], "nothing to predict with: --checkpoint"),
     (["predict", "x.png", "--chekpoint", "y"], "unknown argument --chekpoint; nearest: --checkpoint"),
     (["predict", "x.png", "--model", "m", "--top-k", "0"], "--top-k must be at least 1, not 0"),

@@ -89,9 +89,9 @@ def test_predict(run, tmp_path, capsys, monkeypatch):
     assert all(len(line["classes"]) == 3 and line["classes"][0]["name"] in "0123456789" for line in lines)
     (tmp_path / "c.png").write_bytes(b"damaged")
     assert main(["predict", str(tmp_path), "--checkpoint", str(run)]) == 1
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in ("a.png", "b.png", "not an image"))
-    assert "1 of 3 files could not be read" in shown
+    shown = capsys.readouterr()
+    assert all(name in shown.out for name in ("a.png", "b.png", "not an image"))
+    assert "1 of 3 files could not be read" in shown.err
 
 
 def test_imagefolder_with_any_timm_model(images, tmp_path, capsys):

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vssm.data.image import UnreadableImage
 from vssm.data.preprocess import Preprocess
 from vssm.train.predict import predict
 
@@ -54,8 +55,7 @@ def test_top_k_sums_to_one_and_stops_at_the_classes(paths):
     assert sum(p for _, p in found.classes) == pytest.approx(1)
 
 
-def test_one_batch_at_a_time():
-    """Constant memory: no more paths are taken than one batch needs."""
+def test_no_more_is_read_than_two_batches():
     taken = []
 
     def stream():
@@ -63,5 +63,31 @@ def test_one_batch_at_a_time():
             taken.append(number)
             yield Path(f"missing-{number}")
 
-    next(predict(Brightness(), PREPROCESS, ("dark", "bright"), stream(), batch_size=4))
-    assert len(taken) == 4
+    found = predict(Brightness(), PREPROCESS, ("dark", "bright"), stream(), batch_size=4)
+    next(found)
+    assert len(taken) <= 12, "one batch shown, the next two read ahead"
+    found.close()
+
+
+def test_what_was_not_found_keeps_its_place(paths):
+    lost = UnreadableImage("folder", "Permission denied")
+    found = list(predict(Brightness(), PREPROCESS, ("dark", "bright"), [paths[0], lost, paths[1]]))
+    assert [p.path for p in found] == [paths[0], Path("folder"), paths[1]]
+    assert [p.error for p in found] == [None, "Permission denied", None]
+
+
+def test_nan_is_an_error_of_that_image(paths):
+    class Broken(Brightness):
+        def forward(self, images):
+            return super().forward(images) / images.amax((1, 2, 3))[:, None]  # 0 / 0 for the dark ones
+
+    found = list(predict(Broken(), PREPROCESS, ("dark", "bright"), paths[:2]))
+    assert [p.error for p in found] == ["the model gives NaN or infinity", None]
+
+
+def test_the_same_as_the_transform_one_by_one(paths):
+    """Normalised as a batch, read by threads: the probabilities of one image at a time."""
+    model = Brightness()
+    found = list(predict(model, PREPROCESS, ("dark", "bright"), paths[3:5] * 3, batch_size=4, threads=3))
+    alone = [model(PREPROCESS(path)[None]).softmax(-1).max().item() for path in paths[3:5] * 3]
+    assert [p.classes[0][1] for p in found] == alone

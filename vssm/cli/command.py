@@ -2,11 +2,13 @@
 
 A subcommand is a module of this folder with `main(argv) -> exit code`. It parses its arguments first and imports
 torch, timm and Lightning only afterwards (seconds each), so that help and typing errors answer at once.
-Exit codes: 0 done; 1 the command could not do it (one message, no traceback); 2 it was typed wrongly.
+Exit codes: 0 done; 1 the command could not do it (one message, no traceback); 2 it was typed wrongly; 130 Ctrl-C;
+141 the reader of the output went away.
 """
 
 import contextlib
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -46,6 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     except Stop as stop:
         print_error(str(stop))
         return stop.exit_code
+    except BrokenPipeError:
+        # Whoever read our output, `head` perhaps, has enough. What Python flushes at its end must not fail again.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print_error("interrupted")
         return 130

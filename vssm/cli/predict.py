@@ -1,119 +1,115 @@
 """vssm predict: what is in these images?"""
 
 import argparse
-import json
+import contextlib
+import itertools
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from vssm.cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
-Names what is in an image, or in every image of a folder. Preprocessing and class names come from the checkpoint.
+Names what is in images: files, folders (searched to the bottom), patterns in quotes ('photos/**/*.jpg'), or a list of
+names, one per line, on the standard input (-) or in a file. Preprocessing and class names come from the checkpoint.
 The exit code is 1 when any file could not be read; the others are done all the same."""
 
 
 def main(argv: list[str]) -> int:
     parser = Parser("predict", DESCRIPTION)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE|FOLDER")
+    parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER|PATTERN|-")
+    parser.add_argument("--from-file", metavar="LIST", help="a file with one name per line; - is the standard input")
     parser.add_argument("--checkpoint", metavar="RUN_DIR|FILE", help="a run directory (its best.ckpt) or a checkpoint")
     parser.add_argument(
         "--model", metavar="NAME", help="model of a checkpoint from elsewhere; alone: published weights"
     )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to show per image (default 5)")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="side of the model's input, not the trained one"
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default 32)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads that read images (default: one per core)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line and image")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line and image; --json-file -")
+    parser.add_argument("--json-file", metavar="FILE", help="write JSON lines to a file; - is the standard output")
+    parser.add_argument("--csv", metavar="FILE", help="write CSV to a file; - is the standard output")
     args = parse(parser, argv)
     if args is None:
         return 0
-    if args.checkpoint is None and args.model is None:
-        raise UsageError("nothing to predict with: --checkpoint RUN_DIR, or --model NAME for published weights")
-    for name in ("top_k", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    _check(args)
     return _predict(args)
 
 
-def _predict(args: argparse.Namespace) -> int:
-    from vssm.cli.device import pick_device
-    from vssm.train.predict import predict
+def _check(args: argparse.Namespace) -> None:
+    if not args.images and args.from_file is None:
+        raise UsageError(
+            "no images named: IMAGE|FOLDER|PATTERN, - for names on the standard input, or --from-file LIST"
+        )
+    if args.checkpoint is None and args.model is None:
+        raise UsageError("nothing to predict with: --checkpoint RUN_DIR, or --model NAME for published weights")
+    for name in ("top_k", "image_size", "batch_size", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if args.json and args.json_file is None:
+        args.json_file = "-"
+    if args.json_file == args.csv == "-":
+        raise UsageError("--json and --csv both write to the standard output; give one of them a file")
 
-    model, preprocess, classes = _load(args)
-    model = model.to(pick_device(args.device)).eval()
-    predictions = predict(model, preprocess, classes, _files(args.images), args.top_k, args.batch_size)
-    done, failed = (_print_json if args.json else _print_table)(predictions)
-    if done + failed == 0:
-        raise ValueError(f"no images in {', '.join(map(str, args.images))}")
+
+def _predict(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        names = _names(args, stack)
+        with console.status("loading the model"):
+            from vssm.cli.predictions import open_writers
+            from vssm.data.sources import find_files
+            from vssm.train.predict import predict
+
+            model, preprocess, classes = _load(args)
+        began = time.perf_counter()
+        files = find_files(names)
+        found = predict(model, preprocess, classes, files, args.top_k, args.batch_size, args.threads)
+        stack.callback(found.close)
+        first = next(found, None)
+        if first is None:
+            raise ValueError(f"no images in {', '.join([*args.images, *filter(None, [args.from_file])])}")
+        # Only now: a command that has nothing to write leaves an earlier file as it was.
+        writers = open_writers(args.csv, args.json_file, classes, args.top_k, console, stack)
+        done = failed = 0
+        for prediction in itertools.chain([first], found):
+            done, failed = done + (prediction.error is None), failed + (prediction.error is not None)
+            for writer in writers:
+                writer.write(prediction)
+    speed = (done + failed) / (time.perf_counter() - began)
+    problems = f", {failed} of {done + failed} files could not be read" if failed else ""
+    console.print(f"{done} images{problems}, {speed:.1f} images/s", highlight=False)
     return 1 if failed else 0
 
 
 def _load(args: argparse.Namespace):
-    """Model, preprocessing and class names, from a checkpoint of ours, from another with --model, or published."""
-    from vssm.train.checkpoint import is_ours, load_weights, read_checkpoint
+    from vssm.cli.device import pick_device
+    from vssm.train.predictor import load_predictor
 
-    if args.checkpoint is not None and (args.model is None or is_ours(args.checkpoint)):
-        stored = read_checkpoint(args.checkpoint)
-        if args.model not in (None, stored.settings.model.name):
-            raise ValueError(f"{args.checkpoint} holds a {stored.settings.model.name}, not a {args.model}")
-        return stored.create_model(), stored.preprocess, stored.classes
-
-    from vssm.data.preprocess import published_preprocess
-    from vssm.tasks.classification import class_names, create_classifier
-
-    model = create_classifier(args.model, pretrained=args.checkpoint is None)
-    if args.checkpoint is not None:
-        load_weights(model, args.checkpoint)
-    return model, published_preprocess(args.model), class_names(model)
+    device = pick_device(args.device)
+    predictor = load_predictor(args.checkpoint, args.model)
+    if args.image_size is not None:
+        predictor = predictor.at_size(args.image_size)
+    return predictor.model.to(device), predictor.preprocess, predictor.classes
 
 
-def _files(paths: list[Path]) -> Iterator[Path]:
-    from vssm.data.files import image_files
+def _names(args: argparse.Namespace, stack: contextlib.ExitStack) -> Iterator[str]:
+    """What the user named, in order. A list is opened here and read as its names are asked for."""
+    from vssm.data.sources import listed_names
 
-    for path in paths:
-        if path.is_dir():
-            yield from image_files(path)
-        else:
-            yield path
+    def listed(file: str) -> Iterator[str]:
+        lines = sys.stdin.buffer if file == "-" else stack.enter_context(Path(file).open("rb"))  # noqa: SIM115
+        return listed_names(lines)
 
-
-def _print_json(predictions) -> tuple[int, int]:
-    done = failed = 0
-    for prediction in predictions:
-        line: dict[str, object] = {"path": str(prediction.path)}
-        if prediction.error is None:
-            done += 1
-            line["classes"] = [{"name": name, "probability": p} for name, p in prediction.classes]
-        else:
-            failed += 1
-            line["error"] = prediction.error
-        print(json.dumps(line, ensure_ascii=False), flush=True)
-    return done, failed
-
-
-def _print_table(predictions) -> tuple[int, int]:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    table.add_column("image", overflow="fold", min_width=16)
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    table.add_column("next")
-    done = failed = 0
-    for prediction in predictions:
-        path = Text(str(prediction.path))
-        if prediction.error is not None:
-            failed += 1
-            table.add_row(path, Text(prediction.error, style="red"), "", "")
-            continue
-        done += 1
-        (name, probability), *others = prediction.classes
-        following = ", ".join(f"{other} {p:.1%}" for other, p in others)
-        table.add_row(path, Text(name, style="bold"), f"{probability:.1%}", Text(following, style="dim"))
-    if done + failed:
-        console = Console()
-        console.print(table)
-        if failed:
-            console.print(f"{failed} of {done + failed} files could not be read", style="red")
-    return done, failed
+    sources = [listed("-") if name == "-" else iter([name]) for name in args.images]
+    if args.from_file is not None:
+        sources.append(listed(args.from_file))
+    return itertools.chain.from_iterable(sources)

@@ -11,20 +11,27 @@ def image_files(folder: str | Path, on_error: Callable[[OSError], None] | None =
     """Every file below `folder` with the suffix of an image, in the order of sorted paths, found as it is asked for.
 
     Names that begin with a dot are left out. Linked folders are searched too, but no folder twice: links in a circle
-    end, and add no duplicates. Memory grows with the number of folders and with the files of one, not with all files.
+    end, and add no duplicates. Memory grows with the number of folders and the names in one, not with all files.
 
     A folder that cannot be listed goes to `on_error`, and the search goes on; without it the OSError is raised.
     """
     searched: set[tuple[int, int]] = set()
 
     def listing(folder: str) -> Iterator[tuple[str, bool]]:
+        """(path, is it a folder) of what is in `folder`; nothing where the search has been before."""
         try:
-            return iter(_sorted_entries(folder, searched))
+            found = Path(folder).stat()
+            identity = found.st_dev, found.st_ino
+            if identity in searched:
+                return iter(())
+            searched.add(identity)
+            names, folders = _names(folder)
         except OSError as error:
             if on_error is None:
                 raise
             on_error(error)
             return iter(())
+        return ((os.path.join(folder, name), name in folders) for name in names)  # noqa: PTH118 (10 times quicker)
 
     open_folders = [listing(os.fspath(folder))]
     while open_folders:
@@ -37,16 +44,19 @@ def image_files(folder: str | Path, on_error: Callable[[OSError], None] | None =
             open_folders.pop()
 
 
-def _sorted_entries(folder: str, searched: set[tuple[int, int]]) -> list[tuple[str, bool]]:
-    """(path, is it a folder) of the images and folders in one folder; nothing for a folder in `searched`."""
-    found = Path(folder).stat()
-    identity = found.st_dev, found.st_ino
-    if identity in searched:
-        return []
-    searched.add(identity)
+def _names(folder: str) -> tuple[list[str], set[str]]:
+    """The sorted names of the images and folders in a folder, and which of them are folders."""
+    names, folders = [], set()
     with os.scandir(folder) as listing:
-        entries = [(entry.name, entry.path, _is_folder(entry)) for entry in listing if entry.name[0] != "."]
-    return [(path, is_folder) for name, path, is_folder in sorted(entries) if is_folder or has_image_suffix(name)]
+        for entry in listing:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                folders.add(entry.name)
+            elif not has_image_suffix(entry.name):
+                continue
+            names.append(entry.name)
+    return sorted(names), folders
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -49,6 +49,19 @@ def check_model_name(name: str) -> None:
     raise ValueError(f"no model is called {name!r}{nearest} (`vssm models` lists ours, timm.list_models() all)")
 
 
+@torch.inference_mode()
+def check_image_size(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:
+    """One forward of an empty image (C, H, W). Raises ValueError when the model cannot take this size."""
+    was_training = model.training
+    model.eval()
+    try:
+        model(torch.zeros(1, *input_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = "x".join(map(str, input_size))
+        raise ValueError(f"{name} cannot take images of {size}: {error}") from error
+    model.train(was_training)
+
+
 def class_names(model: nn.Module) -> tuple[str, ...]:
     """ImageNet's names for a model with its 1000 classes, else numbers."""
     count: int = model.num_classes  # type: ignore[assignment]

@@ -13,8 +13,13 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from vssm.data.preprocess import Preprocess
-from vssm.tasks.classification import Classification, balanced_weights, check_model_name, create_classifier
+from vssm.tasks.classification import (
+    Classification,
+    balanced_weights,
+    check_image_size,
+    check_model_name,
+    create_classifier,
+)
 from vssm.train import tensorboard
 from vssm.train.callbacks import SaveCheckpoints, WriteMetrics
 from vssm.train.checkpoint import FORMAT, TrainedModel, check_unchanged, load_weights, read_checkpoint
@@ -75,7 +80,7 @@ def build(
         load_weights(model, chosen.init_from, chosen.head)
     if chosen.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _try(model, chosen.name, splits.preprocess)
+    check_image_size(model, chosen.name, splits.preprocess.input_size)
     description = {
         "format": FORMAT,
         "version": version("vssm"),
@@ -91,18 +96,6 @@ def build(
     mixing = Mixing(data, count) if data.mixup > 0 or data.cutmix > 0 else None
     module = TrainingModule(task, settings, description, freeze(model, chosen.freeze), mixing)
     return Experiment(settings, splits, module, Loaders(splits, settings.data, settings.seed))
-
-
-@torch.inference_mode()
-def _try(model: nn.Module, name: str, preprocess: Preprocess) -> None:
-    """One forward of an empty image, so that a size which the model cannot take is refused before anything starts."""
-    model.eval()
-    try:
-        model(torch.zeros(1, *preprocess.input_size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        size = "x".join(map(str, preprocess.input_size))
-        raise ValueError(f"{name} cannot take images of {size}: {error}") from error
-    model.train()
 
 
 def fit(

@@ -1,0 +1,181 @@
+"""Where predictions go: a table on the screen, lines for a pipe, CSV, JSON lines. Each is written as it comes.
+
+A line is written at once and whole, so that whatever ends the command leaves valid output.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Protocol, TextIO
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from vssm.data.files import plain_name, printable_name
+from vssm.train.predict import Prediction
+
+PROBABILITY_WIDTH, GAP = 6, 2
+
+
+class Writer(Protocol):
+    def write(self, prediction: Prediction) -> None: ...
+
+
+class JsonLines:
+    """{"path": ..., "classes": [{"name": ..., "probability": ...}, ...]} or {"path": ..., "error": ...} per line."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, prediction: Prediction) -> None:
+        line: dict[str, object] = {"path": plain_name(prediction.path)}
+        if prediction.error is None:
+            line["classes"] = [{"name": name, "probability": p} for name, p in prediction.classes]
+        else:
+            line["error"] = prediction.error
+        self.stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.stream.flush()
+
+
+class Csv:
+    """Columns path, error, class1, probability1, ..., class{top_k}, probability{top_k}."""
+
+    def __init__(self, stream: TextIO, top_k: int):
+        self.stream, self.top_k = stream, top_k
+        self._row(
+            ["path", "error", *(f"{kind}{rank}" for rank in range(1, top_k + 1) for kind in ("class", "probability"))]
+        )
+
+    def write(self, prediction: Prediction) -> None:
+        values: list[object] = [value for pair in prediction.classes for value in pair]
+        values += [""] * (2 * self.top_k - len(values))
+        self._row([plain_name(prediction.path), prediction.error or "", *values])
+
+    def _row(self, values: Sequence[object]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        self.stream.write(text.getvalue())
+        self.stream.flush()
+
+
+class Lines:
+    """For a pipe: image, class, probability and what follows, between tabs, nothing folded or cut."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, prediction: Prediction) -> None:
+        self.stream.write("\t".join([printable_name(prediction.path), *_cells(prediction)]).rstrip("\t") + "\n")
+        self.stream.flush()
+
+
+class Count:
+    """How many are done, on a terminal whose user looks at nothing else."""
+
+    def __init__(self, status: Status):
+        self.status = status
+        self.done, self.shown = 0, 0.0
+
+    def write(self, prediction: Prediction) -> None:
+        self.done += 1
+        if time.monotonic() - self.shown > 0.25:
+            self.status.update(f"{self.done} images")
+            self.shown = time.monotonic()
+
+
+class Screen:
+    """A table for eyes, whose rows are printed as they come: the widths of the columns are fixed beforehand."""
+
+    def __init__(self, console: Console, classes: Sequence[str]):
+        self.console = console
+        longest = max(map(cell_len, classes), default=0)
+        self.class_width = min(max(longest, len("class")), max(8, console.width // 4))
+        remaining = console.width - self.class_width - PROBABILITY_WIDTH - 3 * GAP
+        self.image_width = max(12, remaining * 3 // 5)
+        self.next_width = max(12, remaining - self.image_width)
+        self.table: Table | None = None
+        self.printed = 0.0
+
+    def write(self, prediction: Prediction) -> None:
+        if self.table is None:
+            self.table = self._new_table()
+        path = Text(printable_name(prediction.path))
+        if prediction.error is None:
+            name, probability, others = _cells(prediction)
+            following = Text(others, style="dim")
+            following.truncate(self.next_width, overflow="ellipsis")
+            self.table.add_row(path, Text(name, style="bold"), probability, following)
+        else:
+            self.table.add_row(path, "", "", Text(prediction.error, style="red"))
+        if time.monotonic() - self.printed > 0.1:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.table is not None:
+            self.console.print(self.table)
+            self.table, self.printed = None, time.monotonic()
+
+    def _new_table(self) -> Table:
+        table = Table(box=None, show_header=self.printed == 0, pad_edge=False, padding=(0, GAP, 0, 0))
+        table.add_column("image", width=self.image_width, overflow="fold")
+        table.add_column("class", width=self.class_width, no_wrap=True, overflow="ellipsis")
+        table.add_column("prob.", width=PROBABILITY_WIDTH, justify="right")
+        table.add_column("next", width=self.next_width)
+        return table
+
+
+def _cells(prediction: Prediction) -> tuple[str, str, str]:
+    """Best class, its probability, and the others in words; for a failure the reason alone."""
+    if prediction.error is not None:
+        return f"error: {prediction.error}", "", ""
+    (name, probability), *others = prediction.classes
+    return name, f"{probability:.1%}", ", ".join(f"{other} {p:.1%}" for other, p in others)
+
+
+def open_writers(
+    csv_file: str | None,
+    json_file: str | None,
+    classes: Sequence[str],
+    top_k: int,
+    console: Console,
+    stack: contextlib.ExitStack,
+) -> list[Writer]:
+    """CSV and JSON lines where they were asked for, else a table or lines on the standard output.
+
+    "-" is the standard output. Files are closed, and the table is finished, with `stack`. `console` shows a count when
+    all goes to files.
+    """
+    writers: list[Writer] = []
+    if csv_file is not None:
+        writers.append(Csv(_open(csv_file, stack), min(top_k, len(classes))))
+    if json_file is not None:
+        writers.append(JsonLines(_open(json_file, stack)))
+    if not writers:
+        writers.append(_open_screen(classes, stack))
+    elif "-" not in (csv_file, json_file):
+        writers.append(Count(stack.enter_context(console.status("predicting"))))
+    return writers
+
+
+def _open_screen(classes: Sequence[str], stack: contextlib.ExitStack) -> Writer:
+    console = Console()
+    if not console.is_terminal:
+        return Lines(_open("-", stack))
+    screen = Screen(console, classes)
+    stack.callback(screen.flush)
+    return screen
+
+
+def _open(name: str, stack: contextlib.ExitStack) -> TextIO:
+    if name != "-":
+        return stack.enter_context(open(name, "w", encoding="utf-8", newline=""))  # noqa: PTH123
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever a pipe's locale says: JSON is UTF-8
+    return sys.stdout
