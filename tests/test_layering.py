@@ -17,7 +17,7 @@ ALLOWED = {
     "tasks": {"ops", "nn", "weights", "models", "data"},
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis"},
-    "report": {"tasks", "data", "train", "analysis"},
+    "report": {"tasks", "data", "train"},
     "cli": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "train", "report", "recipes"},
 }
 HEAVY = {"lightning", "matplotlib", "triton", "sklearn", "transformers", "jsonargparse", "torchmetrics", "rich", "onnx"}

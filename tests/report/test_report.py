@@ -170,6 +170,16 @@ def test_a_cut_metrics_file_and_nan(copy, capsys):
         assert "The training loss became NaN or infinite at step 3" in shown
 
 
+def test_a_run_that_ended_early(copy):
+    rows = copy.metrics.read_text().splitlines(keepends=True)
+    copy.metrics.write_text("".join(rows[:1] + [row for row in rows[1:] if row.startswith("1,")]))
+    text = check(run_page(judge(open_run(copy.path))))
+    assert "Training came to epoch 1 of 3" in text and "1 of 3 epochs, 4 steps of 16 images" in text
+    copy.metrics.write_text(rows[0])  # ended before the first row
+    text = check(run_page(judge(open_run(copy.path))))
+    assert "metrics.csv holds no finite value to draw" in text and "0 of 3 epochs, 0 steps" in text
+
+
 def test_without_best_the_last_checkpoint_is_judged(copy):
     copy.best.unlink()
     (report,) = write_report([copy.path], copy.report)

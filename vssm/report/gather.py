@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from vssm.analysis.complexity import complexity
 from vssm.data.batches import Forgiving, Unreadable, collate
 from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.preprocess import Preprocess
@@ -22,6 +20,7 @@ from vssm.report.history import History, read_history
 from vssm.report.measures import Measure, Mistake, Quality
 from vssm.train.checkpoint import TrainedModel, read_checkpoint
 from vssm.train.data import load_splits
+from vssm.train.plan import multiply_adds
 from vssm.train.run_dir import RunDir, checkpoint_file
 from vssm.train.settings import Settings
 from vssm.train.unreadable import read_unreadable
@@ -154,7 +153,7 @@ def judge(
         classes=stored.classes,
         input_size=stored.preprocess.input_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        multiply_adds=_multiply_adds(model, stored.preprocess.input_size),
+        multiply_adds=multiply_adds(model, stored.preprocess.input_size)[0],
         trained_on=_trained_on(settings, stored.classes),
         environment=found.environment,
         history=found.history,
@@ -165,13 +164,6 @@ def judge(
         unreadable=tuple((found.unreadable | {path: reason for path, reason, _ in unreadable}).items()),
         notes=_notes(found, quality, judged, len(unreadable), len(splits.val)),  # type: ignore[arg-type]
     )
-
-
-def _multiply_adds(model: nn.Module, size: tuple[int, int, int]) -> int | None:
-    try:
-        return complexity(model, size).macs
-    except RuntimeError:  # an operator, or a model, that cannot be counted without running it
-        return None
 
 
 def _trained_on(settings: Settings, classes: Sequence[str]) -> tuple[int, ...] | None:
@@ -240,6 +232,11 @@ def _notes(found: FinishedRun, quality: Quality, judged: int, unreadable: int, i
     absent = [name for name, count in zip(found.stored.classes, quality.support.tolist(), strict=True) if not count]
     if absent:
         notes.append(f"No validation image is of {some(absent)}: recall cannot be said there.")
+    epochs, planned = history.epochs, found.stored.settings.trainer.max_epochs
+    if epochs < planned and found.stored.settings.trainer.max_steps < 0:
+        notes.append(
+            f"Training came to epoch {epochs} of {planned}: it was interrupted, stopped early, or has not ended."
+        )
     if found.checkpoint.name == "last.ckpt":
         notes.append("There is no best.ckpt; this is last.ckpt, the weights of the last epoch saved.")
     return tuple(notes)

@@ -18,6 +18,15 @@ class History:
     rows: tuple[dict[str, float], ...]
     dropped: int = 0
 
+    @property
+    def steps(self) -> int:
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    @property
+    def epochs(self) -> int:
+        """Epochs begun."""
+        return int(self.rows[-1]["epoch"]) if self.rows else 0
+
     def points(self, column: str, against: str = "step") -> Points:
         """(x, y) of every row that has `column`, NaN and infinity included."""
         return [(row[against], row[column]) for row in self.rows if column in row]

@@ -101,16 +101,15 @@ def _size_of(report: Report) -> str:
 
 def _facts(report: Report) -> Markup:
     settings, history = report.settings, report.history
-    steps = int(history.rows[-1]["step"]) if history.rows else 0
-    epochs = int(history.rows[-1]["epoch"]) if history.rows else 0
     batch = settings.data.batch_size * settings.trainer.accumulate_grad_batches
     speed, seconds = history.images_per_second(), report.training_seconds
     judged = f"{report.images_per_second:.0f} images/s in this judgement, loading included"
     facts = {
         "model": f"{settings.model.name}, {_size_of(report)}",
         "start": settings.model.init_from or ("published weights" if settings.model.pretrained else "from scratch"),
-        "training": f"{epochs} of {amount(settings.trainer.max_epochs, 'epoch')}, {amount(steps, 'step')} of "
-        f"{amount(batch, 'image')}, lr {settings.optim.lr:g}, {settings.trainer.precision}",
+        "training": f"{history.epochs} of {amount(settings.trainer.max_epochs, 'epoch')}, "
+        f"{amount(history.steps, 'step')} of {amount(batch, 'image')}, lr {settings.optim.lr:g}, "
+        f"{settings.trainer.precision}",
         "seed": settings.seed,
         "checkpoint": _checkpoint(report),
         "throughput": f"{speed:.0f} images/s in training, {judged}" if speed else judged,

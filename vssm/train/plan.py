@@ -36,7 +36,7 @@ def plan(experiment: Experiment) -> Plan:
     accumulated = settings.trainer.accumulate_grad_batches
     steps_per_epoch = math.ceil(batches / accumulated)
     steps = steps_per_epoch * settings.trainer.max_epochs
-    macs, reason = _multiply_adds(model, experiment.splits.preprocess.input_size)
+    macs, reason = multiply_adds(model, experiment.splits.preprocess.input_size)
     return Plan(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
@@ -52,8 +52,11 @@ def plan(experiment: Experiment) -> Plan:
     )
 
 
-def _multiply_adds(model: nn.Module, size: tuple[int, int, int]) -> tuple[int | None, str]:
-    """Counted on fake tensors; some models of timm's many look at values, which those do not have."""
+def multiply_adds(model: nn.Module, size: tuple[int, int, int]) -> tuple[int | None, str]:
+    """Those of one image, or None and the reason.
+
+    Counted on fake tensors; some models of timm's many look at values, which those do not have.
+    """
     try:
         return complexity(model, size).macs, ""
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
