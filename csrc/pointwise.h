@@ -131,6 +131,20 @@ struct StateFusionArgs {
     Tensor du;
 };
 
+// Blending of states at learned places. Everything has the compute type; h, y, dh are (maps, states, height, width,
+// channels), weights (maps, count, height, width), offsets (maps, count, 2, height, width) in rows and columns.
+struct StateGatherArgs {
+    int64_t is_double, maps, states, height, width, channels, count;
+    const void* h;
+    const void* offsets;
+    const void* weights;
+    void* y;  // forward: the result; backward: its gradient
+    // Backward only.
+    void* dh;
+    void* doffsets;
+    void* dweights;
+};
+
 // A raster scan whose states are fused and read out: C comes from proj, D and u from the scan's arguments, the
 // fusion's h is not there. Followed in memory by the dilations.
 struct ScanFusionArgs {

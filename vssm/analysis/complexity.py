@@ -9,6 +9,7 @@ The convention is fvcore's with the papers' own handler for the scan. One multip
     layer_norm   5 per element with weight and bias, 4 without
     rms_norm     4 per element with weight
     batch_norm   5 per element, as the authors measured (in training flags); 2 with batch_norm="eval"
+    sampling     5 per element and place of a blending of states (bilinear: 4, its weight: 1)
     pool         1 per input element of an average over a map
     upsample     1 per output element (nearest), 4 (bilinear)
 
@@ -295,6 +296,12 @@ def _(args, kwargs, out):
 @_rule(torch.ops.vssm.rms_norm)
 def _(args, kwargs, out):
     return {"rms_norm": RMS_NORM * args[0].numel()}
+
+
+@_rule(torch.ops.vssm.state_gather)
+def _(args, kwargs, out):
+    # A bilinear sample is 4 multiply-adds, as an upsampling counts them, and its weight one more.
+    return {"sampling": 5 * args[0].numel() * args[2].shape[2]}
 
 
 @_rule(torch.ops.vssm.causal_conv1d)

@@ -19,6 +19,7 @@ from vssm.ops.scan_fusion import ss2d_fusion
 from vssm.ops.selective_scan import selective_scan, selective_scan_states
 from vssm.ops.ss2d import ss2d, ss2d_cascade, ss2d_readout, ss2d_states
 from vssm.ops.state_fusion import fold_kernels, state_fusion, state_fusion_readout
+from vssm.ops.state_gather import state_gather
 
 __all__ = [
     "BIDIRECTIONAL",
@@ -51,5 +52,6 @@ __all__ = [
     "ss2d_states",
     "state_fusion",
     "state_fusion_readout",
+    "state_gather",
     "use",
 ]

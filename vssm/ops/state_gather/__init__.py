@@ -1,0 +1,60 @@
+"""Blending of states at learned places, the operator of Mamba-Adaptor's Adaptor-T.
+
+    y(p) = sum_k weight_k(p) h(p + offset_k(p))        bilinear between pixels, zero outside of the map
+
+Mamba-Adaptor (arXiv 2505.12685), section on Adaptor-T: K learned places per state and coefficients that sum to 1. That
+the places are continuous and two-dimensional is our reading; see docs/differences.md.
+"""
+
+import torch
+from torch import Tensor
+
+from vssm.ops import dispatch
+from vssm.ops.checks import floating, same_device
+from vssm.ops.library import at_least_float32
+from vssm.ops.pointwise import call, to
+from vssm.ops.state_gather import op as _op  # noqa: F401  (registers the operators)
+from vssm.ops.state_gather import reference
+
+__all__ = ["state_gather"]
+
+
+def state_gather(h: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Replace every state by a weighted sum of states at K places around it.
+
+    Args:
+        h: (B, S, C, N, H, W), the states of S sequences on the image grid, as `ss2d_states` returns them (its memory,
+            (B, S, N, H, W, C), is the fast one).
+        offsets: (B, S, K, 2, H, W), in pixels: rows down, then columns to the right.
+        weights: (B, S, K, H, W).
+
+    Returns:
+        Like h in shape, at least float32, in the memory of (B, S, N, H, W, C).
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; the message names the argument.
+
+    All channels and states of a pixel share its places. At a place exactly on a pixel the gradient of the offset is
+    that of the cell below and to the right. Cost: 8 K B S C N H W multiply-adds.
+    """
+    if torch.jit.is_scripting():
+        return torch.ops.vssm.state_gather(h, offsets, weights, "")
+    else:
+        _check(h, offsets, weights)
+        path = dispatch.requested()
+        if path == "reference":
+            return reference.state_gather(*to(at_least_float32(h, offsets, weights), h, offsets, weights))
+        return call(torch.ops.vssm.state_gather.default, h, offsets, weights, path)
+
+
+def _check(h: Tensor, offsets: Tensor, weights: Tensor) -> None:
+    if h.dim() != 6 or 0 in h.shape[1:]:
+        raise ValueError(f"h must be (B, S, C, N, H, W) without an empty dimension, got {tuple(h.shape)}")
+    B, S, _, _, H, W = h.shape
+    if weights.dim() != 5 or (*weights.shape[:2], *weights.shape[3:]) != (B, S, H, W) or weights.shape[2] == 0:
+        raise ValueError(f"weights must be (B, S, K, H, W) = ({B}, {S}, K, {H}, {W}), got {tuple(weights.shape)}")
+    expected = (B, S, weights.shape[2], 2, H, W)
+    if offsets.shape != expected:
+        raise ValueError(f"offsets must be (B, S, K, 2, H, W) = {expected}, got {tuple(offsets.shape)}")
+    floating(h=h, offsets=offsets, weights=weights)
+    same_device(h=h, offsets=offsets, weights=weights)
