@@ -3,6 +3,7 @@
 Paths, best first:
 
     core        the compiled CPU core (csrc/, loaded by native.py): CPU tensors
+    triton      Triton kernels (the operators' triton.py): CUDA and ROCm tensors; the CPU only under TRITON_INTERPRET=1
     torch       plain torch operators with a hand-written backward: any device
     reference   the equation as a loop, differentiated by autograd: any device, never chosen by itself
 
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vssm.ops import native
+from vssm.ops import gpu, native
 
-PATHS = ("reference", "torch", "core")
+PATHS = ("reference", "torch", "core", "triton")
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # What one operator offers beyond the common rules below: a reason against a path, or None.
@@ -28,6 +29,10 @@ Rule = Callable[[torch.device, torch.dtype], str | None]
 
 class NotFaster(str):
     """A reason to prefer the next path although this one could run. A demand is met; nothing slow is reported."""
+
+
+class OutOfScope(str):
+    """A reason that lies in the tensor, its device or its dtype, and not in what is installed: nothing is reported."""
 
 
 _forced = ""
@@ -92,23 +97,52 @@ def _why_not(op: str, path: str, device: torch.device, dtype: torch.dtype) -> st
         return f"dtype {dtype} is not supported; convert to one of float32, float64, bfloat16, float16"
     if path == "core":
         if device.type != "cpu":
-            return f"the core runs on the CPU, the tensor is on {device.type}; move it with .cpu()"
+            return OutOfScope(f"the core runs on the CPU, the tensor is on {device.type}; move it with .cpu()")
         reason = native.unavailable_reason()
+        if reason is not None:
+            return reason
+    if path == "triton":
+        reason = _why_not_triton(device, dtype)
         if reason is not None:
             return reason
     rule = paths[path]
     return None if rule is None else rule(device, dtype)
 
 
-def choose(op: str, tensor: Tensor, path: str = "") -> str:
-    """The path that runs `op` on a tensor like `tensor`; `path` demands one ("" = free choice)."""
+def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type not in ("cuda", "cpu"):
+        return OutOfScope(f"Triton kernels run on CUDA and ROCm devices, the tensor is on {device.type}")
+    if device.type == "cpu" and not gpu.interpreted():
+        return OutOfScope(
+            "Triton kernels run on CUDA and ROCm devices; on the CPU they are interpreted, for tests, when the process "
+            "was started with TRITON_INTERPRET=1"
+        )
+    if gpu.missing_reason() is not None:
+        return gpu.missing_reason()
+    if dtype == torch.float64:
+        return OutOfScope("Triton kernels compute in float32, the tensor is float64; convert it with .float()")
+    return NotFaster("interpreted kernels are for tests") if device.type == "cpu" else None
+
+
+def choose(op: str, tensor: Tensor, path: str = "", *others: Tensor | None) -> str:
+    """The path that runs `op` on a tensor like `tensor`; `path` demands one ("" = free choice).
+
+    others: tensors of the same call whose dtype may be wider.
+    """
+    found = _choose(op, tensor.device, tensor.dtype, path)
+    if found == "triton" and any(t is not None and t.dtype is torch.float64 for t in others):
+        return _choose(op, tensor.device, torch.float64, path)
+    return found
+
+
+def _choose(op: str, device: torch.device, dtype: torch.dtype, path: str) -> str:
     if not path:
-        key = (op, tensor.device.type, tensor.dtype)
+        key = (op, device.type, dtype)
         found = _chosen.get(key)
         if found is None:
-            found = _chosen[key] = _choose_best(op, tensor.device, tensor.dtype)
+            found = _chosen[key] = _choose_best(op, device, dtype)
         return found
-    reason = _why_not(op, path, tensor.device, tensor.dtype)
+    reason = _why_not(op, path, device, dtype)
     if reason is not None and not isinstance(reason, NotFaster):
         raise PathUnavailable(f"path {path!r} was demanded for {op} and cannot run: {reason}")
     return path
@@ -121,11 +155,11 @@ def _choose_best(op: str, device: torch.device, dtype: torch.dtype) -> str:
             continue
         reason = _why_not(op, path, device, dtype)
         if reason is None:
-            if slower and device.type == "cpu":
+            if slower:
                 _say_once(f"vssm: the {path} path runs instead of a faster one. {slower[0]}")
             return path
         reasons.append(f"{path}: {reason}")
-        if not isinstance(reason, NotFaster):
+        if not isinstance(reason, NotFaster | OutOfScope):
             slower.append(reasons[-1])
     raise PathUnavailable(f"no path can run {op} on {device.type} with {dtype}: " + "; ".join(reasons))
 
@@ -196,6 +230,6 @@ def explain(
 
 
 def _praise(path: str) -> str:
-    return {"core": f"compiled core ({native.isa() if native.available() else 'absent'})"}.get(
-        path, "plain torch operators"
-    )
+    if path == "core":
+        return f"compiled core ({native.isa() if native.available() else 'absent'})"
+    return "Triton kernels" if path == "triton" else "plain torch operators"

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import register_flop_formula
 from vssm.ops import dispatch, library
 from vssm.ops.selective_scan import core, two_level
 
-dispatch.register("selective_scan", core=None, torch=None, reference=None)
-dispatch.register("selective_scan_states", core=None, torch=None, reference=None)
+dispatch.register("selective_scan", core=None, triton=None, torch=None, reference=None)
+dispatch.register("selective_scan_states", core=None, triton=None, torch=None, reference=None)
 
 _INPUTS = "Tensor u, Tensor dt, Tensor A, Tensor B, "
 _OPTIONS = "Tensor? dt_bias, bool dt_softplus, Tensor? initial_state, str path"
@@ -20,13 +20,23 @@ def as_inputs(grads, inputs) -> list[Tensor]:
     return [first.new_empty(0) if g is None or x is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)]
 
 
+def _triton():
+    """The Triton path; importing it takes a second, so it waits for the first call."""
+    from vssm.ops.selective_scan import triton
+
+    return triton
+
+
 # ---- selective_scan ----
 
 
 def _scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path):
     args = (u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
-    if dispatch.choose("selective_scan", u, path) == "core":
+    chosen = dispatch.choose("selective_scan", u, path, A, D, dt_bias, initial_state)
+    if chosen == "core":
         return core.forward(*args)
+    if chosen == "triton":
+        return _triton().forward(*args)
     return two_level.forward(*library.widened(*args))
 
 
@@ -37,8 +47,11 @@ def _scan_fake(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path):
 
 def _scan_backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path):
     args = (gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
-    if dispatch.choose("selective_scan", u, path) == "core":
+    chosen = dispatch.choose("selective_scan", u, path, A, D, dt_bias, initial_state)
+    if chosen == "core":
         grads = core.backward(*args)
+    elif chosen == "triton":
+        grads = _triton().backward(*args)
     else:
         grads = two_level.backward(*library.widened(*args))
     return as_inputs(grads, (u, dt, A, B, C, D, dt_bias, initial_state))
@@ -83,8 +96,11 @@ library.differentiable("selective_scan", _scan_autograd, _scan_setup)
 
 def _states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path):
     args = (u, dt, A, B, dt_bias, dt_softplus, initial_state)
-    if dispatch.choose("selective_scan_states", u, path) == "core":
+    chosen = dispatch.choose("selective_scan_states", u, path, A, dt_bias, initial_state)
+    if chosen == "core":
         return core.states_forward(*args)
+    if chosen == "triton":
+        return _triton().states_forward(*args)
     return two_level.states_forward(*library.widened(*args))
 
 
@@ -95,8 +111,11 @@ def _states_fake(u, dt, A, B, dt_bias, dt_softplus, initial_state, path):
 
 def _states_backward(gh, u, dt, A, B, dt_bias, dt_softplus, initial_state, path):
     args = (gh, u, dt, A, B, dt_bias, dt_softplus, initial_state)
-    if dispatch.choose("selective_scan_states", u, path) == "core":
+    chosen = dispatch.choose("selective_scan_states", u, path, A, dt_bias, initial_state)
+    if chosen == "core":
         grads = core.states_backward(*args)
+    elif chosen == "triton":
+        grads = _triton().states_backward(*args)
     else:
         grads = two_level.states_backward_op(*library.widened(*args))
     return as_inputs(grads, (u, dt, A, B, dt_bias, initial_state))

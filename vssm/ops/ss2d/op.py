@@ -8,14 +8,21 @@ from vssm.ops.routes import visit_order
 from vssm.ops.selective_scan.op import as_inputs, scan_flops
 from vssm.ops.ss2d import core, two_level
 
-dispatch.register("ss2d", core=None, torch=None, reference=None)
-dispatch.register("ss2d_states", core=None, torch=None, reference=None)
+dispatch.register("ss2d", core=None, triton=None, torch=None, reference=None)
+dispatch.register("ss2d_states", core=None, triton=None, torch=None, reference=None)
 
 _INPUTS = "Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, "
 
 
 def _order(x, routes):
     return visit_order(tuple(routes), x.shape[2], x.shape[3])
+
+
+def _triton():
+    """The Triton path; importing it takes a second, so it waits for the first call."""
+    from vssm.ops.ss2d import triton
+
+    return triton
 
 
 def _map_like(x, dtype=None):
@@ -29,8 +36,11 @@ def _map_like(x, dtype=None):
 
 def _ss2d(x, proj, dt_weight, dt_bias, A, D, routes, path):
     args = (x, proj, dt_weight, dt_bias, A, D)
-    if dispatch.choose("ss2d", x, path) == "core":
+    chosen = dispatch.choose("ss2d", x, path, *args[1:])
+    if chosen == "core":
         return core.forward(*args, _order(x, routes))
+    if chosen == "triton":
+        return _triton().forward(*args, routes)
     return two_level.forward(*library.widened(*args, _order(x, routes)))
 
 
@@ -40,8 +50,11 @@ def _ss2d_fake(x, proj, dt_weight, dt_bias, A, D, routes, path):
 
 def _ss2d_backward(gy, x, proj, dt_weight, dt_bias, A, D, routes, path):
     args = (gy, x, proj, dt_weight, dt_bias, A, D)
-    if dispatch.choose("ss2d", x, path) == "core":
+    chosen = dispatch.choose("ss2d", x, path, *args[2:])
+    if chosen == "core":
         grads = core.backward(*args, _order(x, routes))
+    elif chosen == "triton":
+        grads = _triton().backward(*args, routes)
     else:
         grads = two_level.backward(*library.widened(*args, _order(x, routes)))
     return as_inputs(grads, (x, proj, dt_weight, dt_bias, A, D))
@@ -83,8 +96,11 @@ library.differentiable("ss2d", _ss2d_autograd, _ss2d_setup)
 
 def _states(x, proj, dt_weight, dt_bias, A, routes, path):
     args = (x, proj, dt_weight, dt_bias, A)
-    if dispatch.choose("ss2d_states", x, path) == "core":
+    chosen = dispatch.choose("ss2d_states", x, path, *args[1:])
+    if chosen == "core":
         return core.states_forward(*args, _order(x, routes))
+    if chosen == "triton":
+        return _triton().states_forward(*args, routes)
     return two_level.states_forward(*library.widened(*args, _order(x, routes)))
 
 
@@ -96,8 +112,11 @@ def _states_fake(x, proj, dt_weight, dt_bias, A, routes, path):
 
 def _states_backward(gh, x, proj, dt_weight, dt_bias, A, routes, path):
     args = (gh, x, proj, dt_weight, dt_bias, A)
-    if dispatch.choose("ss2d_states", x, path) == "core":
+    chosen = dispatch.choose("ss2d_states", x, path, *args[2:])
+    if chosen == "core":
         grads = core.states_backward(*args, _order(x, routes))
+    elif chosen == "triton":
+        grads = _triton().states_backward(*args, routes)
     else:
         grads = two_level.states_backward_op(*library.widened(*args, _order(x, routes)))
     return as_inputs(grads, (x, proj, dt_weight, dt_bias, A))

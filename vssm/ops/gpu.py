@@ -1,0 +1,78 @@
+"""Triton on this machine: whether its kernels can run, what they run with, and how one is launched.
+
+Triton comes with torch on Linux; nothing is built at install time. This module imports it when the first kernel is
+launched, so that `import vssm` stays light. Kernels are in the `triton*.py` files of the operators' folders.
+"""
+
+import contextlib
+import importlib.util
+import os
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# (T, BC), the pixels and channels of a tile of the scan, instead of the choice below. Tests and tuning set it.
+SCAN_TILE: tuple[int, int] | None = None
+
+
+def interpreted() -> bool:
+    """Whether kernels are interpreted (TRITON_INTERPRET=1): on the CPU, for tests, thousands of times slower."""
+    return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on", "y", "yes")
+
+
+@cache
+def missing_reason() -> str | None:
+    """Why Triton cannot be imported and how to get it, or None."""
+    if importlib.util.find_spec("triton") is not None:
+        return None
+    return "Triton is not installed; `pip install triton` (Linux; it comes with torch's CUDA and ROCm builds)"
+
+
+def scan_tile(length: int, channels: int) -> tuple[int, int]:
+    """(T, BC): pixels and channels of one tile of the scan."""
+    if SCAN_TILE is not None:
+        return SCAN_TILE
+    T = 16 if length <= 16 else 64 if 32 < length <= 64 else 32
+    return T, 16 if channels <= 16 else 64 if channels % 64 == 0 else 32
+
+
+@cache
+def dot_precision(device: torch.device) -> str:
+    """How tl.dot multiplies float32: three tf32 products where there are tensor cores for them, to 1e-6."""
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
+        return "tf32x3"
+    return "ieee"
+
+
+def launch(kernel: Any, grid: tuple[int, int, int], device: torch.device, **arguments: Any) -> None:
+    """Run a kernel on the current stream of `device`. A grid or a tile that the card cannot take is a clear error."""
+    if grid[0] >= 2**31 or grid[1] >= 2**16 or grid[2] >= 2**16:
+        raise ValueError(f"a launch of {grid} programs exceeds the card's (2147483647, 65535, 65535); split the batch")
+    from triton.runtime.errors import OutOfResources
+
+    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    try:
+        with guard:
+            kernel[grid](**arguments)
+    except OutOfResources as error:
+        raise ValueError(
+            f"the Triton kernel {kernel.fn.__name__} needs {error.required} of {error.name}, this card has "
+            f"{error.limit}; take a smaller N or R, or the torch path: `with vssm.ops.use('torch')`"
+        ) from error
+
+
+def check_scan_fits(state: int, rank: int) -> None:
+    """One ValueError for sizes beyond what a tile of the backward holds in registers."""
+    for name, size in (("N", state), ("R", rank)):
+        if size > 256:
+            raise ValueError(
+                f"{name} = {size} is too large for the Triton scan, which takes up to 256; "
+                "use the torch path: `with vssm.ops.use('torch')`"
+            )
+
+
+def map_rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> contiguous (B, H*W, C): no copy for channels_last memory."""
+    return x.permute(0, 2, 3, 1).contiguous().view(x.shape[0], -1, x.shape[1])

@@ -1,0 +1,316 @@
+"""The selective scan on Triton: geometry, buffers and launches. The kernels are in triton_forward.py and
+triton_backward.py; ss2d/triton.py launches the same ones on maps.
+
+Everything is computed in float32; outputs have that dtype and every gradient the dtype of its input. No autograd.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from vssm.ops import gpu
+from vssm.ops.pointwise import dense
+from vssm.ops.selective_scan.triton_backward import gradients
+from vssm.ops.selective_scan.triton_forward import apply, carries, chain
+
+# Programs that share the tiles of a backward: enough to fill a large card, few enough for the parts they leave.
+# A constant, not the card's size, so that sums are cut alike everywhere.
+SHARES = 512
+
+# What a route that follows (+1) or comes back (-1) along a walk is called here: (route, step).
+Walk = tuple[tuple[int, int, int, int], tuple[tuple[int, int], ...]]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes and strides of one call, as the kernels take them (triton_steps.py)."""
+
+    batch: int
+    K: int
+    channels: int
+    length: int
+    rank: int
+    state: int
+    softplus: bool
+    maps: tuple[int, int, int, int]
+    rows: tuple[int, int, int, int]
+    states: tuple[int, int, int, int, int]
+    # Each walk over the map, (length, inner size, outer step, inner step), with the routes that take it.
+    walks: tuple[Walk, ...]
+    # Routes with maps of their own are launched side by side: the grid's third dimension.
+    separate: bool
+    T: int = field(init=False)
+    BC: int = field(init=False)
+
+    def __post_init__(self):
+        T, BC = gpu.scan_tile(self.length, self.channels)
+        object.__setattr__(self, "T", T)
+        object.__setattr__(self, "BC", BC)
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.length // self.T)
+
+    @property
+    def channel_tiles(self) -> int:
+        return -(-self.channels // self.BC)
+
+    @property
+    def planes(self) -> int:
+        """Size of the grid's third dimension."""
+        return self.K if self.separate else 1
+
+    def sizes(self) -> dict[str, Any]:
+        return {"K": self.K, "channels": self.channels, "tiles": self.tiles}
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments common to the kernels that work on tiles of maps."""
+        strides = {"maps": self.maps, "rows": self.rows, "states": self.states}
+        constants = {"R": self.rank, "N": self.state, "SOFTPLUS": self.softplus, "T": self.T, "BC": self.BC}
+        return self.sizes() | strides | constants
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors of one call; weights float32 and contiguous, the others as `Geometry` says."""
+
+    u: Tensor
+    B: Tensor
+    A: Tensor
+    dt: Tensor | None = None
+    low: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    C: Tensor | None = None
+    D: Tensor | None = None
+    initial: Tensor | None = None
+
+    def scanned(self) -> dict[str, Any]:
+        """What every kernel on tiles of maps reads."""
+        names = ("u", "dt", "low", "B", "C", "weight", "bias", "A")
+        return {name: getattr(self, name) for name in names}
+
+
+def run_carries(
+    g: Geometry, x: Inputs, gy: Tensor | None = None, gstates: Tensor | None = None, glast: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """(B, K, tiles+1, N, C): the state entering each tile of each route and, at last, the one that leaves the route.
+
+    With gy or gstates also the gradient that enters each tile from later ones, tiles counted from the route's end.
+    """
+    backward = gy is not None or gstates is not None
+    ends = x.u.new_empty((g.batch, g.K, g.tiles, g.state, g.channels), dtype=torch.float32)
+    starts = torch.empty_like(ends) if backward else None
+    lasts = x.u.new_empty((g.batch, g.K, g.tiles, g.channels), dtype=torch.float32)
+    grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
+    for walk, routes in g.walks:
+        gpu.launch(
+            carries,
+            grid,
+            x.u.device,
+            **x.scanned(),
+            gy=gy,
+            gstates=gstates,
+            ends=ends,
+            starts=starts,
+            lasts=lasts,
+            walk=walk,
+            ROUTES=routes,
+            **g.arguments(),
+        )
+    entering = _chain(g, ends, lasts, x, x.initial, backward=False)
+    return entering, None if starts is None else _chain(g, starts, lasts, x, glast, backward=True)
+
+
+def _chain(g: Geometry, passed: Tensor, lasts: Tensor, x: Inputs, initial: Tensor | None, backward: bool) -> Tensor:
+    entering = passed.new_empty((g.batch, g.K, g.tiles + 1, g.state, g.channels))
+    grid = (g.batch * g.K, g.channel_tiles, g.state)
+    gpu.launch(
+        chain,
+        grid,
+        x.u.device,
+        passed=passed,
+        lasts=lasts,
+        A=x.A,
+        initial=initial,
+        entering=entering,
+        N=g.state,
+        BACKWARD=backward,
+        J=min(64, triton.next_power_of_2(g.tiles)),
+        BC=g.BC,
+        **g.sizes(),
+    )
+    return entering
+
+
+def run_apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None, states: Tensor | None) -> None:
+    """Fill y, the sum over routes, or every route's states."""
+    grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
+    for index, (walk, routes) in enumerate(g.walks):
+        gpu.launch(
+            apply,
+            grid,
+            x.u.device,
+            **x.scanned(),
+            D=x.D,
+            entering=entering,
+            y=y,
+            out=states,
+            walk=walk,
+            ROUTES=routes,
+            ADD=y is not None and index > 0,
+            **g.arguments(),
+        )
+
+
+def run_gradients(
+    g: Geometry,
+    x: Inputs,
+    entering: Tensor | None,
+    arriving: Tensor | None,
+    rows: dict[str, Tensor | None],
+    gy: Tensor | None = None,
+    gstates: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Gradients by u (in its dtype), dt and the weights that are present; those of the rows are written into `rows`.
+
+    rows: where dlow, dB and dC of the first tile of channels begin; dim 0 leads from one tile of channels to the next.
+    """
+    gpu.check_scan_fits(g.state, g.rank)
+    shares = max(1, min(g.batch * g.tiles, SHARES // (g.channel_tiles * g.planes)))
+
+    def parts(weight: Tensor | None, *shape: int) -> Tensor | None:
+        if weight is None:
+            return None
+        return x.u.new_empty((shares, g.K, g.channels, *shape), dtype=torch.float32)
+
+    weights = {
+        "dA": parts(x.A, g.state),
+        "dweight": parts(x.weight, g.rank),
+        "dbias": parts(x.bias),
+        "dD": parts(x.D),
+    }
+    ddt = None if x.dt is None else torch.empty_like(x.dt)
+    routes = [(walk, *route) for walk, taken in g.walks for route in taken]
+    so_far, du = None, x.u
+    for index, (walk, route, step) in enumerate(routes):
+        if index + 1 == len(routes):  # between routes the sum is float32; the last one rounds it
+            du = torch.empty_like(x.u)
+        else:
+            du = torch.empty_like(x.u, dtype=torch.float32) if so_far is None else so_far
+        gpu.launch(
+            gradients,
+            (shares, g.channel_tiles, g.planes),
+            x.u.device,
+            **x.scanned(),
+            **weights,
+            **rows,
+            D=x.D,
+            gy=gy,
+            gstates=gstates,
+            entering=entering,
+            arriving=arriving,
+            du_so_far=so_far,
+            du=du,
+            ddt=ddt,
+            samples=g.batch,
+            route=route,
+            part=rows["dB"].stride(0),
+            walk=walk,
+            ONWARD=step > 0,
+            PRECISION=gpu.dot_precision(x.u.device),
+            RP=max(16, triton.next_power_of_2(g.rank)),
+            NP=triton.next_power_of_2(g.state),
+            **g.arguments(),
+        )
+        so_far = du
+    grads = {name: part.sum(0) for name, part in weights.items() if part is not None}
+    return {"du": du, **grads} | ({} if ddt is None else {"ddt": ddt})
+
+
+# ---- the operators: u, dt (B, K*C, L); A (K*C, N); B, C (B, K, N, L) ----
+
+
+class _Sequences:
+    """One call of the operator as the kernels take it: every group is a route of its own, along one row."""
+
+    def __init__(self, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state):
+        batch, K, N, length = B.shape
+        channels = u.shape[1] // K
+        self.geometry = Geometry(
+            batch=batch,
+            K=K,
+            channels=channels,
+            length=length,
+            rank=0,
+            state=N,
+            softplus=dt_softplus,
+            maps=(K * channels * length, channels * length, length, 1),
+            rows=(K * N * length, N * length, length, 1),
+            states=(K * channels * N * length, channels * N * length, length, N * length, 1),
+            walks=(((length, length, 0, 1), ((0, 1),)),),
+            separate=True,
+        )
+        self.inputs = Inputs(
+            u=u.contiguous(),
+            dt=dt.contiguous(),
+            B=B.contiguous(),
+            C=None if C is None else C.contiguous(),
+            A=dense(A, torch.float32),
+            D=dense(D, torch.float32),
+            bias=dense(dt_bias, torch.float32),
+            initial=dense(initial_state, torch.float32),
+        )
+
+    def backward(self, glast=None, **incoming: Tensor) -> dict[str, Tensor]:
+        """Gradients by name, in the operator's layout."""
+        g, x = self.geometry, self.inputs
+        incoming = {name: t.contiguous() for name, t in incoming.items()}
+        entering, arriving = run_carries(g, x, **incoming, glast=dense(glast, torch.float32))
+        assert arriving is not None
+        rows = x.u.new_empty((g.channel_tiles, 2, *x.B.shape), dtype=torch.float32)
+        dC = None if x.C is None else rows[:, 1]
+        grads = run_gradients(g, x, entering, arriving, {"dlow": None, "dB": rows[:, 0], "dC": dC}, **incoming)
+        dB, dC = rows.sum(0) if dC is not None else (rows[:, 0].sum(0), None)
+        # What leaves the route's beginning is the gradient of the state before it.
+        return grads | {"dB": dB, "dC": dC, "dinitial": arriving[:, :, -1].transpose(2, 3)}
+
+
+def forward(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state) -> tuple[Tensor, Tensor]:
+    """(y (B, K*C, L), last state (B, K*C, N)), float32."""
+    call = _Sequences(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
+    entering, _ = run_carries(call.geometry, call.inputs)
+    y = torch.empty_like(call.inputs.u, dtype=torch.float32)
+    run_apply(call.geometry, call.inputs, entering, y, None)
+    return y, entering[:, :, -1].transpose(2, 3).flatten(1, 2)
+
+
+def states_forward(u, dt, A, B, dt_bias, dt_softplus, initial_state) -> Tensor:
+    """h (B, K*C, N, L), float32."""
+    call = _Sequences(u, dt, A, B, None, None, dt_bias, dt_softplus, initial_state)
+    entering, _ = run_carries(call.geometry, call.inputs)
+    h = u.new_empty((*u.shape[:2], A.shape[1], u.shape[2]), dtype=torch.float32)
+    run_apply(call.geometry, call.inputs, entering, None, h)
+    return h
+
+
+def backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state) -> tuple[Tensor | None, ...]:
+    """(du, ddt, dA, dB, dC, dD, ddt_bias, dinitial_state); None for an absent input."""
+    g = _Sequences(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state).backward(glast, gy=gy)
+    grads = (g["du"], g["ddt"], g["dA"], g["dB"], g["dC"], g.get("dD"), g.get("dbias"), g["dinitial"])
+    return like(grads, (u, dt, A, B, C, D, dt_bias, initial_state))
+
+
+def states_backward(gh, u, dt, A, B, dt_bias, dt_softplus, initial_state) -> tuple[Tensor | None, ...]:
+    """(du, ddt, dA, dB, ddt_bias, dinitial_state) given gh (B, K*C, N, L)."""
+    g = _Sequences(u, dt, A, B, None, None, dt_bias, dt_softplus, initial_state).backward(gstates=gh)
+    grads = (g["du"], g["ddt"], g["dA"], g["dB"], g.get("dbias"), g["dinitial"])
+    return like(grads, (u, dt, A, B, dt_bias, initial_state))
+
+
+def like(grads: tuple, inputs: tuple) -> tuple[Tensor | None, ...]:
+    """Gradients in the shape and dtype of their inputs."""
+    return tuple(None if x is None else g.reshape(x.shape).to(x.dtype) for g, x in zip(grads, inputs, strict=True))

@@ -1,0 +1,110 @@
+"""SS2D on Triton: the scan's kernels (selective_scan/triton_*.py) on channels-last maps and raster projections.
+
+dt projection, softplus, scan, readout and the merge of the routes of one direction happen in one kernel; the other
+direction adds to its result. Whatever the direction, a program reads pixels of BC neighbouring channels. Everything is
+computed in float32; every gradient has the dtype of its input. No autograd.
+"""
+
+import torch
+from torch import Tensor
+
+from vssm.ops import gpu
+from vssm.ops.pointwise import dense
+from vssm.ops.routes import decode
+from vssm.ops.selective_scan.triton import Geometry, Inputs, Walk, like, run_apply, run_carries, run_gradients
+
+
+def _walks(routes: list[int], height: int, width: int) -> tuple[Walk, ...]:
+    """The walks that the routes take, each with its routes."""
+    length = height * width
+    geometry = {"rows": (length, length, 0, 1), "columns": (length, height, 1, width)}
+    taken: dict[str, list[tuple[int, int]]] = {}
+    for k, route in enumerate(decode(routes)):
+        taken.setdefault(route.direction, []).append((k, route.step))
+    return tuple((geometry[direction], tuple(of)) for direction, of in taken.items())
+
+
+def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int]) -> Geometry:
+    batch, channels, height, width = x.shape
+    K, _, R = dt_weight.shape
+    N, length = A.shape[1], height * width
+    numbers = R + 2 * N
+    return Geometry(
+        batch=batch,
+        K=K,
+        channels=channels,
+        length=length,
+        rank=R,
+        state=N,
+        softplus=True,
+        maps=(length * channels, 0, 1, channels),
+        rows=(length * K * numbers, numbers, 1, K * numbers),
+        states=(K * N * length * channels, N * length * channels, length * channels, 1, channels),
+        walks=_walks(routes, height, width),
+        separate=False,
+    )
+
+
+def _inputs(x, proj, dt_weight, dt_bias, A, D) -> Inputs:
+    R, N = dt_weight.shape[2], A.shape[1]
+    rows = proj.contiguous().flatten()
+    return Inputs(
+        u=gpu.map_rows(x),
+        low=rows,
+        B=rows[R:],
+        C=rows[R + N :],
+        A=dense(A, torch.float32),
+        D=dense(D, torch.float32),
+        weight=dense(dt_weight, torch.float32),
+        bias=dense(dt_bias, torch.float32),
+    )
+
+
+def _as_map(rows: Tensor, like: Tensor) -> Tensor:
+    """(B, H*W, C) -> (B, C, H, W) in channels_last memory."""
+    return rows.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+
+
+def _entering(g: Geometry, inputs: Inputs) -> Tensor | None:
+    """The state that enters each tile, or None where a route is one tile."""
+    return None if g.tiles == 1 else run_carries(g, inputs)[0]
+
+
+def forward(x, proj, dt_weight, dt_bias, A, D, routes: list[int]) -> Tensor:
+    """y (B, C, H, W) in channels_last memory, float32."""
+    g, inputs = _geometry(x, dt_weight, A, routes), _inputs(x, proj, dt_weight, dt_bias, A, D)
+    y = torch.empty_like(inputs.u, dtype=torch.float32)
+    run_apply(g, inputs, _entering(g, inputs), y, None)
+    return _as_map(y, x)
+
+
+def states_forward(x, proj, dt_weight, dt_bias, A, routes: list[int]) -> Tensor:
+    """h (B, K, C, N, H, W), whose memory is (B, K, N, H, W, C), float32."""
+    g, inputs = _geometry(x, dt_weight, A, routes), _inputs(x, proj, dt_weight, dt_bias, A, None)
+    h = x.new_empty((g.batch, g.K, g.state, *x.shape[2:], g.channels), dtype=torch.float32)
+    run_apply(g, inputs, _entering(g, inputs), None, h)
+    return h.permute(0, 1, 5, 2, 3, 4)
+
+
+def backward(gy, x, proj, dt_weight, dt_bias, A, D, routes: list[int]) -> tuple[Tensor | None, ...]:
+    """(dx, dproj, ddt_weight, ddt_bias, dA, dD); dD is None when D is."""
+    return _gradients(x, proj, dt_weight, dt_bias, A, D, routes, gy=gpu.map_rows(gy))
+
+
+def states_backward(gh, x, proj, dt_weight, dt_bias, A, routes: list[int]) -> tuple[Tensor | None, ...]:
+    """(dx, dproj, ddt_weight, ddt_bias, dA) given gh (B, K, C, N, H, W)."""
+    gstates = gh.permute(0, 1, 3, 4, 5, 2).contiguous()
+    return _gradients(x, proj, dt_weight, dt_bias, A, None, routes, gstates=gstates)[:-1]
+
+
+def _gradients(x, proj, dt_weight, dt_bias, A, D, routes, **incoming) -> tuple[Tensor | None, ...]:
+    g, inputs = _geometry(x, dt_weight, A, routes), _inputs(x, proj, dt_weight, dt_bias, A, D)
+    entering, arriving = (None, None) if g.tiles == 1 else run_carries(g, inputs, **incoming)
+    # Without a readout C has no gradient, and nobody writes its part.
+    new = x.new_empty if "gy" in incoming else x.new_zeros
+    parts = new((g.channel_tiles, proj.numel()), dtype=torch.float32)
+    rows = {"dlow": parts, "dB": parts[:, g.rank :], "dC": parts[:, g.rank + g.state :] if "gy" in incoming else None}
+    grads = run_gradients(g, inputs, entering, arriving, rows, **incoming)
+    dx = _as_map(grads["du"], x)
+    weights = (grads["dweight"], grads["dbias"], grads["dA"], grads.get("dD"))
+    return dx, *like((parts.sum(0), *weights), (proj, dt_weight, dt_bias, A, D))
