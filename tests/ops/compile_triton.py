@@ -18,7 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vssm.ops import gpu
+from vssm.ops import CROSS, gpu
+from vssm.ops.routes import encode
 
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
 
@@ -48,7 +49,13 @@ def source(kernel, arguments):
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
         else:
-            signature[parameter.name] = _signature(value, (i,), constants, attributes)
+            if parameter.do_not_specialize:
+                signature[parameter.name] = "i32"
+                continue
+            marked = {}
+            signature[parameter.name] = _signature(value, (i,), constants, marked)
+            if not parameter.do_not_specialize_on_alignment:
+                attributes |= marked
     return ASTSource(kernel, signature, constants, attributes)
 
 
@@ -89,28 +96,35 @@ def _print(kernel, capability, arguments, compiled, registers, spilled):
     print(json.dumps(line | {"shared": shared, "warps": compiled.metadata.num_warps}), flush=True)
 
 
-def sequences(dtype, K, C, N, L):
-    u, dt = torch.zeros(2, K * C, L, dtype=dtype), torch.zeros(2, K * C, L, dtype=dtype)
-    B = torch.zeros(2, K, N, L, dtype=dtype)
-    per_channel = torch.zeros(K * C)
-    return u, dt, torch.zeros(K * C, N), B, B.clone(), per_channel, per_channel, True, torch.zeros(2, K * C, N)
-
-
 def compile_scan():
+    from vssm.ops.ss2d import triton as ss2d
+
+    for dtype, C, R, N, side in ((torch.float32, 96, 6, 1, 56), (torch.bfloat16, 384, 24, 16, 14)):
+        x = torch.zeros(2, side, side, C, dtype=dtype).permute(0, 3, 1, 2)
+        proj = torch.zeros(2, side, side, 4 * (R + 2 * N), dtype=dtype)
+        weights = torch.zeros(4, C, R), torch.zeros(4, C), torch.zeros(4 * C, N)
+        routes = encode(CROSS)
+        y = ss2d.forward(x, proj, *weights, torch.zeros(4 * C), routes)
+        ss2d.backward(y, x, proj, *weights, torch.zeros(4 * C), routes)
+    ss2d.states_backward(ss2d.states_forward(x, proj, *weights, routes), x, proj, *weights, routes)
+
+
+def compile_sequences():
     from vssm.ops.selective_scan import triton as scan
 
-    for dtype, C, N, L in ((torch.float32, 96, 1, 3136), (torch.bfloat16, 33, 16, 49)):
-        args = sequences(dtype, 4, C, N, L)
-        y, last = scan.forward(*args)
-        scan.backward(y, last, *args)
-        states = (*args[:4], *args[6:])
-        scan.states_backward(scan.states_forward(*states), *states)
+    K, C, N, L = 4, 33, 4, 49
+    u, B = torch.zeros(2, K * C, L), torch.zeros(2, K, N, L)
+    bias = torch.zeros(K * C)
+    args = u, u.clone(), torch.zeros(K * C, N), B, B.clone(), bias, bias, True, torch.zeros(2, K * C, N)
+    y, last = scan.forward(*args)
+    scan.backward(y, last, *args)
 
 
 def main():
     capabilities = [int(name.removeprefix("sm_")) for name in sys.argv[1:]]
     gpu.launch = Compiler(capabilities, _print)
     compile_scan()
+    compile_sequences()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.ops.test_ss2d import arguments
-from vssm.ops import PathUnavailable, SlowPathWarning, dispatch, explain, native, ss2d, use
+from vssm.ops import PathUnavailable, SlowPathWarning, dispatch, explain, gpu, native, ss2d, use
 
 needs_core = pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
 
@@ -38,7 +38,7 @@ def test_use_is_left_after_an_error():
 
 
 def test_unknown_path_names_the_known_ones():
-    with pytest.raises(ValueError, match="unknown path 'cuda': choose one of reference, torch, core"):
+    with pytest.raises(ValueError, match="unknown path 'cuda': choose one of reference, torch, core, triton"):
         use("cuda")
 
 
@@ -93,7 +93,7 @@ def test_explain_says_what_runs_and_why_not():
     here = explain("ss2d")
     assert here.choices[0].path == ("core" if native.available() else "torch")
     elsewhere = explain("ss2d", device="cuda")
-    assert elsewhere.choices[0].path == "torch"
+    assert elsewhere.choices[0].path == ("triton" if gpu.missing_reason() is None else "torch")
     assert "runs on the CPU" in elsewhere.choices[0].others["core"]
     assert "ss2d" in str(explain())
     with use("reference"):

@@ -34,8 +34,7 @@ def scan_tile(length: int, channels: int) -> tuple[int, int]:
     """(T, BC): pixels and channels of one tile of the scan."""
     if SCAN_TILE is not None:
         return SCAN_TILE
-    T = 16 if length <= 16 else 64 if 32 < length <= 64 else 32
-    return T, 16 if channels <= 16 else 64 if channels % 64 == 0 else 32
+    return 16, next((BC for BC in (128, 64) if channels % BC == 0), 32)
 
 
 @cache

@@ -20,8 +20,8 @@ from vssm.ops.selective_scan.triton_forward import apply, carries, chain
 # A constant, not the card's size, so that sums are cut alike everywhere.
 SHARES = 512
 
-# What a route that follows (+1) or comes back (-1) along a walk is called here: (route, step).
-Walk = tuple[tuple[int, int, int, int], tuple[tuple[int, int], ...]]
+# A walk over the map (length, inner size, outer step, inner step), the way along it (+1 or -1), the routes that go it.
+Way = tuple[tuple[int, int, int, int], int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Geometry:
     maps: tuple[int, int, int, int]
     rows: tuple[int, int, int, int]
     states: tuple[int, int, int, int, int]
-    # Each walk over the map, (length, inner size, outer step, inner step), with the routes that take it.
-    walks: tuple[Walk, ...]
+    ways: tuple[Way, ...]
     # Routes with maps of their own are launched side by side: the grid's third dimension.
     separate: bool
     T: int = field(init=False)
@@ -70,7 +69,7 @@ class Geometry:
         """Arguments common to the kernels that work on tiles of maps."""
         strides = {"maps": self.maps, "rows": self.rows, "states": self.states}
         constants = {"R": self.rank, "N": self.state, "SOFTPLUS": self.softplus, "T": self.T, "BC": self.BC}
-        return self.sizes() | strides | constants
+        return self.sizes() | strides | constants | {"num_warps": max(1, self.BC // 32)}
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def run_carries(
     starts = torch.empty_like(ends) if backward else None
     lasts = x.u.new_empty((g.batch, g.K, g.tiles, g.channels), dtype=torch.float32)
     grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
-    for walk, routes in g.walks:
+    for walk, way, routes in g.ways:
         gpu.launch(
             carries,
             grid,
@@ -118,7 +117,9 @@ def run_carries(
             starts=starts,
             lasts=lasts,
             walk=walk,
-            ROUTES=routes,
+            first=routes[0],
+            way=way,
+            ROUTES=tuple(k - routes[0] for k in routes),
             **g.arguments(),
         )
     entering = _chain(g, ends, lasts, x, x.initial, backward=False)
@@ -149,7 +150,7 @@ def _chain(g: Geometry, passed: Tensor, lasts: Tensor, x: Inputs, initial: Tenso
 def run_apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None, states: Tensor | None) -> None:
     """Fill y, the sum over routes, or every route's states."""
     grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
-    for index, (walk, routes) in enumerate(g.walks):
+    for index, (walk, way, routes) in enumerate(g.ways):
         gpu.launch(
             apply,
             grid,
@@ -160,7 +161,9 @@ def run_apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None,
             y=y,
             out=states,
             walk=walk,
-            ROUTES=routes,
+            first=routes[0],
+            way=way,
+            ROUTES=tuple(k - routes[0] for k in routes),
             ADD=y is not None and index > 0,
             **g.arguments(),
         )
@@ -194,9 +197,12 @@ def run_gradients(
         "dD": parts(x.D),
     }
     ddt = None if x.dt is None else torch.empty_like(x.dt)
-    routes = [(walk, *route) for walk, taken in g.walks for route in taken]
+    dB = rows["dB"]
+    assert dB is not None
+    routes = [(walk, way, k) for walk, way, taken in g.ways for k in taken]
+    scratch = x.u.new_empty((shares, g.channel_tiles, g.planes, 2, g.T, g.BC), dtype=torch.float32)
     so_far, du = None, x.u
-    for index, (walk, route, step) in enumerate(routes):
+    for index, (walk, way, route) in enumerate(routes):
         if index + 1 == len(routes):  # between routes the sum is float32; the last one rounds it
             du = torch.empty_like(x.u)
         else:
@@ -217,10 +223,11 @@ def run_gradients(
             du=du,
             ddt=ddt,
             samples=g.batch,
-            route=route,
-            part=rows["dB"].stride(0),
+            first=route,
+            part=dB.stride(0),
             walk=walk,
-            ONWARD=step > 0,
+            way=way,
+            scratch=scratch,
             PRECISION=gpu.dot_precision(x.u.device),
             RP=max(16, triton.next_power_of_2(g.rank)),
             NP=triton.next_power_of_2(g.state),
@@ -251,7 +258,7 @@ class _Sequences:
             maps=(K * channels * length, channels * length, length, 1),
             rows=(K * N * length, N * length, length, 1),
             states=(K * channels * N * length, channels * N * length, length, N * length, 1),
-            walks=(((length, length, 0, 1), ((0, 1),)),),
+            ways=(((length, length, 0, 1), 1, (0,)),),
             separate=True,
         )
         self.inputs = Inputs(

@@ -6,11 +6,15 @@ channels, sums over pixels and samples (the weights) one part per program; parts
 No atomics: the same bits in every run.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# (a function of the device cannot be called from Python, so it "does not return")
+
 import triton
 import triton.language as tl
 
 from vssm.ops.selective_scan.triton_steps import (
     LOG2_E,
+    UNALIGNED,
     map_places,
     numbers,
     pixels,
@@ -21,7 +25,7 @@ from vssm.ops.selective_scan.triton_steps import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("first", "way"), do_not_specialize_on_alignment=UNALIGNED)
 def gradients(
     u,
     dt,
@@ -46,12 +50,14 @@ def gradients(
     dbias,  # (programs, K, C); dD likewise
     dA,  # (programs, K, C, N)
     dD,
+    scratch,  # (programs, 2, T, BC)
     samples,
     K,
     channels,
     tiles,
-    route,
+    first,
     part,  # numbers from one tile of channels to the next in dlow, dB and dC
+    way,
     walk,
     maps,
     rows,
@@ -59,7 +65,6 @@ def gradients(
     R: tl.constexpr,
     N: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    ONWARD: tl.constexpr,
     PRECISION: tl.constexpr,
     T: tl.constexpr,
     BC: tl.constexpr,
@@ -68,7 +73,7 @@ def gradients(
 ):
     """Program (share of the tiles, channels, route): du = du_so_far + this route's, and all its other gradients."""
     share = tl.program_id(0)
-    k = (tl.program_id(2) + route).to(tl.int64)
+    k = (tl.program_id(2) + first).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     has = c < channels
     kc = k * channels + c
@@ -78,47 +83,57 @@ def gradients(
     sum_D = tl.zeros((BC,), tl.float32)
     if R > 0:
         r = tl.arange(0, RP)
-        weights = tl.load(weight + kc[:, None] * R + r[None, :], mask=has[:, None] & (r < R)[None, :], other=0.0)
         sum_weight = tl.zeros((BC, RP), tl.float32)
     if D is not None:
         skip = tl.load(D + kc, mask=has, other=0.0)[None, :]
 
+    program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + share
+    t = tl.arange(0, T)[:, None]
+    here = scratch + program.to(tl.int64) * (2 * T * BC) + tl.arange(0, BC)[None, :]
     for item in range(share, samples * tiles, tl.num_programs(0)):
         b, tile = (item // tiles).to(tl.int64), item % tiles
-        at, exists = pixels(tile, walk, T)
+        visit = tl.where(way > 0, tile, tiles - 1 - tile)
+        at, exists = pixels(tile, walk, -way, T)
         valid = exists[:, None] & has[None, :]
         map_at = map_places(b, k, c, at, maps)
         row_at = b * rows[0] + k * rows[1] + at * rows[3]
-        if ONWARD:
-            visit = tile
-        else:
-            visit = tiles - 1 - tile
+        at_along, exists_along = pixels(tile, walk, way, T)
+        map_along = map_places(b, k, c, at_along, maps)
+        row_along = b * rows[0] + k * rows[1] + at_along * rows[3]
+
         x = tl.load(u + map_at, mask=valid, other=0.0).to(tl.float32)
         step, slope = step_sizes(dt, low, weight, bias, kc, map_at, row_at, rows[2], exists, has, R, SOFTPLUS)
+        tl.store(here + t * BC, step)
+        tl.debug_barrier()
+        step_along = tl.load(here + (T - 1 - t) * BC)
+        x_along = tl.load(u + map_along, mask=exists_along[:, None] & has[None, :], other=0.0).to(tl.float32)
         through_drive = tl.zeros((T, BC), tl.float32)  # dL / d(dt u)
         through_decay = tl.zeros((T, BC), tl.float32)  # dL / d(dt) along exp(dt A)
         if gy is not None:
             g_y = tl.load(gy + map_at, mask=valid, other=0.0).to(tl.float32)
         for n in range(N):
             rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :]
-            decay = tl.exp2(step * (rate * LOG2_E))
-            B_n = numbers(B, row_at, n, rows[2], exists)
-            drive = step * x * B_n
-            since, arrived, _ = tl.associative_scan(
-                (decay, tl.zeros((T, BC), tl.float32), drive), 0, then_arriving, reverse=not ONWARD
-            )
+            drive_along = step_along * x_along * numbers(B, row_along, n, rows[2], exists_along)
+            decay_along = tl.exp2(step_along * (rate * LOG2_E))
+            nothing = tl.zeros((T, BC), tl.float32)
+            since, arrived, _ = tl.associative_scan((decay_along, nothing, drive_along), 0, then_arriving)
             if entering is not None:
                 slot = (b * K + k) * (tiles + 1) + visit
                 arrived += since * tl.load(entering + (slot * N + n) * channels + c, mask=has, other=0.0)[None, :]
+            tl.store(here + (T + t) * BC, arrived)
+            tl.debug_barrier()
+            arrived = tl.load(here + (T + T - 1 - t) * BC)
+            tl.debug_barrier()
+
+            B_n = numbers(B, row_at, n, rows[2], exists)
             if gy is not None:
                 incoming = g_y * numbers(C, row_at, n, rows[2], exists)
-                dC_n = tl.sum(g_y * (arrived + drive), 1)
+                dC_n = tl.sum(g_y * (arrived + step * x * B_n), 1)
                 tl.store(dC + to_part + row_at + n * rows[2], dC_n, mask=exists)
             else:
                 incoming = tl.load(gstates + state_places(b, k, n, c, at, states), mask=valid, other=0.0).to(tl.float32)
-            reach, g, _ = tl.associative_scan(
-                (tl.full((T, BC), 1.0, tl.float32), incoming, decay), 0, then_before_decay, reverse=ONWARD
-            )
+            decay = tl.exp2(step * (rate * LOG2_E))
+            reach, g, _ = tl.associative_scan((nothing + 1.0, incoming, decay), 0, then_before_decay)
             if arriving is not None:
                 slot = (b * K + k) * (tiles + 1) + tiles - 1 - visit
                 g += reach * tl.load(arriving + (slot * N + n) * channels + c, mask=has, other=0.0)[None, :]
@@ -137,15 +152,12 @@ def gradients(
         dz = (through_drive * x + through_decay) * slope
         sum_bias += tl.sum(dz, 0)
         if R > 0:
-            row = tl.load(
-                low + row_at[:, None] + r[None, :] * rows[2],
-                mask=exists[:, None] & (r < R)[None, :],
-                other=0.0,
-            ).to(tl.float32)
-            sum_weight += tl.dot(tl.trans(dz), row, input_precision=PRECISION)
-            to_row = dlow + to_part + row_at[:, None] + r[None, :] * rows[2]
-            drow = tl.dot(dz, weights, input_precision=PRECISION)
-            tl.store(to_row, drow, mask=exists[:, None] & (r < R)[None, :])
+            low_at = row_at[:, None] + r[None, :] * rows[2]
+            low_valid = exists[:, None] & (r < R)[None, :]
+            low_rows = tl.load(low + low_at, mask=low_valid, other=0.0).to(tl.float32)
+            sum_weight += tl.dot(tl.trans(dz), low_rows, input_precision=PRECISION)
+            weights = tl.load(weight + kc[:, None] * R + r[None, :], mask=has[:, None] & (r < R)[None, :], other=0.0)
+            tl.store(dlow + to_part + low_at, tl.dot(dz, weights, input_precision=PRECISION), mask=low_valid)
         else:
             tl.store(ddt + map_at, dz, mask=valid)
 

@@ -4,15 +4,19 @@
     chain     along the tiles of each route: the state that enters each of them
     apply     every tile again, now from the state that enters it: readout y summed over the routes, or the states
 
-A route of one tile needs `apply` alone. Nothing is written per route and pixel; each pass reads the map once per
-direction, whose routes share the tile in registers. Sums have a fixed order: the same bits in every run.
+A route of one tile needs `apply` alone. Nothing is written per route and pixel; routes that go the same way share a
+tile in registers, and the others add to their y. Sums have a fixed order: the same bits in every run.
 """
+
+# pyright: reportGeneralTypeIssues=false
+# (a function of the device cannot be called from Python, so it "does not return")
 
 import triton
 import triton.language as tl
 
 from vssm.ops.selective_scan.triton_steps import (
     LOG2_E,
+    UNALIGNED,
     map_places,
     numbers,
     pixels,
@@ -22,7 +26,7 @@ from vssm.ops.selective_scan.triton_steps import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("first", "way"), do_not_specialize_on_alignment=UNALIGNED)
 def carries(
     u,
     dt,
@@ -40,6 +44,8 @@ def carries(
     K,
     channels,
     tiles,
+    first,
+    way,
     walk,
     maps,
     rows,
@@ -51,46 +57,45 @@ def carries(
     T: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Program (sample and tile, channels, first route): what each tile of ROUTES passes on if nothing enters it.
+    """Program (sample and tile, channels, route of its own): what each tile of ROUTES passes on if nothing enters it.
 
-    Tiles are stored in the order in which their route visits them. ROUTES: ((route, step), ...).
+    Tiles are stored in the order in which their route visits them. The routes first + ROUTES go the same way.
     """
     b, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    first = tl.program_id(2)
+    plane = tl.program_id(2)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     has = c < channels
-    at, exists = pixels(tile, walk, T)
+    at, exists = pixels(tile, walk, way, T)
     valid = exists[:, None] & has[None, :]
-    map_at = map_places(b, first, c, at, maps)
+    map_at = map_places(b, plane, c, at, maps)
     x = tl.load(u + map_at, mask=valid, other=0.0).to(tl.float32)
     if gy is not None:
         g_y = tl.load(gy + map_at, mask=valid, other=0.0).to(tl.float32)
+    visit = tl.where(way > 0, tile, tiles - 1 - tile)
+    at_end = tl.arange(0, T)[:, None] == T - 1
     for i in tl.static_range(len(ROUTES)):
-        k = (first + ROUTES[i][0]).to(tl.int64)
-        onward: tl.constexpr = ROUTES[i][1] > 0
+        k = (first + plane + ROUTES[i]).to(tl.int64)
         row_at = b * rows[0] + k * rows[1] + at * rows[3]
         kc = k * channels + c
+        slot = (b * K + k) * tiles + visit
         step, _ = step_sizes(dt, low, weight, bias, kc, map_at, row_at, rows[2], exists, has, R, SOFTPLUS)
-        later = tl.cumsum(step, 0, reverse=onward) - step
-        if onward:
-            slot = (b * K + k) * tiles + tile
-        else:
-            slot = (b * K + k) * tiles + tiles - 1 - tile
         tl.store(lasts + slot * channels + c, tl.sum(step, 0), mask=has)
+        if starts is not None:
+            upto = tl.cumsum(step, 0)
         for n in range(N):
             rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :] * LOG2_E
             drive = step * x * numbers(B, row_at, n, rows[2], exists)
-            end = tl.sum(tl.exp2(later * rate) * drive, 0)
-            tl.store(ends + (slot * N + n) * channels + c, end, mask=has)
+            _, h = tl.associative_scan((tl.exp2(step * rate), drive), 0, then)
+            to = (slot * N + n) * channels + c
+            tl.store(ends + to, tl.sum(tl.where(at_end, h, 0.0), 0), mask=has)
             if starts is not None:
                 if gy is not None:
                     g = g_y * numbers(C, row_at, n, rows[2], exists)
                 else:
-                    to = state_places(b, k, n, c, at, states)
-                    g = tl.load(gstates + to, mask=valid, other=0.0).to(tl.float32)
-                # What flows out of the tile has decayed over all steps up to its pixel, that pixel's included.
-                start = tl.sum(tl.exp2(tl.cumsum(step, 0, reverse=not onward) * rate) * g, 0)
-                tl.store(starts + (slot * N + n) * channels + c, start, mask=has)
+                    state_at = state_places(b, k, n, c, at, states)
+                    g = tl.load(gstates + state_at, mask=valid, other=0.0).to(tl.float32)
+                # What flows out of a tile has decayed over all steps up to its pixel, that pixel's included.
+                tl.store(starts + to, tl.sum(tl.exp2(upto * rate) * g, 0), mask=has)
 
 
 @triton.jit
@@ -140,7 +145,7 @@ def chain(
         h = tl.sum(tl.where(tl.arange(0, J)[:, None] == J - 1, state, 0.0), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("first", "way"), do_not_specialize_on_alignment=UNALIGNED)
 def apply(
     u,
     dt,
@@ -157,6 +162,8 @@ def apply(
     K,
     channels,
     tiles,
+    first,
+    way,
     walk,
     maps,
     rows,
@@ -169,22 +176,22 @@ def apply(
     T: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Program (sample and tile, channels, first route): y (+)= the sum over ROUTES, or each route's states."""
+    """Program (sample and tile, channels, route of its own): y (+)= the sum over ROUTES, or each route's states."""
     b, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
-    first = tl.program_id(2)
+    plane = tl.program_id(2)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     has = c < channels
-    at, exists = pixels(tile, walk, T)
+    at, exists = pixels(tile, walk, way, T)
     valid = exists[:, None] & has[None, :]
-    map_at = map_places(b, first, c, at, maps)
+    map_at = map_places(b, plane, c, at, maps)
     x = tl.load(u + map_at, mask=valid, other=0.0).to(tl.float32)
     if ADD:
         total = tl.load(y + map_at, mask=valid, other=0.0)
     else:
         total = tl.zeros((T, BC), tl.float32)
+    visit = tl.where(way > 0, tile, tiles - 1 - tile)
     for i in tl.static_range(len(ROUTES)):
-        k = (first + ROUTES[i][0]).to(tl.int64)
-        onward: tl.constexpr = ROUTES[i][1] > 0
+        k = (first + plane + ROUTES[i]).to(tl.int64)
         row_at = b * rows[0] + k * rows[1] + at * rows[3]
         kc = k * channels + c
         step, _ = step_sizes(dt, low, weight, bias, kc, map_at, row_at, rows[2], exists, has, R, SOFTPLUS)
@@ -193,13 +200,10 @@ def apply(
         for n in range(N):
             rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :] * LOG2_E
             drive = step * x * numbers(B, row_at, n, rows[2], exists)
-            decay, h = tl.associative_scan((tl.exp2(step * rate), drive), 0, then, reverse=not onward)
+            since, h = tl.associative_scan((tl.exp2(step * rate), drive), 0, then)
             if entering is not None:
-                if onward:
-                    slot = (b * K + k) * (tiles + 1) + tile
-                else:
-                    slot = (b * K + k) * (tiles + 1) + tiles - 1 - tile
-                h += decay * tl.load(entering + (slot * N + n) * channels + c, mask=has, other=0.0)[None, :]
+                slot = (b * K + k) * (tiles + 1) + visit
+                h += since * tl.load(entering + (slot * N + n) * channels + c, mask=has, other=0.0)[None, :]
             if out is None:
                 total += h * numbers(C, row_at, n, rows[2], exists)
             else:

@@ -1,27 +1,39 @@
 """What the Triton kernels of the scan share: the tile of a walk, its step sizes, and the combinations of a scan.
 
 A tile is T consecutive pixels of a walk by BC channels. A walk goes over the map along its rows or its columns; a
-route follows it (step +1) or comes back (step -1), so both kinds read the same tiles. Pixels and channels that do not
-exist get step size 0: then the state passes unchanged and every gradient is 0.
+route follows it (way +1) or comes back (way -1), and reads the same tiles with their pixels in its own order. With
+BC = 32 channels per warp and loads of one channel per thread a thread holds all T pixels of its channel: scans along
+time and sums over pixels then stay within a thread, without shuffles or shared memory. That is why no kernel scans in
+reverse (which Triton does by shuffles) and why alignment is not specialised on (it would spread a pixel's channels).
+
+Pixels and channels that do not exist get step size 0: the state passes them unchanged, and their gradients are 0.
 
 Strides arrive as tuples: of maps (sample, route, channel, pixel), of rows, that is of low-rank dt, B and C (sample,
 route, number, pixel), of states (sample, route, state, channel, pixel). Offsets are 64 bits wide.
 """
+
+# pyright: reportGeneralTypeIssues=false
+# (a function of the device cannot be called from Python, so it "does not return")
 
 import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+# Arguments of the kernels on tiles whose alignment Triton shall not know.
+UNALIGNED = ("u", "dt", "low", "B", "C", "gy", "gstates", "y", "out", "du_so_far", "du", "ddt", "scratch")
+UNALIGNED += ("maps", "states")
+
 
 @triton.jit
-def pixels(tile, walk, T: tl.constexpr):
-    """Positions (T,) on the map of a tile of a walk, and which of them exist.
+def pixels(tile, walk, way, T: tl.constexpr):
+    """Positions (T,) on the map of a tile's pixels, in the order of a route that goes `way`, and which exist.
 
     walk is (length, inner size, outer step, inner step): step s is at pixel (s // inner, s % inner) of the walk.
     """
     length, inner, outer_step, inner_step = walk
-    s = tile * T + tl.arange(0, T)
+    t = tl.arange(0, T)
+    s = tile * T + tl.where(way > 0, t, T - 1 - t)
     return ((s // inner) * outer_step + (s % inner) * inner_step).to(tl.int64), s < length
 
 
@@ -112,5 +124,5 @@ def then_arriving(a1, arrived1, drive1, a2, arrived2, drive2):
 
 @triton.jit
 def then_before_decay(reach1, g1, a1, reach2, g2, a2):
-    """Gradients against time: g_t = c_t + a_{t+1} g_{t+1}. A piece of time takes X to reach X + g, before its last decay."""
+    """Gradients against time: g_t = c_t + a_{t+1} g_{t+1}. A piece takes X to reach X + g, before its last decay."""
     return reach2 * a1 * reach1, g2 + reach2 * a1 * g1, a2

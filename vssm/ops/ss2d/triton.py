@@ -1,7 +1,7 @@
 """SS2D on Triton: the scan's kernels (selective_scan/triton_*.py) on channels-last maps and raster projections.
 
-dt projection, softplus, scan, readout and the merge of the routes of one direction happen in one kernel; the other
-direction adds to its result. Whatever the direction, a program reads pixels of BC neighbouring channels. Everything is
+dt projection, softplus, scan, readout and the merge of the routes that go the same way happen in one kernel; the other
+ways add to its result. Whatever the direction, a program reads pixels of BC neighbouring channels. Everything is
 computed in float32; every gradient has the dtype of its input. No autograd.
 """
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from vssm.ops import gpu
 from vssm.ops.pointwise import dense
 from vssm.ops.routes import decode
-from vssm.ops.selective_scan.triton import Geometry, Inputs, Walk, like, run_apply, run_carries, run_gradients
+from vssm.ops.selective_scan.triton import Geometry, Inputs, Way, like, run_apply, run_carries, run_gradients
 
 
-def _walks(routes: list[int], height: int, width: int) -> tuple[Walk, ...]:
-    """The walks that the routes take, each with its routes."""
+def _ways(routes: list[int], height: int, width: int) -> tuple[Way, ...]:
+    """The ways that the routes go, each with its routes."""
     length = height * width
-    geometry = {"rows": (length, length, 0, 1), "columns": (length, height, 1, width)}
-    taken: dict[str, list[tuple[int, int]]] = {}
-    for k, route in enumerate(decode(routes)):
-        taken.setdefault(route.direction, []).append((k, route.step))
-    return tuple((geometry[direction], tuple(of)) for direction, of in taken.items())
+    walks = {"rows": (length, length, 0, 1), "columns": (length, height, 1, width)}
+    taken: dict[tuple[str, int], list[int]] = {}
+    for k, (direction, step) in enumerate(decode(routes)):
+        taken.setdefault((direction, step), []).append(k)
+    return tuple((walks[direction], step, tuple(of)) for (direction, step), of in taken.items())
 
 
 def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int]) -> Geometry:
@@ -40,7 +40,7 @@ def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int]) -> Geo
         maps=(length * channels, 0, 1, channels),
         rows=(length * K * numbers, numbers, 1, K * numbers),
         states=(K * N * length * channels, N * length * channels, length * channels, 1, channels),
-        walks=_walks(routes, height, width),
+        ways=_ways(routes, height, width),
         separate=False,
     )
 

@@ -1,0 +1,85 @@
+"""Triton without a GPU: kernels interpreted and compiled ahead of time, each in a process of its own.
+
+Interpretation is chosen when Triton is imported, so it cannot happen in this process.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vssm.ops import CROSS, PathUnavailable, dispatch, explain, gpu, ss2d, use
+from vssm.ops.routes import encode
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+needs_triton = pytest.mark.skipif(gpu.missing_reason() is not None, reason=str(gpu.missing_reason()))
+interpreting = pytest.mark.skipif(gpu.interpreted(), reason="this process interprets kernels itself")
+
+
+def run(*command, **environment):
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@needs_triton
+@interpreting
+@pytest.mark.parametrize("name", [path.name for path in sorted(HERE.glob("test_triton_*.py"))])
+def test_interpreted(name):
+    done = run("pytest", "-q", "-p", "no:cacheprovider", str(HERE / name), TRITON_INTERPRET="1")
+    assert done.returncode == 0 and " passed" in done.stdout and " skipped" not in done.stdout, done.stdout[-6000:]
+
+
+@needs_triton
+@interpreting
+def test_every_kernel_compiles_for_gpus_that_are_not_here(tmp_path):
+    done = run("tests.ops.compile_triton", "sm_90", "sm_80", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-6000:]
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    for sm in (80, 90):
+        assert {"carries", "chain", "apply", "gradients"} <= {k["kernel"] for k in compiled if k["sm"] == sm}
+    for kernel in compiled:
+        # Of an SM's shared memory a block may take 163 KiB on sm_80, the smaller of the two. Spills stay in the cache.
+        assert kernel["shared"] <= 163 * 1024 and kernel["spilled"] <= 2048, kernel
+
+
+def test_on_the_cpu_triton_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with use("triton"), pytest.raises(PathUnavailable, match="when the process was started with TRITON_INTERPRET=1"):
+        dispatch.choose("ss2d", torch.empty(1), dispatch.requested())
+
+
+def test_on_a_gpu_triton_comes_before_torch_and_its_absence_is_said_once(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(gpu, "missing_reason", lambda: None)
+    dispatch.reset()
+    assert dispatch._choose("ss2d", cuda, torch.float16, "") == "triton"
+    assert dispatch._choose("ss2d", cuda, torch.float64, "") == "torch"
+    assert explain("ss2d", device="cuda").choices[0].why == "Triton kernels"
+    monkeypatch.setattr(gpu, "missing_reason", lambda: "Triton is not installed; `pip install triton`")
+    dispatch.reset()
+    with pytest.warns(dispatch.SlowPathWarning, match="torch path runs instead.*pip install triton") as said:
+        assert dispatch._choose("ss2d", cuda, torch.float32, "") == "torch"
+        assert dispatch._choose("ss2d", cuda, torch.float16, "") == "torch"
+    assert len(said) == 1
+    with pytest.raises(PathUnavailable, match="'triton' was demanded for ss2d and cannot run: Triton is not installed"):
+        dispatch._choose("ss2d", cuda, torch.float32, "triton")
+    dispatch.reset()
+
+
+def test_fake_cuda_tensors_need_no_card():
+    """Shapes, dtypes and devices are known without a kernel: what torch.compile and torch.export ask for."""
+    with FakeTensorMode(), torch.no_grad():
+        x = torch.empty(2, 8, 4, 5, device="cuda", dtype=torch.bfloat16)
+        x_proj, dt_weight = torch.empty(4, 4, 8, device="cuda"), torch.empty(4, 8, 2, device="cuda")
+        dt_bias, A = torch.empty(4, 8, device="cuda"), torch.empty(32, 1, device="cuda")
+        y = ss2d(x, x_proj, dt_weight, dt_bias, A)
+        assert y.shape == x.shape and y.dtype == torch.float32 and y.device.type == "cuda"
+        proj = torch.empty(2, 4, 5, 16, device="cuda", dtype=torch.bfloat16)
+        dx, dproj, *_ = torch.ops.vssm.ss2d_backward(y, x, proj, dt_weight, dt_bias, A, None, encode(CROSS), "")
+        assert dx.dtype == dproj.dtype == torch.bfloat16 and dx.device.type == "cuda"
