@@ -9,9 +9,21 @@ from vssm._launch import started_as_command
 if not started_as_command():
     from vssm.analysis.complexity import complexity
     from vssm.models import list_models
+    from vssm.models.adaptors import add_adaptors, freeze_base, load_adaptors, save_adaptors
     from vssm.models.build import create_model
     from vssm.weights import convert, load_checkpoint
 
-__all__ = ["__version__", "complexity", "convert", "create_model", "list_models", "load_checkpoint"]
+__all__ = [
+    "__version__",
+    "add_adaptors",
+    "complexity",
+    "convert",
+    "create_model",
+    "freeze_base",
+    "list_models",
+    "load_adaptors",
+    "load_checkpoint",
+    "save_adaptors",
+]
 
 __version__ = "0.1.0"

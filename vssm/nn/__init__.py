@@ -1,5 +1,6 @@
 """Modules shared by the model families. Activations are NHWC: (B, H, W, C)."""
 
+from vssm.nn.adaptor import AdaptorS, AdaptorT
 from vssm.nn.bimamba import BidirectionalMamba
 from vssm.nn.conv import Conv2d, DepthwiseConv3x3
 from vssm.nn.downsample import BottleneckDownsample, ConvDownsample, PatchMerging
@@ -12,6 +13,8 @@ from vssm.nn.stem import ConvStem, PatchStem, PositionEmbedding, ResidualStem
 
 __all__ = [
     "SS2D",
+    "AdaptorS",
+    "AdaptorT",
     "BidirectionalMamba",
     "BottleneckDownsample",
     "Conv2d",

@@ -78,8 +78,13 @@ class BidirectionalMamba(Projections):
         self.in_proj = Linear(dim, 2 * inner, bias=False)
         self.forward_branch = MambaBranch(inner, d_state, rank, conv_width)
         self.backward_branch = MambaBranch(inner, d_state, rank, conv_width, reverse=True)
+        self.adaptor_s: nn.Module | None = None
         self.out_proj = Linear(inner, dim, bias=False)
         self.reset_parameters()
+
+    def set_adaptor_s(self, adaptor: nn.Module | None) -> None:
+        """Put a module on the sum of both branches, y (B, E, H, W) -> the same, or take it away."""
+        self.adaptor_s = adaptor
 
     def set_state_fn(self, forward: nn.Module | None, backward: nn.Module | None) -> None:
         """Put modules between states and readout, h (B, 1, E, N, H, W) -> the same, or take them away."""
@@ -100,6 +105,8 @@ class BidirectionalMamba(Projections):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         u, z = self.project_and_gate(x, self.inner_dim)
         y = self.forward_branch(u) + self.backward_branch(u)
+        if self.adaptor_s is not None:
+            y = self.adaptor_s(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = y * (0.5 * F.silu(z.to(y.dtype)))
         return self.project_out(y.to(u.dtype), residual)
 

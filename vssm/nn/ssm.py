@@ -38,6 +38,18 @@ class SSM(nn.Module):
         self.A_log = nn.Parameter(torch.empty(groups * inner_dim, d_state))
         self.D = nn.Parameter(torch.empty(groups * inner_dim))
         self.state_fn: nn.Module | None = None
+        self.adaptor_t: nn.Module | None = None
+        self.adaptor_s: nn.Module | None = None
+
+    def set_adaptor_t(self, adaptor: nn.Module | None) -> None:
+        """Put a module behind state_fn, of the same form, or take it away."""
+        if self.cascade and adaptor is not None:
+            raise ValueError("the cascade scan has no states on one grid, so it takes no adaptor_t; use scan='cross'")
+        self.adaptor_t = adaptor
+
+    def set_adaptor_s(self, adaptor: nn.Module | None) -> None:
+        """Put a module behind the merge, y (B, E, H, W) -> the same, at least float32, or take it away."""
+        self.adaptor_s = adaptor
 
     def set_state_fn(self, state_fn: nn.Module | None) -> None:
         """Put a module between states and readout, h (B, K, E, N, H, W) -> the same, or take it away."""
@@ -51,20 +63,26 @@ class SSM(nn.Module):
 
     def scan(self, u: Tensor) -> Tensor:
         """u (B, E, H, W) -> y (B, E, H, W), at least float32."""
+        y = self._scan(u)
+        return y if self.adaptor_s is None else self.adaptor_s(y)
+
+    def _scan(self, u: Tensor) -> Tensor:
         A = -torch.exp(_at_least_float32(self.A_log))
         if torch.jit.is_scripting():
             return self._scan_scripted(u, A)
         elif self.cascade:
             return ss2d_cascade(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.D)
-        elif self.state_fn is None:
+        elif self.state_fn is None and self.adaptor_t is None:
             return ss2d(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.D, self.routes)
         else:
-            state_fn = self.state_fn
+            state_fn, adaptor_t = self.state_fn, self.adaptor_t
             weights = (self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A)
-            if is_plain(state_fn, StateFusion):
+            if state_fn is not None and adaptor_t is None and is_plain(state_fn, StateFusion):
                 return state_fn.scan(u, weights, self.D, self.routes)
             h, C = ss2d_states(u, *weights, self.routes)
-            return ss2d_readout(state_fn(h), C, u, self.D)
+            h = h if state_fn is None else state_fn(h)
+            h = h if adaptor_t is None else adaptor_t(h)
+            return ss2d_readout(h, C, u, self.D)
 
     def __prepare_scriptable__(self) -> "SSM":
         """Called by torch.jit.script before it compiles."""
@@ -76,10 +94,14 @@ class SSM(nn.Module):
         """`scan` for TorchScript, which knows neither routes as objects nor Python operators."""
         proj = F.linear(u.permute(0, 2, 3, 1), self.x_proj_weight.flatten(0, 1).to(u.dtype))
         weight, bias = self.dt_proj_weight, self.dt_proj_bias
-        if self.state_fn is None:
+        if self.state_fn is None and self.adaptor_t is None:
             return torch.ops.vssm.ss2d(u, proj, weight, bias, A, self.D, self.route_codes, "")
         else:
-            h = self.state_fn(torch.ops.vssm.ss2d_states(u, proj, weight, bias, A, self.route_codes, ""))
+            h = torch.ops.vssm.ss2d_states(u, proj, weight, bias, A, self.route_codes, "")
+            if self.state_fn is not None:
+                h = self.state_fn(h)
+            if self.adaptor_t is not None:
+                h = self.adaptor_t(h)
             groups, inner, rank = weight.shape
             C = proj.unflatten(3, [groups, rank + 2 * self.d_state])[:, :, :, :, rank + self.d_state :]
             C = C.permute(0, 3, 4, 1, 2).to(h.dtype)
