@@ -14,7 +14,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,7 @@ def _name(model: nn.Module) -> str:
     return cfg.get("architecture", type(model).__name__)
 
 
-def _mark(parameters: dict[str, Tensor]) -> str:
+def _mark(parameters: Mapping[str, Tensor]) -> str:
     """A hash of names, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(parameters):
