@@ -11,6 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from rich.console import Console
@@ -108,7 +109,7 @@ def test_another_image_size(run, photos, capsys):
 
 def test_a_size_that_the_model_cannot_take(capsys, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    torch.save(__import__("timm").create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
     argv = ["predict", str(tmp_path / "a.png"), "--model", "test_vit", "--checkpoint", str(tmp_path / "vit.pth")]
     assert main(argv) == 0
     assert main([*argv, "--image-size", "50"]) == 1
@@ -229,3 +230,51 @@ def test_the_table_prints_as_it_goes(width):
     assert all(len(line) <= width for line in lines)
     assert "".join(line[: screen.image_width].strip() for line in lines[3:]) == "line\\nbreak" + "x" * 200 + ".jpg"
     assert " ".join(line[-screen.next_width - 2 :].strip() for line in lines[3:]).strip() == "not an image"
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A checkpoint from elsewhere, for 1000 classes."""
+    path = tmp_path_factory.mktemp("other") / "vit.pth"
+    torch.save(timm.create_model("test_vit").state_dict(), path)
+    return path
+
+
+def test_compare(run, other, photos, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    argv = ["predict", "photos", "--compare", str(run), f"test_vit={other}", "--out", "compared.png"]
+    assert main(argv) == 1
+    shown = capsys.readouterr()
+    assert "the models know different classes: 0 have the same name in both, 10 are only in the first" in shown.out
+    assert "0 of 4 images named alike (0.0%)" in shown.out
+    assert all(words in shown.out for words in ("digits", "vit.pth", "photos/ü 猫.png", "photos/caf\\xe9\\n.png"))
+    assert "photos/deep/damaged.png: not an image" in shown.err
+    assert "4 images by two models, 1 of 5 files could not be read" in shown.err
+    with Image.open("compared.png") as image:
+        assert image.format == "PNG"
+
+
+def test_compare_a_model_with_itself(run, photos, capsys):
+    assert main(["predict", "photos/a.png", "photos/deep/b.png", "--compare", str(run), str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert shown == "2 of 2 images named alike (100.0%)\n"
+
+
+COMPARE_WRONG = [
+    (["photos", "--compare", "A", "B", "--csv", "x.csv"], 2, "--compare names both models and prints a table"),
+    (["photos", "--out", "x.png", "--checkpoint", "A"], 2, "--out is the picture of --compare A B"),
+    (["photos", "--compare", "A"], 2, "expected 2 arguments"),
+    (
+        ["photos", "--compare", "vmamba_tini", "vmamba_tiny"],
+        1,
+        "no model is called 'vmamba_tini'; nearest: vmamba_tiny",
+    ),
+    (["photos", "--compare", "runs/none", "vmamba_tiny"], 1, "runs/none does not exist; expected a checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("argv", "code", "words"), COMPARE_WRONG, ids=[words for *_, words in COMPARE_WRONG])
+def test_bad_comparisons(photos, capsys, argv, code, words):
+    assert main(["predict", *argv]) == code
+    assert words in capsys.readouterr().err
+    assert not Path("x.png").exists() and not Path("x.csv").exists()

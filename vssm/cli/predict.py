@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vssm.cli.comparison import compare_models
 from vssm.cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
@@ -34,6 +35,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object per line and image; --json-file -")
     parser.add_argument("--json-file", metavar="FILE", help="write JSON lines to a file; - is the standard output")
     parser.add_argument("--csv", metavar="FILE", help="write CSV to a file; - is the standard output")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two models side by side, each a RUN_DIR, a checkpoint, MODEL=FILE, or a MODEL with published weights",
+    )
+    parser.add_argument(
+        "--out", metavar="PNG", help="with --compare: write a picture of up to 24 images, differing first"
+    )
     args = parse(parser, argv)
     if args is None:
         return 0
@@ -42,18 +52,26 @@ def main(argv: list[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if args.json and args.json_file is None:
+        args.json_file = "-"
     if not args.images and args.from_file is None:
         raise UsageError(
             "no images named: IMAGE|FOLDER|PATTERN, - for names on the standard input, or --from-file LIST"
         )
-    if args.checkpoint is None and args.model is None:
+    if args.compare is not None:
+        for name in ("checkpoint", "model", "csv", "json_file"):
+            if getattr(args, name) is not None:
+                raise UsageError(
+                    f"--compare names both models and prints a table; it does not go with --{name.replace('_', '-')}"
+                )
+    elif args.out is not None:
+        raise UsageError("--out is the picture of --compare A B; predictions are written by --csv and --json-file")
+    elif args.checkpoint is None and args.model is None:
         raise UsageError("nothing to predict with: --checkpoint RUN_DIR, or --model NAME for published weights")
     for name in ("top_k", "image_size", "batch_size", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    if args.json and args.json_file is None:
-        args.json_file = "-"
     if args.json_file == args.csv == "-":
         raise UsageError("--json and --csv both write to the standard output; give one of them a file")
 
@@ -64,6 +82,8 @@ def _predict(args: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
         names = _names(args, stack)
+        if args.compare is not None:
+            return compare_models(args, names, stack)
         with console.status("loading the model"):
             from vssm.cli.predictions import open_writers
             from vssm.data.sources import find_files

@@ -1,0 +1,109 @@
+"""vssm predict --compare: two models on the same images, as a table and as a picture."""
+
+import argparse
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+TABLE_ROWS = 20
+
+
+def compare_models(args: argparse.Namespace, names: Iterator[str], stack: contextlib.ExitStack) -> int:
+    """Prints agreement and the images that the models differ on, and writes the picture of `--out`."""
+    from rich.console import Console
+
+    errors = Console(stderr=True)
+    with errors.status("loading two models"):
+        from vssm.cli.device import pick_device
+        from vssm.data.sources import find_files
+        from vssm.train.compare import Tally, class_difference, compare
+        from vssm.train.compare_figure import SHOWN, draw
+        from vssm.train.predictor import load_predictor
+
+        device = pick_device(args.device)
+        first, second = (load_predictor(*_source(text)) for text in args.compare)
+        if args.image_size is not None:
+            first, second = first.at_size(args.image_size), second.at_size(args.image_size)
+        first, second = first.to(device), second.to(device)
+    began = time.perf_counter()
+    tally = Tally(max(SHOWN, TABLE_ROWS))
+    pairs = compare(first, second, find_files(names), min(args.top_k, 3), args.batch_size, args.threads)
+    stack.callback(pairs.close)
+    status = stack.enter_context(errors.status("comparing"))
+    for number, pair in enumerate(pairs, 1):
+        tally.add(pair)
+        if pair.error is not None:
+            errors.print(
+                f"{_name(pair.path)}: {pair.error}", style="red", soft_wrap=True, highlight=False, markup=False
+            )
+        status.update(f"{number} images")
+    status.stop()
+    if tally.images + tally.failed == 0:
+        raise ValueError("no images to compare the models on")
+    labels = _labels(args.compare)
+    _print(tally, labels, class_difference(first, second))
+    if args.out is not None and tally.images:
+        draw(tally, labels, Path(args.out))
+        errors.print(f"picture {args.out}", highlight=False, markup=False, soft_wrap=True)
+    problems = f", {tally.failed} of {tally.images + tally.failed} files could not be read" if tally.failed else ""
+    speed = (tally.images + tally.failed) / (time.perf_counter() - began)
+    errors.print(f"{tally.images} images by two models{problems}, {speed:.1f} images/s", highlight=False)
+    return 1 if tally.failed else 0
+
+
+def _source(text: str) -> tuple[str | None, str | None]:
+    """Checkpoint and model name of RUN_DIR, FILE, MODEL=FILE or MODEL."""
+    name, equals, file = text.partition("=")
+    if Path(text).exists():
+        return text, None
+    if equals:
+        return file, name
+    looks_like_a_path = "/" in text or "\\" in text or Path(text).suffix in (".ckpt", ".pth", ".safetensors")
+    return (text, None) if looks_like_a_path else (None, text)
+
+
+def _labels(sources: list[str]) -> tuple[str, str]:
+    """What to call the two: the shortest tails of their paths that differ."""
+    parts = [Path(text).parts for text in sources]
+    for length in range(1, max(map(len, parts)) + 1):
+        first, second = ("/".join(part[-length:]) for part in parts)
+        if first != second:
+            return first, second
+    return f"{sources[0]} (first)", f"{sources[1]} (second)"
+
+
+def _print(tally, labels: tuple[str, str], difference: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if difference is not None:
+        console.print(f"note: {difference}", soft_wrap=True, highlight=False)
+    differ = tally.images - tally.agreed
+    console.print(f"{tally.agreed} of {tally.images} images named alike ({tally.agreement:.1%})", highlight=False)
+    rows = list(itertools.takewhile(lambda pair: not pair.agree, tally.interesting()))[:TABLE_ROWS]
+    if not rows:
+        return
+    table = Table()
+    table.add_column("image", overflow="fold", min_width=12)
+    for label in labels:
+        table.add_column(Text(label), overflow="fold")
+        table.add_column("prob.", justify="right", no_wrap=True)
+    for pair in rows:
+        cells: list[Text] = [Text(_name(pair.path))]
+        for prediction in (pair.first, pair.second):
+            name, probability = prediction.classes[0]
+            cells += [Text(name, style="bold"), Text(f"{probability:.1%}")]
+        table.add_row(*cells)
+    console.print(table)
+    if differ > len(rows):
+        console.print(f"and {differ - len(rows)} more; the surest are shown", highlight=False)
+
+
+def _name(path: Path) -> str:
+    from vssm.data.files import printable_name
+
+    return printable_name(path)
