@@ -71,6 +71,14 @@ def test_resume_of_a_finished_run(run, capsys):
     assert RunDir(run).metrics.read_text() == before
 
 
+def test_a_run_shorter_than_an_epoch_is_reported(tmp_path, capsys):
+    out = tmp_path / "short"
+    assert main(["fit", "--config", "digits", "--out", str(out), *TINY, "--trainer.max-steps", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "already complete" not in shown and "report.html" in shown
+    assert "There is no best.ckpt" in (out / "report.html").read_text(encoding="utf-8")
+
+
 def test_validate_repeats_the_logged_metrics(run, capsys):
     assert main(["validate", "--checkpoint", str(run / "checkpoints" / "last.ckpt")]) == 0
     logged = [row for row in read_metrics(RunDir(run).metrics) if row["val_top1"]][-1]

@@ -91,10 +91,11 @@ def _train(experiment, run, resume: bool, console) -> int:
         raise Stop(f"{error}{kept}") from error
     finally:
         run.close()
-    if not metrics:
+    if resume and not metrics:
         console.print(f"{run.path} was already complete; nothing to do")
         return 0
-    console.print(metrics_table(metrics))
+    if metrics:  # none when the last step came before the first validation
+        console.print(metrics_table(metrics))
     if run.unreadable.exists():
         unreadable = len(read_unreadable(run.unreadable))
         console.print(f"{unreadable} images could not be read: {run.unreadable}", soft_wrap=True, highlight=False)
