@@ -15,6 +15,7 @@ from PIL import Image
 
 from vssm.__main__ import main
 from vssm.train.callbacks import read_metrics
+from vssm.train.module import TrainingModule
 from vssm.train.run_dir import RunDir
 
 TINY = (
@@ -390,6 +391,34 @@ def rows_but_speed(run):
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_ends_like_ctrl_c(tmp_path, capsys, monkeypatch, how):
+    run = RunDir(tmp_path / "run")
+    step = TrainingModule.training_step
+
+    def training_step(module, batch, batch_idx):
+        if run.last.exists():
+            os.kill(os.getpid(), how)
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
+    assert main(["fit", "--config", "digits", "--out", str(run.path), "--epochs", "3", *TINY]) == 130
+    words = f"interrupted; the last checkpoint is intact, continue with: vssm fit --resume {run.path}"
+    assert capsys.readouterr().err == f"vssm: error: {words}\n"
+    assert torch.load(run.last, weights_only=True)["global_step"] == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_sigterm_before_training_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vssm.train.fit.build", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["fit", "--config", "digits", "--out", str(tmp_path / "run"), *TINY]) == 130
+    assert capsys.readouterr().err == "vssm: error: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -402,8 +431,7 @@ def test_a_killed_process_resumes_exactly(uninterrupted, tmp_path, how):
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
     assert process.returncode == (-how if how == signal.SIGKILL else 130)
-    if how != signal.SIGKILL:
-        assert f"interrupted; the last checkpoint is intact, continue with: vssm fit --resume {run.path}" in error
+    assert ("continue with: vssm fit --resume" in error) == (how != signal.SIGKILL)
     resume = [sys.executable, "-m", "vssm", "fit", "--resume", str(run.path)]
     subprocess.run(resume, check=True, capture_output=True)
     assert rows_but_speed(run) == uninterrupted

@@ -86,6 +86,29 @@ def test_resume_is_exact_with_accumulation_and_without_averages(tmp_path):
     assert all(torch.equal(resumed["state_dict"][n], v) for n, v in whole["state_dict"].items())
 
 
+def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, *rest, **more):
+        raise OSError(28, "No space left on device")
+
+    settings = tiny_settings(out=str(tmp_path / "run"))
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*config\.yaml'"):
+        start_run(settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_are_read_as_plain_data_only(whole, tmp_path, monkeypatch):
+    """Everything that a resumed run loads, Lightning's part included, is loaded with weights_only=True."""
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    load, seen = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *a, **k: seen.append(k.get("weights_only")) or load(*a, **k))
+    settings = tiny_settings(out=str(run))
+    settings.trainer.max_epochs = 4
+    fit(build(settings, weights=False), RunDir(run), resume=True)
+    assert len(seen) >= 2 and all(seen)
+
+
 def test_metrics_rows(whole):
     _, found, _ = whole
     assert [row["step"] for row in found if row["train_loss"]] == [str(step) for step in range(1, 13)]

@@ -1,6 +1,7 @@
 """From settings to a trained network: the one path that `vssm fit`, `vssm validate` and the demo take."""
 
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +9,9 @@ from importlib.metadata import version
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vssm.tasks.classification import (
     Classification,
@@ -21,6 +21,7 @@ from vssm.tasks.classification import (
     create_classifier,
 )
 from vssm.train import tensorboard
+from vssm.train.averaging import AverageWeights
 from vssm.train.callbacks import SaveCheckpoints, WriteMetrics
 from vssm.train.checkpoint import FORMAT, TrainedModel, check_unchanged, load_weights, read_checkpoint
 from vssm.train.data import Loaders, Splits, load_splits
@@ -136,8 +137,7 @@ def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
     board = TensorBoard(run.tensorboard) if settings.log == "csv+tensorboard" else None
     found: list[Callback] = [CountUnreadable(run.unreadable), StopAtNonFinite()]
     if settings.optim.ema_decay > 0:
-        # All weights in one call: EMAWeightAveraging of Lightning takes them one by one, ten times as slowly.
-        found.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(settings.optim.ema_decay)))
+        found.append(AverageWeights(settings.optim.ema_decay))
     found.append(WriteMetrics(run, board))
     if settings.early_stopping is not None:
         found.append(StopEarly(monitor, settings.early_stopping))
@@ -165,8 +165,13 @@ def start_run(settings: Settings) -> RunDir:
         return RunDir(inherited)
     assert settings.out is not None
     run = RunDir.create(settings.out)
-    run.write_config(settings.as_dict())
-    run.write_environment(environment())
+    try:
+        run.write_config(settings.as_dict())
+        run.write_environment(environment())
+    except OSError:  # a disk that is full before anything began: leave nothing behind
+        run.close()
+        shutil.rmtree(run.path)
+        raise
     os.environ["VSSM_RUN_DIR"] = str(run.path)
     return run
 

@@ -22,7 +22,7 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, s
     return minimum + (peak - minimum) / 2 * (1 + math.cos(math.pi * progress))
 
 
-def create_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
+def create_optimizer(model: nn.Module, settings: OptimSettings, fused: bool | None = None) -> torch.optim.AdamW:
     """AdamW over timm's groups: no weight decay for biases, one-dimensional parameters and what
     `model.no_weight_decay()` names; with `layer_decay`, a smaller learning rate the deeper a layer lies
     (`model.group_matcher`)."""
@@ -37,7 +37,7 @@ def create_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.A
     for group in groups:
         group["lr"] = settings.lr * group.pop("lr_scale", 1.0)
         group.pop("param_names", None)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
 def create_schedule(
