@@ -120,11 +120,25 @@ def compile_sequences():
     scan.backward(y, last, *args)
 
 
+def compile_fusion():
+    from vssm.ops.state_fusion import triton as fusion
+
+    for dtype in (torch.float32, torch.bfloat16):
+        h = torch.zeros(2, 14, 14, 128, dtype=dtype).permute(0, 3, 1, 2)
+        C, D = torch.zeros(2, 1, 14, 14), torch.zeros(128)
+        weights = torch.zeros(3, 128, 1, 3, 3), torch.zeros(3)
+        fusion.backward(fusion.forward(h, *weights, [1, 3, 5]), h, *weights, [1, 3, 5])
+        y = fusion.readout_forward(h, *weights, C, h, D, [1, 3, 5])
+        fusion.readout_backward(y, h, *weights, C, h, D, [1, 3, 5])
+
+
 def main():
     capabilities = [int(name.removeprefix("sm_")) for name in sys.argv[1:]]
     gpu.launch = Compiler(capabilities, _print)
+    gpu.dot_precision = lambda device: "tf32x3"
     compile_scan()
     compile_sequences()
+    compile_fusion()
 
 
 if __name__ == "__main__":

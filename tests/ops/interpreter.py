@@ -1,7 +1,11 @@
-"""Triton's interpreter, made bearable: its associative scan handles a tile row by row rather than number by number."""
+"""Triton's interpreter, made fit for the tests: import it before the first kernel runs.
+
+An associative scan handles a tile row by row rather than number by number, which is a hundred times faster; and the
+bounds of a loop may be numbers of one element, which Triton 3.6 leaves to NumPy, whose later versions refuse.
+"""
 
 import numpy as np
-import triton.runtime.interpreter as interpreter
+from triton.runtime import interpreter
 
 
 def _scan_by_rows(self, inputs):
@@ -18,4 +22,13 @@ def _scan_by_rows(self, inputs):
     return [self.to_tensor(np.moveaxis(o, 0, self.axis), t) for o, t in zip(out, dtypes, strict=True)]
 
 
+_patch_lang_tensor = interpreter._patch_lang_tensor
+
+
+def _patch_with_index(tensor, scope):
+    _patch_lang_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+
 interpreter.ScanOps.generic_scan = _scan_by_rows
+interpreter._patch_lang_tensor = _patch_with_index

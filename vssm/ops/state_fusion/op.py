@@ -11,8 +11,8 @@ from vssm.ops.library import at_least_float32
 from vssm.ops.pointwise import as_inputs, call, differentiable, empty_map, to
 from vssm.ops.state_fusion import core, torch_path
 
-dispatch.register("state_fusion", core=None, torch=None, reference=None)
-dispatch.register("state_fusion_readout", core=None, torch=None, reference=None)
+dispatch.register("state_fusion", core=None, triton=None, torch=None, reference=None)
+dispatch.register("state_fusion_readout", core=None, triton=None, torch=None, reference=None)
 
 
 def reaching(h, dilations: list[int]) -> list[int]:
@@ -21,10 +21,20 @@ def reaching(h, dilations: list[int]) -> list[int]:
     return [min(d, size) for d in dilations]
 
 
+def _triton():
+    """The Triton path; importing it takes a second, so it waits for the first call."""
+    from vssm.ops.state_fusion import triton
+
+    return triton
+
+
 def _fusion(h, kernels, alphas, dilations, form, path):
     dilations = reaching(h, dilations)
-    if dispatch.choose("state_fusion", h, path) == "core":
+    chosen = dispatch.choose("state_fusion", h, path, kernels, alphas)
+    if chosen == "core":
         return core.forward(h, kernels, alphas, dilations)
+    if chosen == "triton":
+        return _triton().forward(h, kernels, alphas, dilations)
     wide, kernels, alphas = to(at_least_float32(h, kernels, alphas), h, kernels, alphas)
     return torch_path.forward(wide, kernels, alphas, dilations, form).to(h.dtype)
 
@@ -35,8 +45,11 @@ def _fusion_fake(h, kernels, alphas, dilations, form, path):
 
 def _fusion_backward(g, h, kernels, alphas, dilations, form, path):
     dilations = reaching(h, dilations)
-    if dispatch.choose("state_fusion", h, path) == "core":
+    chosen = dispatch.choose("state_fusion", h, path, kernels, alphas)
+    if chosen == "core":
         grads = core.backward(g, h, kernels, alphas, dilations)
+    elif chosen == "triton":
+        grads = _triton().backward(g, h, kernels, alphas, dilations)
     else:
         wide = to(at_least_float32(h, kernels, alphas), g, h, kernels, alphas)
         grads = torch_path.backward(wide[0], wide[1], wide[2], wide[3], dilations, form)
@@ -68,8 +81,11 @@ differentiable("state_fusion", _autograd, _setup)
 
 def _readout(h, kernels, alphas, C, u, D, dilations, path):
     dilations = reaching(h, dilations)
-    if dispatch.choose("state_fusion_readout", h, path) == "core":
+    chosen = dispatch.choose("state_fusion_readout", h, path, kernels, alphas, C, u, D)
+    if chosen == "core":
         return core.readout_forward(h, kernels, alphas, C, u, D, dilations)
+    if chosen == "triton":
+        return _triton().readout_forward(h, kernels, alphas, C, u, D, dilations)
     dtype = at_least_float32(h, kernels, alphas, C, u, D)
     h, kernels, alphas, C, u, D = to(dtype, h, kernels, alphas, C, u, D)
     return torch_path.readout_forward(h, kernels, alphas, C, u, D, dilations)
@@ -82,8 +98,11 @@ def _readout_fake(h, kernels, alphas, C, u, D, dilations, path):
 def _readout_backward(g, h, kernels, alphas, C, u, D, dilations, path):
     dilations = reaching(h, dilations)
     inputs = (h, kernels, alphas, C, u, D)
-    if dispatch.choose("state_fusion_readout", h, path) == "core":
+    chosen = dispatch.choose("state_fusion_readout", h, path, *inputs[1:])
+    if chosen == "core":
         return as_inputs(inputs, core.readout_backward(g, *inputs, dilations))
+    if chosen == "triton":
+        return as_inputs(inputs, _triton().readout_backward(g, *inputs, dilations))
     g, h, kernels, alphas, C, u, D = to(at_least_float32(*inputs), g, *inputs)
     return as_inputs(inputs, torch_path.readout_backward(g, h, kernels, alphas, C, u, D, dilations))
 

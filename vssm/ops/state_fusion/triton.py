@@ -1,0 +1,264 @@
+"""State fusion on Triton: every distinct tap once, whatever the form; borders by clamped coordinates. No autograd.
+
+Maps are channels-last, arithmetic is float32. The taps of all dilations are folded into one list of offsets with one
+weight per channel each, 25 for dilations 1, 3, 5.
+"""
+
+# pyright: reportGeneralTypeIssues=false
+# (a function of the device cannot be called from Python, so it "does not return")
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vssm.ops import gpu
+from vssm.ops.pointwise import channels_last, empty_map
+from vssm.ops.state_fusion.fold import fold_kernels, unfold_gradient
+
+PIXELS, CHANNELS = 32, 64
+# Programs that share the pixels in the backward of the weights; see selective_scan/triton.py.
+SHARES = 512
+
+
+@triton.jit
+def fuse(
+    h,
+    weights,  # (taps, C)
+    offsets,  # (taps, 2): rows, columns
+    scale,  # (B, H, W) or None: C of the readout
+    u,  # with D: what is added
+    D,
+    y,
+    pixels,
+    height,
+    width,
+    channels,
+    TAPS: tl.constexpr,
+    P: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Program (pixels of all samples, channels): y = scale * sum of taps + D u."""
+    p = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    exists, has = p < pixels, c < channels
+    valid = exists[:, None] & has[None, :]
+    row, column = p // width % height, p % width
+    total = tl.zeros((P, BC), tl.float32)
+    for j in range(TAPS):
+        at_row = tl.minimum(tl.maximum(row + tl.load(offsets + 2 * j), 0), height - 1)
+        at_column = tl.minimum(tl.maximum(column + tl.load(offsets + 2 * j + 1), 0), width - 1)
+        at = p + (at_row - row) * width + at_column - column
+        value = tl.load(h + at[:, None] * channels + c[None, :], mask=valid, other=0.0).to(tl.float32)
+        total += value * tl.load(weights + j * channels + c, mask=has, other=0.0)[None, :]
+    if scale is not None:
+        total *= tl.load(scale + p, mask=exists, other=0.0).to(tl.float32)[:, None]
+    at = p[:, None] * channels + c[None, :]
+    if u is not None:
+        value = tl.load(u + at, mask=valid, other=0.0).to(tl.float32)
+        total += value * tl.load(D + c, mask=has, other=0.0)[None, :]
+    tl.store(y + at, total, mask=valid)
+
+
+@triton.jit
+def spread(
+    g,
+    weights,
+    offsets,
+    scale,
+    dpadded,
+    pixels,  # of the padded maps
+    height,
+    width,
+    channels,
+    REACH: tl.constexpr,
+    TAPS: tl.constexpr,
+    P: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Program (pixels of the maps padded by REACH, channels): the sum over taps of g where they look from."""
+    p = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    exists, has = p < pixels, c < channels
+    padded_height, padded_width = height + 2 * REACH, width + 2 * REACH
+    sample = p // (padded_height * padded_width)
+    row, column = p // padded_width % padded_height - REACH, p % padded_width - REACH
+    total = tl.zeros((P, BC), tl.float32)
+    for j in range(TAPS):
+        from_row = row - tl.load(offsets + 2 * j)
+        from_column = column - tl.load(offsets + 2 * j + 1)
+        inside = exists & (from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
+        at = (sample * height + from_row) * width + from_column
+        value = tl.load(g + at[:, None] * channels + c[None, :], mask=inside[:, None] & has[None, :], other=0.0)
+        value = value.to(tl.float32)
+        if scale is not None:
+            value *= tl.load(scale + at, mask=inside, other=0.0).to(tl.float32)[:, None]
+        total += value * tl.load(weights + j * channels + c, mask=has, other=0.0)[None, :]
+    tl.store(dpadded + p[:, None] * channels + c[None, :], total, mask=exists[:, None] & has[None, :])
+
+
+@triton.jit
+def correlate(
+    g,
+    h,
+    offsets,
+    scale,
+    dweights,  # (programs, taps, C)
+    pixels,
+    height,
+    width,
+    channels,
+    TAPS: tl.constexpr,
+    TAPS_PADDED: tl.constexpr,
+    P: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Program (share of the pixels, channels): the sum of g times what each tap saw."""
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    has = c < channels
+    taps = tl.arange(0, TAPS_PADDED)[:, None]
+    total = tl.zeros((TAPS_PADDED, BC), tl.float32)
+    for item in range(tl.program_id(0), tl.cdiv(pixels, P), tl.num_programs(0)):
+        p = tl.cast(item, tl.int64) * P + tl.arange(0, P)
+        exists = p < pixels
+        valid = exists[:, None] & has[None, :]
+        row, column = p // width % height, p % width
+        value = tl.load(g + p[:, None] * channels + c[None, :], mask=valid, other=0.0).to(tl.float32)
+        if scale is not None:
+            value *= tl.load(scale + p, mask=exists, other=0.0).to(tl.float32)[:, None]
+        for j in range(TAPS):
+            at_row = tl.minimum(tl.maximum(row + tl.load(offsets + 2 * j), 0), height - 1)
+            at_column = tl.minimum(tl.maximum(column + tl.load(offsets + 2 * j + 1), 0), width - 1)
+            at = p + (at_row - row) * width + at_column - column
+            seen = tl.load(h + at[:, None] * channels + c[None, :], mask=valid, other=0.0).to(tl.float32)
+            total += tl.where(taps == j, tl.sum(value * seen, 0)[None, :], 0.0)
+    to = (tl.program_id(0) * TAPS + taps) * channels + c[None, :]
+    tl.store(dweights + to, total, mask=(taps < TAPS) & has[None, :])
+
+
+@lru_cache(maxsize=64)
+def _offsets(dilations: tuple[int, ...], device: torch.device) -> Tensor:
+    """int32 (taps, 2): every distinct (row, column) once. Kept, since a copy to a card cannot be part of a graph."""
+    ends = {(d * i, d * j) for d in dilations for i in (-1, 0, 1) for j in (-1, 0, 1)}
+    return torch.tensor(sorted(ends), dtype=torch.int32, device=device)
+
+
+class _Taps:
+    """The distinct taps of some dilations: offsets, and where they lie in the folded kernel."""
+
+    def __init__(self, kernels: Tensor, alphas: Tensor, dilations: list[int]):
+        self.reach = max(dilations)
+        self.offsets = _offsets(tuple(dilations), kernels.device)
+        self.index = (self.offsets.long() + self.reach).unbind(1)
+        self.kernels, self.alphas, self.dilations = kernels.float(), alphas.float(), dilations
+        folded = fold_kernels(self.kernels, self.alphas, dilations)
+        self.weights = folded[:, 0][:, self.index[0], self.index[1]].t().contiguous()
+
+    def gradients(self, dweights: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the kernels and the alphas, given (taps, C)."""
+        side = 2 * self.reach + 1
+        dfolded = dweights.new_zeros(dweights.shape[1], 1, side, side)
+        dfolded[:, 0, self.index[0], self.index[1]] = dweights.t()
+        return unfold_gradient(dfolded, self.kernels, self.alphas, self.dilations)
+
+
+def _tile(h: Tensor) -> dict[str, int]:
+    batch, channels, height, width = h.shape
+    sizes = {"pixels": batch * height * width, "height": height, "width": width, "channels": channels}
+    return sizes | {"P": PIXELS, "BC": min(CHANNELS, max(16, triton.next_power_of_2(channels)))}
+
+
+def _grid(tile: dict[str, int]) -> tuple[int, int, int]:
+    return triton.cdiv(tile["pixels"], tile["P"]), triton.cdiv(tile["channels"], tile["BC"]), 1
+
+
+def _fuse(h: Tensor, taps: _Taps, scale: Tensor | None, u: Tensor | None, D: Tensor | None, y: Tensor) -> Tensor:
+    tile = _tile(h)
+    gpu.launch(
+        fuse,
+        _grid(tile),
+        h.device,
+        h=channels_last(h),
+        weights=taps.weights,
+        offsets=taps.offsets,
+        scale=scale,
+        u=None if u is None else channels_last(u),
+        D=None if D is None else D.float().contiguous(),
+        y=y,
+        TAPS=len(taps.offsets),
+        **tile,
+    )
+    return y
+
+
+def _backward(g: Tensor, h: Tensor, taps: _Taps, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    g, h = channels_last(g), channels_last(h)
+    tile = _tile(h)
+    common = {"g": g, "offsets": taps.offsets, "scale": scale, "TAPS": len(taps.offsets)}
+
+    batch, channels, height, width = h.shape
+    reach = taps.reach
+    padded = h.new_empty((batch, height + 2 * reach, width + 2 * reach, channels), dtype=torch.float32)
+    larger = tile | {"pixels": padded.numel() // channels}
+    gpu.launch(spread, _grid(larger), h.device, weights=taps.weights, dpadded=padded, REACH=reach, **common, **larger)
+    dh = _fold_border(_fold_border(padded, 1, reach), 2, reach).permute(0, 3, 1, 2)
+
+    blocks, groups, _ = _grid(tile)
+    shares = max(1, min(blocks, SHARES // groups))
+    parts = h.new_empty((shares, len(taps.offsets), channels), dtype=torch.float32)
+    many = triton.next_power_of_2(len(taps.offsets))
+    gpu.launch(correlate, (shares, groups, 1), h.device, h=h, dweights=parts, TAPS_PADDED=many, **common, **tile)
+    dh = dh.to(h.dtype).contiguous(memory_format=torch.channels_last)
+    return dh, *taps.gradients(parts.sum(0))
+
+
+def _fold_border(padded: Tensor, dim: int, reach: int) -> Tensor:
+    """What reached beyond an edge belongs to the edge, whose value was repeated there. In a fixed order, unlike the
+    backward of torch's replication padding on a GPU."""
+    size = padded.shape[dim] - 2 * reach
+    inner = padded.narrow(dim, reach, size)
+    inner.select(dim, 0).add_(padded.narrow(dim, 0, reach).sum(dim))
+    inner.select(dim, size - 1).add_(padded.narrow(dim, reach + size, reach).sum(dim))
+    return inner
+
+
+def forward(h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]) -> Tensor:
+    """See the public function; kernels (n, C, 1, 3, 3), at least one dilation."""
+    return _fuse(h, _Taps(kernels, alphas, dilations), None, None, None, empty_map(h))
+
+
+def backward(
+    g: Tensor, h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dh (channels_last memory), dkernels, dalphas."""
+    return _backward(g, h, _Taps(kernels, alphas, dilations), None)
+
+
+def readout_forward(
+    h: Tensor, kernels: Tensor, alphas: Tensor, C: Tensor, u: Tensor | None, D: Tensor | None, dilations: list[int]
+) -> Tensor:
+    """C * fused + D * u, float32."""
+    return _fuse(h, _Taps(kernels, alphas, dilations), C.contiguous(), u, D, empty_map(h, torch.float32))
+
+
+def readout_backward(
+    g: Tensor,
+    h: Tensor,
+    kernels: Tensor,
+    alphas: Tensor,
+    C: Tensor,
+    u: Tensor | None,
+    D: Tensor | None,
+    dilations: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """dh, dkernels, dalphas, dC, du, dD. The fusion is computed once more, for dC."""
+    taps = _Taps(kernels, alphas, dilations)
+    g = g.float()
+    dC = (g * _fuse(h, taps, None, None, None, empty_map(h, torch.float32))).sum(1, keepdim=True)
+    dh, dkernels, dalphas = _backward(g, h, taps, C.contiguous())
+    if u is None or D is None:
+        return dh, dkernels, dalphas, dC, None, None
+    du = (g * D.float()[:, None, None]).contiguous(memory_format=torch.channels_last)
+    return dh, dkernels, dalphas, dC, du, (g * u.float()).sum((0, 2, 3))
