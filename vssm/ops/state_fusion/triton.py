@@ -171,7 +171,7 @@ def _tile(h: Tensor) -> dict[str, int]:
 
 
 def _grid(tile: dict[str, int]) -> tuple[int, int, int]:
-    return triton.cdiv(tile["pixels"], tile["P"]), triton.cdiv(tile["channels"], tile["BC"]), 1
+    return -(-tile["pixels"] // tile["P"]), -(-tile["channels"] // tile["BC"]), 1
 
 
 def _fuse(h: Tensor, taps: _Taps, scale: Tensor | None, u: Tensor | None, D: Tensor | None, y: Tensor) -> Tensor:
