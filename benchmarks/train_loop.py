@@ -75,7 +75,7 @@ class TakeTurns(Callback):
             self.bare_seconds.append(self.bare.block())
             if len(self.fit_seconds) >= self.blocks:
                 trainer.should_stop = True
-        self._began = self.clock()
+        self._began = self.bare.clock()
 
     def on_train_epoch_end(self, *_) -> None:
         self._began = None
