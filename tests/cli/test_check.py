@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +22,14 @@ def images(tmp_path):
                 pixels = generator.integers(0, 255, (20 + number, 30, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
     return tmp_path
+
+
+def test_in_a_process_of_its_own(images):
+    """There `import vssm` imports nothing: the command must bring what it needs."""
+    argv = [sys.executable, "-m", "vssm", "check", str(images), "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
 
 
 def check(images, capsys, *more):

@@ -10,6 +10,7 @@ import numpy as np
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, Dataset
 
+import vssm.models  # noqa: F401 (registers the models, whose preprocessing is asked for by name)
 from vssm.data import digits
 from vssm.data.batches import Forgiving, collate
 from vssm.data.imagefolder import ImageFolder, some
