@@ -30,7 +30,7 @@ def comparison_page(reports: Sequence[Report]) -> str:
 
 def _in_full(report: Report, name: str) -> Markup:
     result = tag("span", f"top-1 {percent(report.quality.top1)}", class_="quiet")
-    summary = tag("summary", tag("h2", name_of(name)), result)
+    summary = tag("summary", tag("h2", name_of(name)), " ", result)
     parts = (section(title, content, level=3) for title, content in sections(report).items())
     return tag("details", summary, subtitle(report), tiles(report), *notes(report), *parts, class_="run")
 
