@@ -76,6 +76,12 @@ def run_fit(images, out, *more):
     return main([*FIT, "--data.root", str(images), "--out", str(out), "--batch-size=4", "--accelerator=cpu", *more])
 
 
+def test_another_table_is_refused(tmp_path):
+    (tmp_path / "unreadable.csv").write_text("file,why\na.jpg,cut\n")
+    with pytest.raises(ValueError, match=r"has the columns \['file', 'why'\], not \['path', 'reason'\]"):
+        read_unreadable(tmp_path / "unreadable.csv")
+
+
 def test_the_commands_count(images, tmp_path, capsys):
     damage(images, "train/cat/3.png", "val/cat/1.png")
     with warnings.catch_warnings():

@@ -99,7 +99,10 @@ class CountUnreadable(Callback):
 def read_unreadable(file: Path) -> dict[str, str]:
     """Path and reason of every image that a run could not read; a line cut off by a killed process is left out."""
     with file.open(newline="", encoding="utf-8") as stream:
-        return {row["path"]: row["reason"] for row in csv.DictReader(stream) if row["reason"] is not None}
+        rows = csv.DictReader(stream)
+        if rows.fieldnames is not None and list(rows.fieldnames) != list(COLUMNS):
+            raise ValueError(f"{file} has the columns {rows.fieldnames}, not {list(COLUMNS)}; remove or repair it")
+        return {row["path"]: row["reason"] for row in rows if row["reason"] is not None}
 
 
 def _append(file: Path, rows: dict[str, str]) -> None:
