@@ -2,8 +2,9 @@
 
     python -m tests.ops.compile_triton sm_90 sm_80
 
-The operators are called on CPU tensors with the launch replaced: instead of running, a kernel is compiled for the
-arguments it was given. One line of JSON per kernel: name, target, registers, spilled and shared bytes.
+Triton is told of a card that is absent, and the operators are called on CPU tensors with the launch replaced: a kernel
+is compiled for the arguments it was given, as its launcher would, and not run. One line of JSON per kernel: name,
+target, registers, bytes spilled, bytes of shared memory, warps.
 """
 
 import json
@@ -16,47 +17,26 @@ from pathlib import Path
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
 
 from vssm.ops import CROSS, gpu
 from vssm.ops.routes import encode
 
-_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
 
+class AbsentCard:
+    """What Triton asks of a driver before it compiles."""
 
-def _signature(value, path, constants, attributes):
-    """The type of one argument as Triton's launcher would see it: 1 is a constant, multiples of 16 are marked."""
-    if isinstance(value, tuple):
-        return tuple(_signature(v, (*path, i), constants, attributes) for i, v in enumerate(value))
-    if value is None or (isinstance(value, int) and value == 1):
-        constants[path] = value
-        return "constexpr"
-    if isinstance(value, torch.Tensor):
-        if value.storage_offset() * value.element_size() % 16 == 0:
-            attributes[path] = [["tt.divisibility", 16]]
-        return _TYPES[value.dtype]
-    if value % 16 == 0:
-        attributes[path] = [["tt.divisibility", 16]]
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
 
+    def get_current_target(self) -> GPUTarget:
+        return self.target
 
-def source(kernel, arguments):
-    """The ASTSource of `kernel` for these arguments."""
-    signature, constants, attributes = {}, {}, {}
-    for i, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
-        if parameter.is_constexpr:
-            signature[parameter.name] = "constexpr"
-            constants[(i,)] = value
-        else:
-            if parameter.do_not_specialize:
-                signature[parameter.name] = "i32"
-                continue
-            marked = {}
-            signature[parameter.name] = _signature(value, (i,), constants, marked)
-            if not parameter.do_not_specialize_on_alignment:
-                attributes |= marked
-    return ASTSource(kernel, signature, constants, attributes)
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
 
 
 def resources(cubin):
@@ -74,26 +54,19 @@ def resources(cubin):
 class Compiler:
     """Stands in for `gpu.launch`."""
 
-    def __init__(self, capabilities, report):
-        self.capabilities, self.report, self.seen = capabilities, report, set()
+    def __init__(self, capability: int):
+        self.capability, self.seen = capability, set()
+        driver.set_active(AbsentCard(capability))
 
     def __call__(self, kernel, grid, device, **arguments):
-        options = {k: arguments.pop(k) for k in ("num_warps", "num_stages") if k in arguments}
-        unit = source(kernel, arguments)
-        for capability in self.capabilities:
-            key = unit.hash(), capability, tuple(options.items())
-            if key in self.seen:
-                continue
-            self.seen.add(key)
-            compiled = triton.compile(unit, target=GPUTarget("cuda", capability, 32), options=options)
-            registers, spilled = resources(compiled.asm["cubin"])
-            self.report(kernel, capability, arguments, compiled, registers, spilled)
-
-
-def _print(kernel, capability, arguments, compiled, registers, spilled):
-    shared = compiled.metadata.shared
-    line = {"kernel": kernel.fn.__name__, "sm": capability, "registers": registers, "spilled": spilled}
-    print(json.dumps(line | {"shared": shared, "warps": compiled.metadata.num_warps}), flush=True)
+        compiled = kernel.warmup(grid=grid, **arguments)
+        if compiled.hash in self.seen:
+            return
+        self.seen.add(compiled.hash)
+        registers, spilled = resources(compiled.asm["cubin"])
+        line = {"kernel": kernel.fn.__name__, "sm": self.capability, "registers": registers, "spilled": spilled}
+        line |= {"shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps}
+        print(json.dumps(line), flush=True)
 
 
 def compile_scan():
@@ -133,12 +106,12 @@ def compile_fusion():
 
 
 def main():
-    capabilities = [int(name.removeprefix("sm_")) for name in sys.argv[1:]]
-    gpu.launch = Compiler(capabilities, _print)
     gpu.dot_precision = lambda device: "tf32x3"
-    compile_scan()
-    compile_sequences()
-    compile_fusion()
+    for name in sys.argv[1:]:
+        gpu.launch = Compiler(int(name.removeprefix("sm_")))
+        compile_scan()
+        compile_sequences()
+        compile_fusion()
 
 
 if __name__ == "__main__":

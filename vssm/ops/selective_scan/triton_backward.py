@@ -15,6 +15,7 @@ import triton.language as tl
 from vssm.ops.selective_scan.triton_steps import (
     LOG2_E,
     UNALIGNED,
+    VARYING,
     map_places,
     numbers,
     pixels,
@@ -25,7 +26,7 @@ from vssm.ops.selective_scan.triton_steps import (
 )
 
 
-@triton.jit(do_not_specialize=("first", "way"), do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def gradients(
     u,
     dt,

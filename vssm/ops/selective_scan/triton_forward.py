@@ -17,6 +17,7 @@ import triton.language as tl
 from vssm.ops.selective_scan.triton_steps import (
     LOG2_E,
     UNALIGNED,
+    VARYING,
     map_places,
     numbers,
     pixels,
@@ -26,7 +27,7 @@ from vssm.ops.selective_scan.triton_steps import (
 )
 
 
-@triton.jit(do_not_specialize=("first", "way"), do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def carries(
     u,
     dt,
@@ -145,7 +146,7 @@ def chain(
         h = tl.sum(tl.where(tl.arange(0, J)[:, None] == J - 1, state, 0.0), 0)
 
 
-@triton.jit(do_not_specialize=("first", "way"), do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def apply(
     u,
     dt,

@@ -20,6 +20,8 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+# What differs between routes: specialising on it would only multiply the kernels to compile.
+VARYING = ("first", "way")
 # Arguments of the kernels on tiles whose alignment Triton shall not know.
 UNALIGNED = ("u", "dt", "low", "B", "C", "gy", "gstates", "y", "out", "du_so_far", "du", "ddt", "scratch")
 UNALIGNED += ("maps", "states")

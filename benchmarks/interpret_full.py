@@ -1,0 +1,86 @@
+"""Every Triton kernel interpreted on the CPU, the full product of cases, against the reference in float64.
+
+    python benchmarks/interpret_full.py                     hours: dtypes x routes x N x L up to 1000
+    python benchmarks/interpret_full.py --lengths 1 49 --states 1
+
+`make test` runs a pairwise cover of the short ones (tests/ops/test_triton_*.py). Prints one line per case, the largest
+error of the output and of the gradients relative to the largest number; ends with exit code 1 if any is too large.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from tests.ops import interpreter  # noqa: F401  (makes it fit)
+from tests.ops.agree import draw_cotangents, evaluate, relative_error
+from tests.ops.test_ss2d import PATTERNS, arguments
+from tests.ops.test_state_fusion import arguments as fusion_arguments
+from tests.ops.test_state_fusion import fusion
+from vssm.ops import ss2d
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NAMES = ("x", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
+# Output and gradients; in half precision the projection rounds once, which the reference does not.
+ALLOWED = {torch.float32: (4e-6, 2e-5), torch.bfloat16: (2e-2, 2e-2), torch.float16: (2e-3, 4e-3)}
+SHAPES = {1: (1, 1), 7: (1, 7), 49: (7, 7), 196: (14, 14), 1000: (40, 25)}
+
+
+def errors(function, tensors: dict) -> tuple[float, float]:
+    """The largest error of the output and of any gradient."""
+    (y,), grads = evaluate(function, tensors, "triton")
+    exact = {k: t.double() for k, t in tensors.items()}
+    (expected,), expected_grads = evaluate(function, exact, "torch", draw_cotangents((y,)))
+    return relative_error(y, expected), max(relative_error(g, expected_grads[k]) for k, g in grads.items())
+
+
+def scans(options):
+    for dtype, (name, routes), N, length in itertools.product(
+        options.dtypes, PATTERNS.items(), options.states, options.lengths
+    ):
+        H, W = SHAPES[length]
+        given = arguments(batch=1, C=5, H=H, W=W, K=len(routes), N=N, R=3, dtype=torch.float32)
+        tensors = dict(zip(NAMES, given, strict=True))
+        tensors["x"] = tensors["x"].to(DTYPES[dtype])
+        tensors["x_proj_weight"] = tensors["x_proj_weight"].to(DTYPES[dtype]).float()
+        yield (
+            f"ss2d {dtype} {name} N={N} L={length}",
+            DTYPES[dtype],
+            lambda r=routes, **k: ss2d(*k.values(), r),
+            tensors,
+        )
+
+
+def fusions(options):
+    for dtype, form, length in itertools.product(options.dtypes, ("taps", "folded"), options.lengths):
+        tensors = fusion_arguments((1, 5, *SHAPES[length]), DTYPES[dtype], weight_dtype=torch.float32)
+        yield f"state_fusion {dtype} {form} L={length}", DTYPES[dtype], fusion(form=form), tensors
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--states", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--lengths", nargs="+", type=int, default=list(SHAPES), choices=list(SHAPES))
+    options = parser.parse_args()
+    wrong = 0
+    for name, dtype, function, tensors in itertools.chain(scans(options), fusions(options)):
+        start = time.perf_counter()
+        output, gradient = errors(function, tensors)
+        fine = output <= ALLOWED[dtype][0] and gradient <= ALLOWED[dtype][1]
+        wrong += not fine
+        seconds = time.perf_counter() - start
+        print(f"{'ok   ' if fine else 'WRONG'} {name:<48} {output:9.1e} {gradient:9.1e} {seconds:7.1f} s", flush=True)
+    print(f"{wrong} cases are wrong" if wrong else "every case agrees")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
