@@ -13,6 +13,7 @@ from tests.ops import interpreter  # noqa: F401  (makes it fast)
 from tests.ops.agree import assert_agrees, evaluate, randn
 from tests.ops.pairs import pairwise
 from tests.ops.test_ss2d import PATTERNS, arguments, split
+from vssm.nn import SS2D, StateFusion
 from vssm.ops import Route, dispatch, explain, gpu, selective_scan, selective_scan_states, ss2d, ss2d_states, use
 from vssm.ops.routes import encode
 
@@ -23,7 +24,7 @@ GRADIENTS = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 4e-3}
 
 # Maps of odd size: one pixel, one tile, several, one row, one column; the last has a tile of one pixel.
 MAPS = {"1x1": (1, 1), "3x5": (3, 5), "7x7": (7, 7), "1x17": (1, 17), "9x1": (9, 1)}
-SS2D = pairwise(list(DTYPES), list(PATTERNS), [1, 4, 16], list(MAPS))
+CASES = pairwise(list(DTYPES), list(PATTERNS), [1, 4, 16], list(MAPS))
 
 
 def maps(pattern, N, shape, dtype=torch.float32, C=5, R=3, batch=2):
@@ -32,7 +33,7 @@ def maps(pattern, N, shape, dtype=torch.float32, C=5, R=3, batch=2):
     return dict(zip(NAMES, given, strict=True)) | {"x": given[0].to(dtype)}
 
 
-@pytest.mark.parametrize("dtype, pattern, N, shape", SS2D)
+@pytest.mark.parametrize("dtype, pattern, N, shape", CASES)
 def test_ss2d(dtype, pattern, N, shape):
     """Under autocast x and its projection are half and the weights float32: so here."""
     routes, dtype = PATTERNS[pattern], DTYPES[dtype]
@@ -135,6 +136,19 @@ def test_interpreted_kernels_run_only_on_demand():
         with pytest.raises(dispatch.PathUnavailable, match="tensor is float64"):
             tensors = maps(PATTERNS["cross"], 1, (2, 2))
             ss2d(**tensors | {"A": tensors["A"].double()})
+
+
+def test_a_whole_model_with_and_without_gradients():
+    """Operators without a kernel run torch's."""
+    torch.manual_seed(0)
+    for mixer in (SS2D(16), SS2D(16, scan="raster", gate=True, state_fn=StateFusion(32))):
+        x = torch.randn(1, 3, 2, 16)
+        with use("torch"):
+            expected = mixer(x)
+        with use("triton"):
+            torch.testing.assert_close(mixer(x), expected, rtol=1e-4, atol=1e-5)
+            with torch.inference_mode():
+                torch.testing.assert_close(mixer(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_sizes_beyond_the_kernels_are_named():

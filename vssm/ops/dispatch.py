@@ -7,7 +7,8 @@ Paths, best first:
     torch       plain torch operators with a hand-written backward: any device
     reference   the equation as a loop, differentiated by autograd: any device, never chosen by itself
 
-`choose` picks the first that can run. `use("torch")` demands one; a demanded path that cannot run raises
+`choose` picks the first that can run. Operators without a Triton kernel run torch's, which are kernels of the device
+already, also when "triton" is demanded. `use("torch")` demands one; a demanded path that cannot run raises
 `PathUnavailable` with the reason and the remedy. A path slower than the best one is reported once per process.
 """
 
@@ -142,10 +143,15 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, path: str) -> str
         if found is None:
             found = _chosen[key] = _choose_best(op, device, dtype)
         return found
+    path = _offered(op, path)
     reason = _why_not(op, path, device, dtype)
     if reason is not None and not isinstance(reason, NotFaster):
         raise PathUnavailable(f"path {path!r} was demanded for {op} and cannot run: {reason}")
     return path
+
+
+def _offered(op: str, path: str) -> str:
+    return "torch" if path == "triton" and "triton" not in _operators[op] else path
 
 
 def _choose_best(op: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -215,7 +221,7 @@ def explain(
     for name in sorted(_operators) if op is None else [op]:
         others: dict[str, str] = {}
         taken, why = "none", "nothing can run"
-        candidates = [_forced] if _forced else [p for p in _operators[name] if p != "reference"]
+        candidates = [_offered(name, _forced)] if _forced else [p for p in _operators[name] if p != "reference"]
         for path in candidates:
             reason = _why_not(name, path, device, dtype)
             if reason is None or (_forced and isinstance(reason, NotFaster)):
