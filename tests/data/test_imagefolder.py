@@ -45,8 +45,10 @@ def test_nested_and_upper_case_names_are_found(folder):
         (lambda f: f / "cat" / "1.png", NotADirectoryError, ["1.png", "is a file"]),
         (lambda f: f / "cat", ValueError, ["no class folders", "CLASS/IMAGE"]),
         (lambda f: (f / "empty").mkdir() or f, ValueError, ["empty", "holds no images"]),
+        (lambda f: (f / "caf\udce9").mkdir() or f, ValueError, ["caf\\xe9: the name of a class", "rename"]),
+        (lambda f: (f / "two\nlines").mkdir() or f, ValueError, ["two\\nlines: the name of a class", "rename"]),
     ],
-    ids=["missing", "file", "no classes", "empty class"],
+    ids=["missing", "file", "no classes", "empty class", "class not in Unicode", "class of two lines"],
 )
 def test_bad_folders(folder, prepare, error, words):
     with pytest.raises(error) as raised:

@@ -3,10 +3,12 @@
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
-from vssm.train.data import load_splits
-from vssm.train.settings import DataSettings
+from vssm.train.data import Loaders, load_splits
+from vssm.train.fit import create_trainer
+from vssm.train.settings import DataSettings, Settings, TrainerSettings
 
 
 def fill(folder, count):
@@ -89,3 +91,24 @@ def test_bad_folders(tmp_path, folders, words):
         fill(tmp_path / "images" / name, count)
     with pytest.raises(ValueError, match=words):
         load(tmp_path / "images")
+
+
+def test_batches_arrive_as_pixels_and_leave_as_inputs(root):
+    """What the loaders give equals what the data set gives, one image at a time, to the bit."""
+    settings = DataSettings("imagefolder", root=str(root), image_size=8, batch_size=4, augment=False)
+    splits = load_splits(settings, "vmamba_tiny")
+    loaders = Loaders(splits, settings, seed=0)
+    loaders.trainer = create_trainer(Settings(data=settings, trainer=TrainerSettings(accelerator="cpu", devices=1)))
+    (first, *_) = loaders.val_dataloader()
+    assert (first.images.dtype, first.images.shape) == (torch.uint8, (4, 8, 8, 3))
+    arrived = loaders.on_after_batch_transfer(first, 0)
+    assert torch.equal(arrived.images, torch.stack([splits.val[index][0] for index in range(4)]))
+    assert torch.equal(arrived.labels, first.labels)
+    (batch, *_) = loaders.train_dataloader()
+    assert batch.images.dtype == torch.uint8
+    settings.augment, settings.random_erasing = True, 0.5
+    erasing = Loaders(load_splits(settings, "vmamba_tiny"), settings, seed=0)
+    erasing.trainer = loaders.trainer
+    (batch, *_) = erasing.train_dataloader()
+    assert batch.images.dtype == torch.float32, "erasing comes after the normalisation"
+    assert erasing.on_after_batch_transfer(batch, 0) is batch

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
-from vssm.data.files import IMAGE_SUFFIXES, image_files
+from vssm.data.files import IMAGE_SUFFIXES, image_files, printable_name
 from vssm.data.image import open_image
 
 
@@ -79,6 +79,11 @@ def class_names(folder: Path) -> list[str]:
         raise ValueError(
             f"{folder} has no class folders; expected {folder}/CLASS/IMAGE, one folder of images per class"
         )
+    for name in names:
+        if not name.isprintable():
+            raise ValueError(
+                f"{printable_name(folder / name)}: the name of a class has to be printable Unicode; rename the folder"
+            )
     return names
 
 

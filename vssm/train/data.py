@@ -7,17 +7,18 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, Dataset
 
 import vssm.models  # noqa: F401 (registers the models, whose preprocessing is asked for by name)
 from vssm.data import digits
-from vssm.data.batches import Forgiving, collate
+from vssm.data.batches import Batch, Forgiving, collate
 from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.preprocess import Preprocess, published_preprocess
 from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
 from vssm.data.split import hold_out, training_and_validation
-from vssm.data.transforms import ImageTransform
+from vssm.data.transforms import ImageTransform, PixelTransform
 from vssm.train.settings import DataSettings
 
 
@@ -144,12 +145,20 @@ def _train_transform(settings: DataSettings, preprocess: Preprocess) -> ImageTra
     return ImageTransform(built, min_side)
 
 
+def _as_pixels(dataset: Dataset) -> Dataset:
+    """The same images before normalisation, where that is the last step."""
+    if isinstance(dataset, ImageFolder) and PixelTransform.possible(dataset.transform):
+        return dataset.with_samples(dataset.samples, PixelTransform(dataset.transform))  # type: ignore[arg-type]
+    return dataset
+
+
 class Loaders(L.LightningDataModule):
     """The loaders of one run. A resumed run starts its first epoch at the batch where the earlier one stopped."""
 
     def __init__(self, splits: Splits, settings: DataSettings, seed: int):
         super().__init__()
         self.splits, self.settings, self.seed = splits, settings, seed
+        self._normalise = splits.preprocess.transform().normalise
 
     @property
     def train_batches(self) -> int:
@@ -184,12 +193,18 @@ class Loaders(L.LightningDataModule):
             world=trainer.world_size,
         )
         drop_last = self._train_share(trainer) >= settings.batch_size
-        return self._loader(SeededSamples(self._train_images, self.seed), sampler, drop_last)
+        return self._loader(SeededSamples(_as_pixels(self._train_images), self.seed), sampler, drop_last)
 
     def val_dataloader(self) -> DataLoader:
         trainer = self._trainer
         sampler = ShardSampler(len(self.splits.val), trainer.global_rank, trainer.world_size)  # type: ignore[arg-type]
-        return self._loader(Forgiving(self.splits.val), sampler, drop_last=False)
+        return self._loader(Forgiving(_as_pixels(self.splits.val)), sampler, drop_last=False)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalises what the loader left as pixels, on the device."""
+        if batch.images.dtype != torch.uint8:
+            return batch
+        return batch._replace(images=self._normalise(batch.images))
 
     @property
     def _trainer(self) -> L.Trainer:
