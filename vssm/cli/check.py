@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vssm.cli.lean import import_timm
 from vssm.cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
@@ -34,6 +35,7 @@ def _check(args: argparse.Namespace) -> int:
 
     console = Console(stderr=args.json)
     with Console(stderr=True).status("loading"):
+        import_timm()
         from vssm.data.imagefolder import ImageFolder
         from vssm.data.inspection import inspect_images, summarise
         from vssm.train.data import load_splits

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vssm.cli.lean import import_timm
+
 TABLE_ROWS = 20
 
 
@@ -16,6 +18,7 @@ def compare_models(args: argparse.Namespace, names: Iterator[str], stack: contex
 
     errors = Console(stderr=True)
     with errors.status("loading two models"):
+        import_timm()
         from vssm.cli.device import pick_device
         from vssm.data.sources import find_files
         from vssm.train.compare import Tally, class_difference, compare

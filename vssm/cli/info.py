@@ -1,5 +1,6 @@
 """vssm info: what runs here, and why."""
 
+from vssm.cli.lean import import_timm
 from vssm.cli.parsing import Parser, parse
 
 DESCRIPTION = "Says which device, core library and instruction set, and which implementation of each operator run here."
@@ -13,6 +14,7 @@ def main(argv: list[str]) -> int:
     if args is None:
         return 0
 
+    import_timm()
     import platform
     from importlib.metadata import version
 

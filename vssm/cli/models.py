@@ -3,6 +3,7 @@
 from fnmatch import fnmatch
 from typing import Any
 
+from vssm.cli.lean import import_timm
 from vssm.cli.parsing import Parser, nearest, parse
 
 DESCRIPTION = "Lists our models with their parameters (for 1000 classes) and the image size they are made for."
@@ -15,6 +16,7 @@ def main(argv: list[str]) -> int:
     if args is None:
         return 0
 
+    import_timm()
     import timm
     import torch
     from rich.console import Console

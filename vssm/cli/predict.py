@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vssm.cli.comparison import compare_models
+from vssm.cli.lean import import_timm
 from vssm.cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
@@ -85,6 +86,7 @@ def _predict(args: argparse.Namespace) -> int:
         if args.compare is not None:
             return compare_models(args, names, stack)
         with console.status("loading the model"):
+            import_timm()
             from vssm.cli.predictions import open_writers
             from vssm.data.sources import find_files
             from vssm.train.predict import predict

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vssm.cli.lean import import_timm
 from vssm.cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> int:
 
     console = Console()
     with console.status("loading torch") as status:
+        import_timm()
         from vssm.cli.device import pick_device
         from vssm.report.write import write_report
 
