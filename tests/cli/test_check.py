@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vssm.__main__ import main
-from vssm.train.data import load_splits
 from vssm.train.settings import DataSettings
+from vssm.train.splits import load_splits
 
 
 @pytest.fixture

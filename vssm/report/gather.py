@@ -19,10 +19,10 @@ from vssm.data.preprocess import Preprocess
 from vssm.report.history import History, read_history
 from vssm.report.measures import Measure, Mistake, Quality
 from vssm.train.checkpoint import TrainedModel, read_checkpoint
-from vssm.train.data import load_splits
 from vssm.train.plan import multiply_adds
 from vssm.train.run_dir import RunDir, checkpoint_file
 from vssm.train.settings import Settings
+from vssm.train.splits import load_splits
 from vssm.train.unreadable import read_unreadable
 
 THUMBNAIL = 160

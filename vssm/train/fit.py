@@ -24,13 +24,14 @@ from vssm.train import tensorboard
 from vssm.train.averaging import AverageWeights
 from vssm.train.callbacks import SaveCheckpoints, WriteMetrics
 from vssm.train.checkpoint import FORMAT, TrainedModel, check_unchanged, load_weights, read_checkpoint
-from vssm.train.data import Loaders, Splits, load_splits
 from vssm.train.environment import environment
 from vssm.train.freeze import freeze
+from vssm.train.loaders import Loaders
 from vssm.train.mixing import Mixing
 from vssm.train.module import TrainingModule
 from vssm.train.run_dir import RunDir, is_first_process
 from vssm.train.settings import Settings
+from vssm.train.splits import Splits, load_splits
 from vssm.train.stopping import StopAtNonFinite, StopEarly
 from vssm.train.tensorboard import TensorBoard
 from vssm.train.trainer import create_trainer
