@@ -61,6 +61,21 @@ def test_dilations_are_values():
     assert sizes[(1, 3, 5)] - sizes[(1,)] == 2 * (9 * inner + blocks)
 
 
+def test_kernel_size_is_a_value():
+    x = torch.randn(1, 3, 32, 32)
+    counts = {}
+    for size in (1, 3, 5):
+        model = vssm.create_model("spatial_mamba_nano", kernel_size=size).eval()
+        assert model(x).isfinite().all()
+        counts[size] = vssm.complexity(model, 32)
+    inner = [2 * dim * depth for dim, depth in zip((24, 48, 96), (1, 2, 2), strict=True)]
+    pixels = sum(channels * side**2 for channels, side in zip(inner, (16, 8, 4), strict=True))
+    for size in (1, 5):
+        more = 3 * (size**2 - 9)  # taps of three kernels
+        assert counts[size].params - counts[3].params == more * sum(inner)
+        assert counts[size].by_operator["conv"] - counts[3].by_operator["conv"] == more * pixels
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -82,6 +97,7 @@ def test_bad_options_are_refused():
         ({"patch_size": 5}, "unknown patch_size 5: choose one of 2, 4, 8"),
         ({"mlp_ratio": 0}, "mlp_ratio must be positive"),
         ({"dilations": (0,)}, "dilations must be positive"),
+        ({"kernel_size": 4}, "kernel_size must be odd and at least 1, got 4"),
         ({"init": "ones"}, "unknown init 'ones'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -40,6 +40,7 @@ class SpatialMambaConfig:
     d_state, ssm_ratio, dt_rank, init: see `vssm.nn.SS2D`.
     mlp_ratio: hidden width of the MLP over its width.
     dilations: of the state fusion, one kernel each; () for no fusion.
+    kernel_size: side of the fusion's kernels, odd.
     state_fn: `state_fn(inner_dim, routes, d_state)` makes another module for the states, in place of the fusion.
     patch_size: stride of the stem.
     drop_path_rate: stochastic depth of the last block.
@@ -54,6 +55,7 @@ class SpatialMambaConfig:
     mlp_ratio: float = 4.0
     init: str = "mamba"
     dilations: tuple[int, ...] = (1, 3, 5)
+    kernel_size: int = 3
     state_fn: Callable[[int, int, int], nn.Module] | None = None
     patch_size: int = 4
     drop_path_rate: float = 0.2
@@ -152,7 +154,7 @@ def build_mixer(cfg: SpatialMambaConfig, dim: int) -> SS2D:
     )
     state_fn = cfg.state_fn
     if state_fn is None and len(cfg.dilations) > 0:
-        state_fn = partial(StateFusion, dilations=cfg.dilations)
+        state_fn = partial(StateFusion, dilations=cfg.dilations, kernel_size=cfg.kernel_size)
     if state_fn is not None:
         mixer.set_state_fn(state_fn(mixer.inner_dim, len(mixer.routes), mixer.d_state))
     return mixer

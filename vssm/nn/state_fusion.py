@@ -9,7 +9,7 @@ from vssm.ops import Route, ss2d_fusion, state_fusion
 
 
 class StateFusion(nn.Module):
-    """Replace every state by a weighted sum of states around it: dilated depthwise 3x3 kernels, replicate border.
+    """Replace every state by a weighted sum of states around it: dilated depthwise kernels, replicate border.
 
         f = sum_i alpha_i (K_i * h)        K_i has dilation d_i
 
@@ -21,17 +21,28 @@ class StateFusion(nn.Module):
         routes: K.
         d_state: N.
         dilations: one kernel for each.
+        kernel_size: side of every kernel, odd. The compiled core and Triton have 3; others are torch's convolutions.
     """
 
-    def __init__(self, dim: int, routes: int = 1, d_state: int = 1, dilations: Sequence[int] = (1, 3, 5)):
+    def __init__(
+        self,
+        dim: int,
+        routes: int = 1,
+        d_state: int = 1,
+        dilations: Sequence[int] = (1, 3, 5),
+        kernel_size: int = 3,
+    ):
         super().__init__()
         if len(dilations) == 0 or any(d < 1 for d in dilations):
             raise ValueError(
                 f"dilations must be positive and at least one, got {tuple(dilations)}; for no fusion use no state_fn"
             )
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and at least 1, got {kernel_size}")
         self.d_state = d_state
-        self.dilations = list(dilations)
-        self.kernels = nn.ParameterList(nn.Parameter(torch.ones(routes * dim, 1, 3, 3)) for _ in dilations)
+        shape = (routes * dim, 1, kernel_size, kernel_size)
+        self.dilations, self.kernel_size = list(dilations), kernel_size
+        self.kernels = nn.ParameterList(nn.Parameter(torch.ones(*shape)) for _ in dilations)
         self.alphas = nn.Parameter(torch.ones(len(dilations)))
 
     def forward(self, h: Tensor) -> Tensor:
@@ -60,4 +71,4 @@ class StateFusion(nn.Module):
         return ss2d_fusion(u, *weights, D, self._per_state(), self.alphas, self.dilations, routes)
 
     def extra_repr(self) -> str:
-        return f"dilations={tuple(self.dilations)}"
+        return f"dilations={tuple(self.dilations)}, kernel_size={self.kernel_size}"

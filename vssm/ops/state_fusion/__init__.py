@@ -1,9 +1,9 @@
 """Structure-aware state fusion: every state becomes a weighted sum of its neighbours in the plane.
 
-    f[c, y, x] = sum_i alpha_i sum_{u, v in -1..1} K_i[c, u, v] h[c, y + u d_i, x + v d_i]
+    f[c, y, x] = sum_i alpha_i sum_{u, v} K_i[c, u, v] h[c, y + u d_i, x + v d_i]
 
-with coordinates clamped to the map (the border repeats). Spatial-Mamba (arXiv 2410.15091), section 4.1, dilations
-d = 1, 3, 5.
+with coordinates clamped to the map (the border repeats). Spatial-Mamba (arXiv 2410.15091), section 4.1: u and v in
+-1..1, dilations d = 1, 3, 5.
 """
 
 import torch
@@ -29,11 +29,12 @@ def state_fusion(
     dilations: list[int] = (1, 3, 5),  # pyright: ignore[reportArgumentType] (TorchScript knows lists only)
     form: str = "taps",
 ) -> Tensor:
-    """Fuse a map of states with n dilated depthwise 3x3 kernels.
+    """Fuse a map of states with n dilated depthwise kernels.
 
     Args:
         h: (B, C, H, W), any strides and any H and W, also smaller than a dilation; float32, float64, bfloat16, float16.
-        kernels: n tensors (C, 1, 3, 3), any supported dtype.
+        kernels: n tensors (C, 1, k, k) of one odd k, any supported dtype. 3x3 has kernels of its own in the compiled
+            core and in Triton, other sizes run torch's convolutions.
         alphas: (n,), one weight per kernel.
         dilations: n positive integers. None at all means no fusion: h is returned as it is.
         form: "taps", n convolutions, or "folded", one convolution with `fold_kernels`, folded anew in every call. The
@@ -45,7 +46,7 @@ def state_fusion(
     Raises:
         ValueError: an unknown form, or a shape, dtype, device or dilation that does not fit; the argument is named.
 
-    Cost as the paper counts it: 9 n B C H W multiply-adds.
+    Cost as the paper counts it: k^2 n B C H W multiply-adds.
     """
     if torch.jit.is_scripting():
         if len(dilations) == 0:
@@ -114,7 +115,7 @@ def fold_kernels(
     alphas: Tensor,
     dilations: list[int] = (1, 3, 5),  # pyright: ignore[reportArgumentType]
 ) -> Tensor:
-    """Fold the kernels of `state_fusion` into one: (C, 1, S, S) with S = 1 + 2 max(dilations); differentiable.
+    """Fold the kernels of `state_fusion` into one: (C, 1, S, S) with S = 1 + (k - 1) max(dilations); differentiable.
 
     Arguments and errors as in `state_fusion`, with at least one dilation.
     """
@@ -145,12 +146,16 @@ def _check_kernels(kernels: list[Tensor], alphas: Tensor, dilations: list[int], 
     for dilation in dilations:
         if dilation < 1:
             raise ValueError(f"dilations must be positive, got {dilations}")
+    size = kernels[0].shape[-1] if kernels and kernels[0].dim() == 4 else 3
+    if size % 2 == 0:
+        raise ValueError(f"kernels must have an odd size, as they have a centre, got {tuple(kernels[0].shape)}")
     for i, kernel in enumerate(kernels):
         if channels is None:
             channels = kernel.shape[0]
-        if tuple(kernel.shape) != (channels, 1, 3, 3):
+        if tuple(kernel.shape) != (channels, 1, size, size):
             raise ValueError(
-                f"kernels[{i}] must be ({channels}, 1, 3, 3) as h has {channels} channels, got {tuple(kernel.shape)}"
+                f"kernels[{i}] must be ({channels}, 1, {size}, {size}) as h has {channels} channels, got "
+                f"{tuple(kernel.shape)}"
             )
     if tuple(alphas.shape) != (len(dilations),):
         raise ValueError(f"alphas must be ({len(dilations)},), one per dilation, got {tuple(alphas.shape)}")

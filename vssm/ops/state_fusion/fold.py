@@ -1,4 +1,4 @@
-"""The dilated 3x3 kernels of state fusion as one kernel."""
+"""The dilated kernels of state fusion as one kernel."""
 
 import torch
 from torch import Tensor
@@ -8,24 +8,27 @@ def fold_kernels(kernels: list[Tensor] | Tensor, alphas: Tensor, dilations: list
     """One kernel that does the work of all: alpha_i K_i on the grid of dilation i, taps that coincide added.
 
     Args:
-        kernels: n tensors (C, 1, 3, 3), listed or stacked.
+        kernels: n tensors (C, 1, k, k), listed or stacked; k odd.
         alphas: (n,).
         dilations: n positive integers, at least one.
 
     Returns:
-        (C, 1, S, S) with S = 1 + 2 max(dilations); differentiable. For dilations 1, 3, 5: 11x11 with 25 of 121 taps.
+        (C, 1, S, S) with S = 1 + (k - 1) max(dilations); differentiable. For 3x3 kernels and dilations 1, 3, 5:
+        11x11 with 25 of 121 taps.
     """
-    reach = max(dilations)
+    half = kernels[0].shape[-1] // 2
+    reach = half * max(dilations)
     folded = kernels[0].new_zeros(kernels[0].shape[0], 1, 2 * reach + 1, 2 * reach + 1)
     for i, dilation in enumerate(dilations):
-        grid = slice(reach - dilation, reach + dilation + 1, dilation)
+        grid = slice(reach - half * dilation, reach + half * dilation + 1, dilation)
         folded[:, :, grid, grid] += alphas[i] * kernels[i]
     return folded
 
 
 def unfold_gradient(dfolded: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]) -> tuple[Tensor, Tensor]:
-    """Gradients of `fold_kernels` by the kernels (n, C, 1, 3, 3) and the alphas."""
-    reach = max(dilations)
-    grids = [slice(reach - d, reach + d + 1, d) for d in dilations]
+    """Gradients of `fold_kernels` by the kernels (n, C, 1, k, k) and the alphas."""
+    half = kernels.shape[-1] // 2
+    reach = half * max(dilations)
+    grids = [slice(reach - half * d, reach + half * d + 1, d) for d in dilations]
     dtaps = torch.stack([dfolded[:, :, grid, grid] for grid in grids])
     return alphas[:, None, None, None, None] * dtaps, (kernels * dtaps).flatten(1).sum(1)

@@ -1,6 +1,6 @@
 """Registration of `vssm::state_fusion` and `vssm::state_fusion_readout`: schema, shapes, autograd, FLOPs.
 
-The n kernels arrive stacked, (n, C, 1, 3, 3).
+The n kernels arrive stacked, (n, C, 1, k, k).
 """
 
 import torch
@@ -21,6 +21,19 @@ def reaching(h, dilations: list[int]) -> list[int]:
     return [min(d, size) for d in dilations]
 
 
+def _choose(op: str, h, kernels, path: str, *others) -> str:
+    """The path; the core and Triton visit the nine taps of 3x3 kernels, other sizes are convolutions of torch."""
+    if kernels.shape[-1] == 3:
+        return dispatch.choose(op, h, path, kernels, *others)
+    if path == "core":
+        size = kernels.shape[-1]
+        raise dispatch.PathUnavailable(
+            f"path 'core' was demanded for {op} and cannot run: it fuses with 3x3 kernels, these are {size}x{size}; "
+            "leave the choice free, or demand 'torch'"
+        )
+    return "torch"
+
+
 def _triton():
     """The Triton path; importing it takes a second, so it waits for the first call."""
     from vssm.ops.state_fusion import triton
@@ -30,7 +43,7 @@ def _triton():
 
 def _fusion(h, kernels, alphas, dilations, form, path):
     dilations = reaching(h, dilations)
-    chosen = dispatch.choose("state_fusion", h, path, kernels, alphas)
+    chosen = _choose("state_fusion", h, kernels, path, alphas)
     if chosen == "core":
         return core.forward(h, kernels, alphas, dilations)
     if chosen == "triton":
@@ -45,7 +58,7 @@ def _fusion_fake(h, kernels, alphas, dilations, form, path):
 
 def _fusion_backward(g, h, kernels, alphas, dilations, form, path):
     dilations = reaching(h, dilations)
-    chosen = dispatch.choose("state_fusion", h, path, kernels, alphas)
+    chosen = _choose("state_fusion", h, kernels, path, alphas)
     if chosen == "core":
         grads = core.backward(g, h, kernels, alphas, dilations)
     elif chosen == "triton":
@@ -81,7 +94,7 @@ differentiable("state_fusion", _autograd, _setup)
 
 def _readout(h, kernels, alphas, C, u, D, dilations, path):
     dilations = reaching(h, dilations)
-    chosen = dispatch.choose("state_fusion_readout", h, path, kernels, alphas, C, u, D)
+    chosen = _choose("state_fusion_readout", h, kernels, path, alphas, C, u, D)
     if chosen == "core":
         return core.readout_forward(h, kernels, alphas, C, u, D, dilations)
     if chosen == "triton":
@@ -98,7 +111,7 @@ def _readout_fake(h, kernels, alphas, C, u, D, dilations, path):
 def _readout_backward(g, h, kernels, alphas, C, u, D, dilations, path):
     dilations = reaching(h, dilations)
     inputs = (h, kernels, alphas, C, u, D)
-    chosen = dispatch.choose("state_fusion_readout", h, path, *inputs[1:])
+    chosen = _choose("state_fusion_readout", h, kernels, path, alphas, C, u, D)
     if chosen == "core":
         return as_inputs(inputs, core.readout_backward(g, *inputs, dilations))
     if chosen == "triton":
@@ -131,24 +144,28 @@ library.define(
 differentiable("state_fusion_readout", _readout_autograd, _readout_setup)
 
 
-# ---- FLOPs: nine multiply-adds per kernel and element, as the papers count the training form ----
+# ---- FLOPs: one multiply-add per tap of each kernel and element, as the papers count the training form ----
+
+
+def _taps(kernels_shape) -> int:
+    return kernels_shape[0] * kernels_shape[-1] ** 2
 
 
 @register_flop_formula(torch.ops.vssm.state_fusion)
 def _formula(h_shape, kernels_shape, *args, out_shape=None, **kwargs) -> int:
-    return 2 * 9 * kernels_shape[0] * torch.Size(h_shape).numel()
+    return 2 * _taps(kernels_shape) * torch.Size(h_shape).numel()
 
 
 @register_flop_formula(torch.ops.vssm.state_fusion_backward)
 def _backward_formula(g_shape, h_shape, kernels_shape, *args, out_shape=None, **kwargs) -> int:
-    return 2 * 2 * 9 * kernels_shape[0] * torch.Size(h_shape).numel()
+    return 2 * 2 * _taps(kernels_shape) * torch.Size(h_shape).numel()
 
 
 @register_flop_formula(torch.ops.vssm.state_fusion_readout)
 def _readout_formula(h_shape, kernels_shape, *args, out_shape=None, **kwargs) -> int:
-    return 2 * (9 * kernels_shape[0] + 2) * torch.Size(h_shape).numel()
+    return 2 * (_taps(kernels_shape) + 2) * torch.Size(h_shape).numel()
 
 
 @register_flop_formula(torch.ops.vssm.state_fusion_readout_backward)
 def _readout_backward_formula(g_shape, h_shape, kernels_shape, *args, out_shape=None, **kwargs) -> int:
-    return 2 * (3 * 9 * kernels_shape[0] + 4) * torch.Size(h_shape).numel()  # the fusion once more, for dC
+    return 2 * (3 * _taps(kernels_shape) + 4) * torch.Size(h_shape).numel()  # the fusion once more, for dC

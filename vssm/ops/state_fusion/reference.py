@@ -8,17 +8,18 @@ from torch import Tensor
 
 
 def state_fusion(h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]) -> Tensor:
-    """sum_i alpha_i sum_{u,v in -1..1} K_i[c, u, v] h[c, clamp(y + u d_i), clamp(x + v d_i)]; h itself if no i."""
+    """sum_i alpha_i sum_{u,v} K_i[c, u, v] h[c, clamp(y + u d_i), clamp(x + v d_i)]; h itself if no i."""
     if not dilations:
         return h
     rows, columns = torch.arange(h.shape[-2], device=h.device), torch.arange(h.shape[-1], device=h.device)
     fused = torch.zeros_like(h)
     for kernel, alpha, dilation in zip(kernels, alphas, dilations, strict=True):
-        for u in (-1, 0, 1):
-            for v in (-1, 0, 1):
+        half = kernel.shape[-1] // 2
+        for u in range(-half, half + 1):
+            for v in range(-half, half + 1):
                 y = (rows + u * dilation).clamp(0, h.shape[-2] - 1)
                 x = (columns + v * dilation).clamp(0, h.shape[-1] - 1)
-                fused = fused + alpha * kernel[:, 0, u + 1, v + 1, None, None] * h[:, :, y][..., x]
+                fused = fused + alpha * kernel[:, 0, u + half, v + half, None, None] * h[:, :, y][..., x]
     return fused
 
 

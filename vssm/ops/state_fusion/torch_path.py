@@ -14,16 +14,16 @@ def _padded(h: Tensor, reach: int) -> Tensor:
 
 
 def forward(h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int], form: str) -> Tensor:
-    """See the public function. Inputs in the compute dtype, kernels (n, C, 1, 3, 3), n >= 1; channels_last memory."""
-    C = h.shape[1]
+    """See the public function. Inputs in the compute dtype, kernels (n, C, 1, k, k), n >= 1; channels_last memory."""
+    C, half = h.shape[1], kernels.shape[-1] // 2
     with torch.autocast(h.device.type, enabled=False):
         if form == "folded":
-            fused = F.conv2d(_padded(h, max(dilations)), fold_kernels(kernels, alphas, dilations), groups=C)
+            fused = F.conv2d(_padded(h, half * max(dilations)), fold_kernels(kernels, alphas, dilations), groups=C)
         else:
-            fused = F.conv2d(_padded(h, dilations[0]), alphas[0] * kernels[0], dilation=dilations[0], groups=C)
+            fused = F.conv2d(_padded(h, half * dilations[0]), alphas[0] * kernels[0], dilation=dilations[0], groups=C)
             for i in range(1, len(dilations)):
                 d = dilations[i]
-                fused = fused + F.conv2d(_padded(h, d), alphas[i] * kernels[i], dilation=d, groups=C)
+                fused = fused + F.conv2d(_padded(h, half * d), alphas[i] * kernels[i], dilation=d, groups=C)
     return fused.contiguous(memory_format=torch.channels_last)
 
 
@@ -39,14 +39,15 @@ def backward(
     g: Tensor, h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int], form: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dh (channels_last memory), dkernels, dalphas."""
+    half = kernels.shape[-1] // 2
     if form == "folded":
-        reach = max(dilations)
+        reach = half * max(dilations)
         dh, dfolded = _convolution_backward(g, h, fold_kernels(kernels, alphas, dilations), reach, 1)
         dkernels, dalphas = unfold_gradient(dfolded, kernels, alphas, dilations)
     else:
         dh, parts = torch.zeros_like(h), []
         for i, d in enumerate(dilations):
-            dpart, dweight = _convolution_backward(g, h, alphas[i] * kernels[i], d, d)
+            dpart, dweight = _convolution_backward(g, h, alphas[i] * kernels[i], half * d, d)
             dh = dh + dpart
             parts.append(dweight)
         dweights = torch.stack(parts)
