@@ -149,6 +149,15 @@ def test_counts_of_single_operators():
     assert found.macs - evaluated.macs == 3 * norm
 
 
+@pytest.mark.parametrize("name", ["vmamba_nano", "spatial_mamba_nano", "vim_nano"])
+def test_a_model_on_the_meta_device_counts_the_same(name):
+    assert vssm.complexity(_model(name)) == vssm.complexity(vssm.create_model(name))
+
+
+def test_a_model_without_tensors():
+    assert vssm.complexity(nn.Identity(), (3, 8, 8)).macs == 0
+
+
 def test_leaves_the_model_as_it_was():
     model = vssm.create_model("spatial_mamba_nano")
     model.stem.eval()

@@ -118,6 +118,14 @@ def test_short_names():
         assert [(n, p.shape) for n, p in a.named_parameters()] == [(n, p.shape) for n, p in b.named_parameters()]
 
 
+def test_steps_of_acceleration_that_changed_no_network():
+    same = {"a": "vanilla_vmamba_tiny", "b": "vanilla_vmamba_tiny", "c": "vanilla_vmamba_tiny"}
+    for step, name in (same | {"f": "vmamba_tiny_s2l5", "g": "vmamba_tiny_s1l8"}).items():
+        with torch.device("meta"):
+            a, b = timm.create_model(f"vmamba_tiny_step_{step}"), timm.create_model(name)
+        assert [(n, p.shape) for n, p in a.named_parameters()] == [(n, p.shape) for n, p in b.named_parameters()]
+
+
 def test_nano_is_small():
     found = vssm.complexity(vssm.create_model("vmamba_nano"))
     assert found.params < 1.5e6 and found.macs < 40e6

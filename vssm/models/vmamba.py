@@ -111,12 +111,21 @@ VARIANTS: dict[str, dict] = {
     "vanilla_vmamba_small": {**VANILLA, "depths": (2, 2, 27, 2), "drop_path_rate": 0.3},
     "vanilla_vmamba_base": {**VANILLA, "dims": BASE_DIMS, "depths": (2, 2, 27, 2), "drop_path_rate": 0.6},
     "vmamba_tiny_sasf": {"state_fn": StateFusion},
+    # Table 5: two of the steps from the vanilla model to s1l8; the others are the aliases below.
+    "vmamba_tiny_step_d": {"depths": (2, 2, 2, 2), "d_state": 16, "ssm_ratio": 2.0, "conv": False, "gate": True},
+    "vmamba_tiny_step_e": {"depths": (2, 2, 5, 2), "d_state": 16, "conv": False},
     "vmamba_nano": NANO,
 }
 SHORT_NAMES = {
     "vmamba_tiny": "vmamba_tiny_s1l8",
     "vmamba_small": "vmamba_small_s2l15",
     "vmamba_base": "vmamba_base_s2l15",
+    # Steps a to c changed the implementation, not the network.
+    "vmamba_tiny_step_a": "vanilla_vmamba_tiny",
+    "vmamba_tiny_step_b": "vanilla_vmamba_tiny",
+    "vmamba_tiny_step_c": "vanilla_vmamba_tiny",
+    "vmamba_tiny_step_f": "vmamba_tiny_s2l5",
+    "vmamba_tiny_step_g": "vmamba_tiny_s1l8",
 }
 
 
@@ -293,3 +302,38 @@ def vmamba_small(pretrained: bool = False, **kwargs) -> VMamba:
 @register_model
 def vmamba_base(pretrained: bool = False, **kwargs) -> VMamba:
     return _vmamba("vmamba_base", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_tiny_step_a(pretrained: bool = False, **kwargs) -> VMamba:
+    return _vmamba("vmamba_tiny_step_a", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_tiny_step_b(pretrained: bool = False, **kwargs) -> VMamba:
+    return _vmamba("vmamba_tiny_step_b", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_tiny_step_c(pretrained: bool = False, **kwargs) -> VMamba:
+    return _vmamba("vmamba_tiny_step_c", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_tiny_step_d(pretrained: bool = False, **kwargs) -> VMamba:
+    return _vmamba("vmamba_tiny_step_d", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_tiny_step_e(pretrained: bool = False, **kwargs) -> VMamba:
+    return _vmamba("vmamba_tiny_step_e", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_tiny_step_f(pretrained: bool = False, **kwargs) -> VMamba:
+    return _vmamba("vmamba_tiny_step_f", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_tiny_step_g(pretrained: bool = False, **kwargs) -> VMamba:
+    return _vmamba("vmamba_tiny_step_g", pretrained, **kwargs)
