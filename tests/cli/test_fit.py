@@ -81,11 +81,14 @@ def test_a_run_shorter_than_an_epoch_is_reported(tmp_path, capsys):
 
 
 def test_validate_repeats_the_logged_metrics(run, capsys):
-    assert main(["validate", "--checkpoint", str(run / "checkpoints" / "last.ckpt")]) == 0
+    argv = ["validate", "--checkpoint", str(run / "checkpoints" / "last.ckpt")]
+    assert main([*argv, "--trainer.limit-val-batches", "2"]) == 0
     logged = [row for row in read_metrics(RunDir(run).metrics) if row["val_top1"]][-1]
     shown = capsys.readouterr().out
     assert f"{float(logged['val_top1']):.2%}" in shown
     assert f"{float(logged['val_loss']):.4f}" in shown
+    assert main([*argv, "--json"]) == 0  # all images, though the training judged by two batches
+    assert json.loads(capsys.readouterr().out)["images"] == 360
 
 
 def test_predict(run, tmp_path, capsys, monkeypatch):
@@ -288,6 +291,9 @@ def error_of_resume(run, capsys):
 
 def test_resume_refuses_other_images(stopped, capsys):
     run, root = stopped
+    (root / "val" / "red" / "0.png").rename(root / "val" / "red" / "00.png")
+    words = "was trained with as many val images, but of other names (some were renamed or replaced since)"
+    assert words in error_of_resume(run, capsys)
     (root / "train" / "red" / "0.png").rename(root / "train" / "green" / "new.png")
     words = "was trained with 4 train images of green, there are now 5; put them back as they were"
     assert words in error_of_resume(run, capsys)

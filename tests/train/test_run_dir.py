@@ -47,6 +47,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_process_left_goes_when_the_run_is_reopened(tmp_path):
+    run = RunDir.create(tmp_path / "run")
+    run.write_config({})
+    for folder in (run.path, run.checkpoints):
+        (folder / ".last.ckpt.123.tmp").write_bytes(b"half")
+    run.last.write_bytes(b"whole")
+    run.close()
+    run = RunDir.reopen(run.path)
+    assert sorted(path.name for path in run.path.rglob("*")) == [".lock", "checkpoints", "config.yaml", "last.ckpt"]
+    run.close()
+
+
 def test_checkpoint_file(tmp_path):
     run = RunDir.create(tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"without checkpoints/best\.ckpt"):

@@ -36,7 +36,9 @@ def measure(command: str, description: str, split: str, argv: list[str]) -> int:
         from vssm.train.checkpoint import read_checkpoint
         from vssm.train.fit import load_experiment, validate
     stored = read_checkpoint(file)
-    changed = to_settings(parse_settings(parser, argv, stored.settings.as_dict()))
+    defaults = stored.settings.as_dict()
+    defaults["trainer"]["limit_val_batches"] = None  # kept the training short; a measurement takes all images
+    changed = to_settings(parse_settings(parser, argv, defaults))
     experiment = load_experiment(stored, changed, split)
     for note in experiment.splits.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)

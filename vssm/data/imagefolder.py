@@ -1,6 +1,8 @@
 """A folder of images, one folder per class: CLASS/..."""
 
 import copy
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,6 +55,11 @@ class ImageFolder(Dataset):
     @property
     def labels(self) -> list[int]:
         return [label for _, label in self.samples]
+
+    def fingerprint(self) -> str:
+        """The same for the same files in the same order, wherever the folder lies: a hash of their names."""
+        names = (os.fsencode(path.relative_to(self.folder).as_posix()) for path, _ in self.samples)
+        return hashlib.sha256(b"\0".join(names)).hexdigest()
 
     def with_samples(
         self, samples: Sequence[tuple[Path, int]], transform: Callable[[Image.Image], object]

@@ -23,7 +23,8 @@ FORMAT = 1
 class TrainedModel:
     """What a checkpoint of `vssm fit` knows: the settings, the classes, the preprocessing, the (averaged) weights.
 
-    `images` counts the images of each class that it was trained and validated on; empty when it does not say.
+    `images` counts the images of each class that it was trained and validated on, `fingerprints` stand for their names;
+    both are empty when it does not say.
     """
 
     file: Path
@@ -32,6 +33,7 @@ class TrainedModel:
     preprocess: Preprocess
     weights: dict[str, Tensor]
     images: dict[str, list[int]]
+    fingerprints: dict[str, str]
 
     def create_model(self) -> nn.Module:
         """The network with its weights, in evaluation mode."""
@@ -68,6 +70,7 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
             Preprocess.from_dict(about["preprocess"]),
             {n.removeprefix(PREFIX): v for n, v in content["state_dict"].items() if n.startswith(PREFIX)},
             about.get("images", {}),
+            about.get("fingerprints", {}),
         )
     except KeyError as error:
         raise ValueError(f"{file} lacks {error.args[0]!r}; {_versions(about)}") from error
@@ -97,6 +100,12 @@ def check_unchanged(stored: TrainedModel, description: dict[str, Any], model: nn
                 raise ValueError(
                     f"{stored.file} was trained with {old} {split} images of {name}, there are now {new}; {remedy}"
                 )
+    for split, before in stored.fingerprints.items():
+        if description["fingerprints"].get(split, before) != before:
+            raise ValueError(
+                f"{stored.file} was trained with as many {split} images, but of other names (some were renamed or "
+                f"replaced since); {remedy}"
+            )
     stored.check_fits(model)
 
 

@@ -88,6 +88,7 @@ def build(
         "version": version("vssm"),
         "classes": list(splits.classes),
         "images": splits.class_counts(),
+        "fingerprints": splits.fingerprints(),
         "preprocess": splits.preprocess.as_dict(),
         "settings": settings.as_dict(),
     }

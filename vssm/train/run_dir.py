@@ -87,6 +87,9 @@ class RunDir:
                     "It is written at the end of the first epoch; start again with another --out"
                 )
         run._take_lock()
+        for folder in (run.path, run.checkpoints):
+            for unfinished in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                unfinished.unlink()
         return run
 
     def read_config(self) -> dict[str, Any]:

@@ -40,6 +40,11 @@ class Splits:
             if dataset is not None
         }
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of the names of the images of "train" and of "val", for those that are files."""
+        loaded = {"train": self.train, "val": self.val}
+        return {name: dataset.fingerprint() for name, dataset in loaded.items() if isinstance(dataset, ImageFolder)}
+
 
 def load_splits(
     settings: DataSettings, model_name: str, classes: tuple[str, ...] | None = None, split: str = "val"
