@@ -18,10 +18,10 @@ def main(argv: list[str]) -> int:
 
     import_timm()
     import timm
-    import torch
     from rich.console import Console
     from rich.table import Table
 
+    from vssm.analysis.unfilled import Unfilled
     from vssm.models import list_models
 
     names = [name for name in list_models() if fnmatch(name, args.pattern)]
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     for heading in ("parameters", "image size"):
         table.add_column(heading, justify="right")
     for name in names:
-        with torch.device("meta"):  # shapes only: nothing is allocated or initialised
+        with Unfilled():
             model: Any = timm.create_model(name)
         count = sum(parameter.numel() for parameter in model.parameters())
         _, height, width = model.pretrained_cfg["input_size"]
