@@ -139,7 +139,7 @@ def test_averaged_weights_are_saved_and_judged(whole):
 
 
 def test_averages_follow_their_formula(whole):
-    """EMA: the first step copies, each further one moves by 1 - decay."""
+    """EMA: the first step copies, each further one moves by 1 - decay, which grows to 0.8."""
     settings = tiny_settings()
     seen = []
 
@@ -151,8 +151,9 @@ def test_averages_follow_their_formula(whole):
     settings.out = str(path)
     fit(build(settings), start_run(settings), callbacks=[Record()])
     average = seen[0]
-    for weight in seen[1:]:
-        average = 0.8 * average + 0.2 * weight
+    for step, weight in enumerate(seen[1:], start=2):
+        decay = min(0.8, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
     torch.testing.assert_close(whole[2]["state_dict"]["task.model.head.fc.weight"], average)
 
 

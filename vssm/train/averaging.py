@@ -13,7 +13,10 @@ Pair = tuple[Tensor, Tensor]
 
 
 class AverageWeights(WeightAveraging):
-    """After every optimizer step, average <- decay * average + (1 - decay) * weights; the first step copies.
+    """After optimizer step t, average <- d * average + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)).
+
+    So the average always covers about the last tenth of the training, at most 1 / (1 - decay) steps: a short training
+    is not judged by the weights it began with. The first step copies.
 
     Lightning's own EMAWeightAveraging takes one tensor at a time and walks through the modules at every step, which
     costs a small model several percent. Here the tensors are listed once and averaged in one call. Buffers that are no
@@ -22,7 +25,7 @@ class AverageWeights(WeightAveraging):
 
     def __init__(self, decay: float):
         super().__init__()
-        self._average = get_ema_multi_avg_fn(decay)
+        self.decay = decay
         self._listed: tuple[list[Pair], list[Pair]] | None = None
 
     def on_train_batch_end(
@@ -34,14 +37,15 @@ class AverageWeights(WeightAveraging):
         if self._listed is None:
             self._listed = _pairs(self._average_model.module, pl_module)
         averaged, copied = self._listed
-        count = self._average_model.n_averaged
-        if count == 0:
+        step = trainer.global_step  # n_averaged is the same, but reading it would wait for the device
+        if step == 1:
             copied = [*averaged, *copied]
         else:
-            self._average([average for average, _ in averaged], [weight for _, weight in averaged], count)
+            average_all = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+            average_all([average for average, _ in averaged], [weight for _, weight in averaged], step)
         for average, weight in copied:
             average.copy_(weight)
-        count += 1
+        self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
 

@@ -98,7 +98,7 @@ class OptimSettings:
         warmup_lr: learning rate that the warm-up starts from
         min_lr: learning rate that the cosine ends at
         label_smoothing: label smoothing of the cross entropy
-        ema_decay: decay of the averaged weights that are validated and saved; 0 turns averaging off
+        ema_decay: decay of the averaged weights that are validated and saved, less in the beginning; 0 turns it off
     """
 
     lr: float = 1e-3
