@@ -9,7 +9,8 @@ The convention is fvcore's with the papers' own handler for the scan. One multip
     layer_norm   5 per element with weight and bias, 4 without
     rms_norm     4 per element with weight
     batch_norm   5 per element, as the authors measured (in training flags); 2 with batch_norm="eval"
-    sampling     5 per element and place of a blending of states (bilinear: 4, its weight: 1)
+    sampling     5 per element and place of a blending of states (bilinear: 4, its weight: 1); 4 per tap of a deformable
+                 convolution, whose weights count as conv
     pool         1 per input element of an average over a map
     upsample     1 per output element (nearest), 4 (bilinear)
 
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torchvision  # noqa: F401  (registers its operators)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -180,6 +182,13 @@ def _(args, kwargs, out):
     # A transposed convolution multiplies every input element with its whole kernel.
     elements = x.numel() * weight[0].numel() if transposed else out.numel() * weight[0].numel()
     return {"conv": elements}
+
+
+@_rule(torch.ops.torchvision.deform_conv2d)
+def _(args, kwargs, out):
+    x, weight = args[:2]
+    samples = out.numel() // out.shape[1] * x.shape[1] * weight[0, 0].numel()
+    return {"conv": out.numel() * weight[0].numel(), "sampling": 4 * samples}
 
 
 @_rule(aten.mm, aten.bmm, aten.mv, aten.matmul, aten.linear)

@@ -14,7 +14,6 @@ A block adds, in turn: a depthwise convolution, the gated mixer, a second depthw
 weights load through `vssm.load_checkpoint`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,7 +25,17 @@ from torch import Tensor, nn
 
 from vssm.models.build import create
 from vssm.models.hierarchy import Hierarchy, build_stages
-from vssm.nn import SS2D, BottleneckDownsample, DepthwiseConv3x3, LayerNorm, Mlp, ResidualStem, StateFusion
+from vssm.nn import (
+    SS2D,
+    BottleneckDownsample,
+    DepthwiseConv3x3,
+    LayerNorm,
+    Mlp,
+    ResidualStem,
+    StateFusion,
+    resolve_state_fn,
+)
+from vssm.nn.state_fns import StateFn
 from vssm.nn.watch import is_watched
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
@@ -37,11 +46,12 @@ class SpatialMambaConfig:
     """Every field can be overridden by keyword: `timm.create_model("spatial_mamba_tiny", dilations=(1, 3))`.
 
     dims, depths: channels and blocks of each stage.
-    d_state, ssm_ratio, dt_rank, init: see `vssm.nn.SS2D`.
+    d_state, ssm_ratio, dt_rank, init, discretization: see `vssm.nn.SS2D`.
     mlp_ratio: hidden width of the MLP over its width.
-    dilations: of the state fusion, one kernel each; () for no fusion.
-    kernel_size: side of the fusion's kernels, odd.
-    state_fn: `state_fn(inner_dim, routes, d_state)` makes another module for the states, in place of the fusion.
+    state_fn: what each mixer does to its states: "sasf", the paper's fusion; "none", "dynamic", "deformable",
+        "local_attention", or `state_fn(inner_dim, routes, d_state)` that makes a module.
+    dilations: of the fusion "sasf", one kernel each; () for no fusion.
+    kernel_size: side of the kernels of "sasf", odd.
     patch_size: stride of the stem.
     drop_path_rate: stochastic depth of the last block.
     out_norms: see `Hierarchy`.
@@ -54,9 +64,10 @@ class SpatialMambaConfig:
     dt_rank: int | None = None
     mlp_ratio: float = 4.0
     init: str = "mamba"
+    discretization: str = "euler"
+    state_fn: str | StateFn | None = "sasf"
     dilations: tuple[int, ...] = (1, 3, 5)
     kernel_size: int = 3
-    state_fn: Callable[[int, int, int], nn.Module] | None = None
     patch_size: int = 4
     drop_path_rate: float = 0.2
     out_norms: bool = False
@@ -66,6 +77,7 @@ VARIANTS: dict[str, dict] = {
     "spatial_mamba_tiny": {},
     "spatial_mamba_small": {"depths": (2, 4, 21, 5), "drop_path_rate": 0.3},
     "spatial_mamba_base": {"dims": (96, 192, 384, 768), "depths": (2, 4, 21, 5), "drop_path_rate": 0.5},
+    "spatial_mamba_tiny_dynamic": {"state_fn": "dynamic"},
     "spatial_mamba_nano": {"dims": (24, 48, 96), "depths": (1, 2, 2), "patch_size": 2, "drop_path_rate": 0.0},
 }
 
@@ -151,10 +163,12 @@ def build_mixer(cfg: SpatialMambaConfig, dim: int) -> SS2D:
         scan="raster",
         gate=True,
         init=cfg.init,
+        discretization=cfg.discretization,
     )
-    state_fn = cfg.state_fn
-    if state_fn is None and len(cfg.dilations) > 0:
-        state_fn = partial(StateFusion, dilations=cfg.dilations, kernel_size=cfg.kernel_size)
+    state_fn = resolve_state_fn(cfg.state_fn)
+    if state_fn is StateFusion:
+        own = partial(StateFusion, dilations=cfg.dilations, kernel_size=cfg.kernel_size)
+        state_fn = own if len(cfg.dilations) > 0 else None
     if state_fn is not None:
         mixer.set_state_fn(state_fn(mixer.inner_dim, len(mixer.routes), mixer.d_state))
     return mixer
@@ -186,6 +200,11 @@ def spatial_mamba_small(pretrained: bool = False, **kwargs) -> SpatialMamba:
 @register_model
 def spatial_mamba_base(pretrained: bool = False, **kwargs) -> SpatialMamba:
     return _spatial_mamba("spatial_mamba_base", pretrained, **kwargs)
+
+
+@register_model
+def spatial_mamba_tiny_dynamic(pretrained: bool = False, **kwargs) -> SpatialMamba:
+    return _spatial_mamba("spatial_mamba_tiny_dynamic", pretrained, **kwargs)
 
 
 @register_model

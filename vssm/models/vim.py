@@ -8,7 +8,6 @@ tokens are a map (B, H', W', dim) throughout, so that states can be fused on the
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +22,11 @@ from torch import Tensor, nn
 
 from vssm.models.build import create
 from vssm.models.hierarchy import check_image
-from vssm.nn import BidirectionalMamba, RMSNorm, StateFusion
+from vssm.nn import BidirectionalMamba, RMSNorm, resolve_state_fn
 from vssm.nn.choices import check_choice
 from vssm.nn.depth_first import depth_first
 from vssm.nn.head import TokenHead, without_class_token
+from vssm.nn.state_fns import StateFn
 from vssm.nn.watch import is_watched
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
@@ -41,11 +41,10 @@ class VimConfig:
     """Every field can be overridden by keyword: `timm.create_model("vim_tiny", d_state=8)`.
 
     dim, depth: width and number of blocks.
-    d_state, ssm_ratio, dt_rank: see `vssm.nn.BidirectionalMamba`.
+    d_state, ssm_ratio, dt_rank, discretization: see `vssm.nn.BidirectionalMamba`.
     patch_size, patch_stride: side of the patches and the step from one to the next.
     class_token: put a class token in the middle and classify by it; else by the mean of the tokens.
-    state_fn: `state_fn(inner_dim, routes, d_state)` makes the module that a branch applies to its states, e.g.
-        `vssm.nn.StateFusion`; needs class_token=False.
+    state_fn: what each branch does to its states, as in `VMambaConfig`; needs class_token=False.
     img_size: the position embedding is learned for its grid and resized for others.
     drop_path_rate: stochastic depth of the last block.
     """
@@ -55,10 +54,11 @@ class VimConfig:
     d_state: int = 16
     ssm_ratio: float = 2.0
     dt_rank: int | None = None
+    discretization: str = "euler"
     patch_size: int = 16
     patch_stride: int = 16
     class_token: bool = True
-    state_fn: Callable[[int, int, int], nn.Module] | None = None
+    state_fn: str | StateFn | None = None
     img_size: int | tuple[int, int] = 224
     drop_path_rate: float = 0.0
 
@@ -70,7 +70,7 @@ VARIANTS: dict[str, dict] = {
     "vim_small": {"dim": 384, "drop_path_rate": 0.05},
     "vim_base": {"dim": 768, "drop_path_rate": 0.05},
     "vim_tiny_pool": POOLED,
-    "vim_tiny_sasf": POOLED | {"state_fn": StateFusion},
+    "vim_tiny_sasf": POOLED | {"state_fn": "sasf"},
     "vim_nano": {"dim": 96, "depth": 8, "patch_size": 4, "patch_stride": 4, "img_size": 32},
 }
 
@@ -166,7 +166,7 @@ class Vim(nn.Module):
             )
         if not 0 <= cfg.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {cfg.drop_path_rate}")
-        if cfg.class_token and cfg.state_fn is not None:
+        if cfg.class_token and resolve_state_fn(cfg.state_fn) is not None:
             raise ValueError("a class token has no place on the image grid: state_fn needs class_token=False")
         self.in_chans, self.num_classes = in_chans, num_classes
         self.patch_size = cfg.patch_size
@@ -313,9 +313,10 @@ class Vim(nn.Module):
 
 def build_mixer(cfg: VimConfig) -> BidirectionalMamba:
     """The mixer of a block."""
-    mixer = BidirectionalMamba(cfg.dim, cfg.d_state, cfg.ssm_ratio, cfg.dt_rank)
-    if cfg.state_fn is not None:
-        mixer.set_state_fn(*(cfg.state_fn(mixer.inner_dim, 1, mixer.d_state) for _ in range(2)))
+    mixer = BidirectionalMamba(cfg.dim, cfg.d_state, cfg.ssm_ratio, cfg.dt_rank, discretization=cfg.discretization)
+    state_fn = resolve_state_fn(cfg.state_fn)
+    if state_fn is not None:
+        mixer.set_state_fn(*(state_fn(mixer.inner_dim, 1, mixer.d_state) for _ in range(2)))
     return mixer
 
 

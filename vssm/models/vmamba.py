@@ -34,9 +34,10 @@ from vssm.nn import (
     PatchMerging,
     PatchStem,
     PositionEmbedding,
-    StateFusion,
+    resolve_state_fn,
 )
 from vssm.nn.choices import check_choice
+from vssm.nn.state_fns import StateFn
 from vssm.nn.watch import is_watched
 from vssm.ops import Route
 from vssm.weights.catalog import pretrained_cfg
@@ -55,10 +56,10 @@ class VMambaConfig:
     """Every field can be overridden by keyword: `timm.create_model("vmamba_tiny", scan="bidirectional")`.
 
     dims, depths: channels and blocks of each stage.
-    d_state, ssm_ratio, dt_rank, scan, conv, conv_bias, act, gate, init: see `vssm.nn.SS2D`.
+    d_state, ssm_ratio, dt_rank, scan, conv, conv_bias, act, gate, init, discretization: see `vssm.nn.SS2D`.
     mlp_ratio: hidden width of the MLP over its width; 0 for no MLP.
-    state_fn: `state_fn(inner_dim, routes, d_state)` makes the module that each mixer applies to its states, e.g.
-        `vssm.nn.StateFusion`.
+    state_fn: what each mixer does to its states: "none", "sasf", "dynamic", "deformable", "local_attention", or
+        `state_fn(inner_dim, routes, d_state)` that makes a module.
     stem, downsample: "v1" patches and patch merging, "v2" overlapping stem and 2x2 convolution, "v3" 3x3 convolution.
     patch_size: stride of the stem.
     pos_embed: add a learned position embedding; needs img_size, and fixes it.
@@ -78,7 +79,8 @@ class VMambaConfig:
     act: str = "silu"
     gate: bool | str = False
     init: str = "mamba"
-    state_fn: Callable[[int, int, int], nn.Module] | None = None
+    discretization: str = "euler"
+    state_fn: str | StateFn | None = None
     stem: str = "v2"
     downsample: str = "v3"
     patch_size: int = 4
@@ -110,7 +112,7 @@ VARIANTS: dict[str, dict] = {
     "vanilla_vmamba_tiny": {**VANILLA, "depths": (2, 2, 9, 2)},
     "vanilla_vmamba_small": {**VANILLA, "depths": (2, 2, 27, 2), "drop_path_rate": 0.3},
     "vanilla_vmamba_base": {**VANILLA, "dims": BASE_DIMS, "depths": (2, 2, 27, 2), "drop_path_rate": 0.6},
-    "vmamba_tiny_sasf": {"state_fn": StateFusion},
+    "vmamba_tiny_sasf": {"state_fn": "sasf"},
     # Table 5: two of the steps from the vanilla model to s1l8; the others are the aliases below.
     "vmamba_tiny_step_d": {"depths": (2, 2, 2, 2), "d_state": 16, "ssm_ratio": 2.0, "conv": False, "gate": True},
     "vmamba_tiny_step_e": {"depths": (2, 2, 5, 2), "d_state": 16, "conv": False},
@@ -216,9 +218,11 @@ def build_mixer(cfg: VMambaConfig, dim: int) -> SS2D:
         act=cfg.act,
         gate=cfg.gate,
         init=cfg.init,
+        discretization=cfg.discretization,
     )
-    if cfg.state_fn is not None:
-        mixer.set_state_fn(cfg.state_fn(mixer.inner_dim, len(mixer.routes), mixer.d_state))
+    state_fn = resolve_state_fn(cfg.state_fn)
+    if state_fn is not None:
+        mixer.set_state_fn(state_fn(mixer.inner_dim, len(mixer.routes), mixer.d_state))
     return mixer
 
 

@@ -34,8 +34,16 @@ class MambaBranch(SSM):
     x (B, H, W, E) -> (B, H, W, E), at least float32. Mamba (arXiv 2312.00752), figure 3, without projections and gate.
     """
 
-    def __init__(self, inner_dim: int, d_state: int, dt_rank: int, conv_width: int = 4, reverse: bool = False):
-        super().__init__(inner_dim, d_state, dt_rank, (Route("rows", -1 if reverse else 1),))
+    def __init__(
+        self,
+        inner_dim: int,
+        d_state: int,
+        dt_rank: int,
+        conv_width: int = 4,
+        reverse: bool = False,
+        discretization: str = "euler",
+    ):
+        super().__init__(inner_dim, d_state, dt_rank, (Route("rows", -1 if reverse else 1),), discretization)
         self.conv = CausalConv1d(inner_dim, conv_width, reverse)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,6 +62,7 @@ class BidirectionalMamba(Projections):
         ssm_ratio: E = int(ssm_ratio * dim) channels are scanned.
         dt_rank: R; None for ceil(dim / 16).
         conv_width: taps of the causal convolutions.
+        discretization: how B enters: "euler" (dt B) or "zoh", see `vssm.ops.discretization`.
 
     `set_state_fn` puts a module between states and readout of both branches, each its own.
     """
@@ -65,6 +74,7 @@ class BidirectionalMamba(Projections):
         ssm_ratio: float = 2.0,
         dt_rank: int | None = None,
         conv_width: int = 4,
+        discretization: str = "euler",
     ):
         super().__init__()
         inner = int(ssm_ratio * dim)
@@ -76,8 +86,8 @@ class BidirectionalMamba(Projections):
             )
         self.inner_dim, self.d_state, self.dt_rank = inner, d_state, rank
         self.in_proj = Linear(dim, 2 * inner, bias=False)
-        self.forward_branch = MambaBranch(inner, d_state, rank, conv_width)
-        self.backward_branch = MambaBranch(inner, d_state, rank, conv_width, reverse=True)
+        self.forward_branch = MambaBranch(inner, d_state, rank, conv_width, False, discretization)
+        self.backward_branch = MambaBranch(inner, d_state, rank, conv_width, True, discretization)
         self.adaptor_s: nn.Module | None = None
         self.out_proj = Linear(inner, dim, bias=False)
         self.reset_parameters()

@@ -43,6 +43,7 @@ class SS2D(SSM, Projections):
         init: "mamba", "rand" or "zero", see `vssm.nn.init.init_ssm`.
         state_fn: module between states and readout, h (B, K, E, N, H, W) -> the same; None runs the fused path,
             `nn.Identity()` gives the same numbers through the split one.
+        discretization: how B enters: "euler" (dt B) or "zoh", see `vssm.ops.discretization`.
 
     Under autocast the projections run in half precision; the scan and its states never do.
     """
@@ -60,6 +61,7 @@ class SS2D(SSM, Projections):
         gate: bool | str = False,
         init: str = "mamba",
         state_fn: nn.Module | None = None,
+        discretization: str = "euler",
     ):
         if isinstance(scan, str):
             check_choice("scan", scan, SCANS)
@@ -74,7 +76,8 @@ class SS2D(SSM, Projections):
             raise ValueError(f"dt_rank must be at least 1, or None for ceil(dim / 16), got {dt_rank}")
         inner = int(ssm_ratio * dim)
         routes = SCANS[scan] if isinstance(scan, str) else tuple(scan)
-        super().__init__(inner, d_state, math.ceil(dim / 16) if dt_rank is None else dt_rank, routes)
+        dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
+        super().__init__(inner, d_state, dt_rank, routes, discretization)
         self.act, self.gate, self.init = act, str(gate), init
 
         self.in_proj = Linear(dim, inner if gate == "none" else 2 * inner, bias=False)

@@ -8,6 +8,7 @@ from vssm.nn.init import init_ssm
 from vssm.nn.state_fusion import StateFusion
 from vssm.nn.watch import is_plain
 from vssm.ops import Route, ss2d, ss2d_cascade, ss2d_readout, ss2d_states
+from vssm.ops.discretization import is_zoh
 from vssm.ops.routes import encode
 
 
@@ -23,11 +24,20 @@ class SSM(nn.Module):
         d_state: N.
         dt_rank: R.
         routes: the routes, or None for the cascade: rows, then columns, four parameter groups.
+        discretization: how B enters, "euler" or "zoh", see `vssm.ops.discretization`.
     """
 
-    def __init__(self, inner_dim: int, d_state: int, dt_rank: int, routes: tuple[Route, ...] | None):
+    def __init__(
+        self,
+        inner_dim: int,
+        d_state: int,
+        dt_rank: int,
+        routes: tuple[Route, ...] | None,
+        discretization: str = "euler",
+    ):
         super().__init__()
         self.inner_dim, self.d_state, self.dt_rank = inner_dim, d_state, dt_rank
+        self.zoh, self.discretization = is_zoh(discretization), discretization
         self.cascade = routes is None
         self.routes: tuple[Route, ...] = () if routes is None else routes
         self.route_codes = [] if routes is None else encode(routes)
@@ -71,15 +81,17 @@ class SSM(nn.Module):
         if torch.jit.is_scripting():
             return self._scan_scripted(u, A)
         elif self.cascade:
-            return ss2d_cascade(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.D)
+            weights = (self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A)
+            return ss2d_cascade(u, *weights, self.D, discretization=self.discretization)
         elif self.state_fn is None and self.adaptor_t is None:
-            return ss2d(u, self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A, self.D, self.routes)
+            weights = (self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A)
+            return ss2d(u, *weights, self.D, self.routes, self.discretization)
         else:
             state_fn, adaptor_t = self.state_fn, self.adaptor_t
             weights = (self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A)
-            if state_fn is not None and adaptor_t is None and is_plain(state_fn, StateFusion):
+            if state_fn is not None and adaptor_t is None and not self.zoh and is_plain(state_fn, StateFusion):
                 return state_fn.scan(u, weights, self.D, self.routes)
-            h, C = ss2d_states(u, *weights, self.routes)
+            h, C = ss2d_states(u, *weights, self.routes, self.discretization)
             h = h if state_fn is None else state_fn(h)
             h = h if adaptor_t is None else adaptor_t(h)
             return ss2d_readout(h, C, u, self.D)
@@ -88,6 +100,10 @@ class SSM(nn.Module):
         """Called by torch.jit.script before it compiles."""
         if self.cascade:
             raise ValueError("the cascade scan cannot be scripted; use torch.export, or another scan")
+        if self.zoh:
+            raise ValueError(
+                "a scan with zero-order hold cannot be scripted; use torch.export, or discretization='euler'"
+            )
         return self
 
     def _scan_scripted(self, u: Tensor, A: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vssm.nn.states import as_map, as_states
 from vssm.ops import Route, ss2d_fusion, state_fusion
 
 
@@ -46,13 +47,7 @@ class StateFusion(nn.Module):
         self.alphas = nn.Parameter(torch.ones(len(dilations)))
 
     def forward(self, h: Tensor) -> Tensor:
-        kernels = self._per_state()
-        if h.shape[1] == 1 and h.shape[3] == 1:
-            # Squeezed: exporting with free H and W would guard on what a view needs to know.
-            fused = state_fusion(h.squeeze(3).squeeze(1), kernels, self.alphas, self.dilations)
-            return fused.unsqueeze(1).unsqueeze(3)
-        fused = state_fusion(h.flatten(1, 3), kernels, self.alphas, self.dilations)
-        return fused.unflatten(1, h.shape[1:4])
+        return as_states(state_fusion(as_map(h), self._per_state(), self.alphas, self.dilations), h)
 
     def _per_state(self) -> list[Tensor]:
         kernels: list[Tensor] = []

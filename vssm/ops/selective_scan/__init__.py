@@ -4,7 +4,8 @@
     h_t  = exp(dt_t A) h_{t-1} + dt_t B_t u_t             h_{-1} = initial_state, or 0
     y_t  = <C_t, h_t> + D u_t                             (D is optional)
 
-VMamba (arXiv 2401.10166), section 3, equations 3 and 4; `initial_state` is their h_a.
+VMamba (arXiv 2401.10166), section 3, equations 3 and 4; `initial_state` is their h_a. With discretization="zoh", B_t is
+weighted by (exp(dt_t A) - 1) / A in place of dt_t (appendix A).
 """
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from vssm.ops import dispatch, library
 from vssm.ops.checks import floating, same_device, same_dtype
+from vssm.ops.discretization import is_zoh
 from vssm.ops.selective_scan import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.selective_scan import reference
+from vssm.ops.selective_scan import reference, zero_order_hold
 
 __all__ = ["selective_scan", "selective_scan_states"]
 
@@ -29,6 +31,7 @@ def selective_scan(
     dt_softplus: bool = False,
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
+    discretization: str = "euler",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run K groups of C channels through the scan; the channels of a group share B and C.
 
@@ -43,6 +46,8 @@ def selective_scan(
         dt_softplus: apply softplus to dt + dt_bias (the identity above 20).
         initial_state: state before the first step (B, K*C, N), or None for zero.
         return_last_state: also return h_{L-1} (B, K*C, N).
+        discretization: how B enters, see `vssm.ops.discretization`: "euler" or "zoh". The latter goes through the same
+            kernels one state at a time, with N times the memory for u and dt.
 
     Returns:
         y (B, K*C, L) in at least float32 (float64 stays float64), with the last state if asked for.
@@ -55,10 +60,12 @@ def selective_scan(
     """
     B, C = _with_groups(B), _with_groups(C)
     _check(u, dt, A, B, C, D, dt_bias, initial_state)
-    path = dispatch.requested()
+    zoh, path = is_zoh(discretization), dispatch.requested()
     if path == "reference":
         u, dt, A, B, C, D, dt_bias, initial_state = library.widened(u, dt, A, B, C, D, dt_bias, initial_state)
-        y, last = reference.scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
+        y, last = reference.scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, zoh)
+    elif zoh:
+        y, last = zero_order_hold.scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path)
     else:
         y, last = torch.ops.vssm.selective_scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path)
     return (y, last) if return_last_state else y
@@ -72,14 +79,17 @@ def selective_scan_states(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
     initial_state: Tensor | None = None,
+    discretization: str = "euler",
 ) -> Tensor:
     """The states h (B, K*C, N, L) of `selective_scan`, before C is applied. Arguments as there."""
     B = _with_groups(B)
     _check(u, dt, A, B, None, None, dt_bias, initial_state)
-    path = dispatch.requested()
+    zoh, path = is_zoh(discretization), dispatch.requested()
     if path == "reference":
         u, dt, A, B, dt_bias, initial_state = library.widened(u, dt, A, B, dt_bias, initial_state)
-        return reference.states(u, dt, A, B, dt_bias, dt_softplus, initial_state)
+        return reference.states(u, dt, A, B, dt_bias, dt_softplus, initial_state, zoh)
+    if zoh:
+        return zero_order_hold.states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path)
     return torch.ops.vssm.selective_scan_states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path)
 
 

@@ -1,7 +1,7 @@
 """The selective scan as the equation says it: the judge of every other path.
 
-VMamba (arXiv 2401.10166) section 3, equations 3 and 4, with the discretisation of appendix A in which A is
-exponentiated exactly and B enters as dt * B.
+VMamba (arXiv 2401.10166) section 3, equations 3 and 4, with the discretisations of appendix A: A is exponentiated
+exactly, and B enters as dt B (euler) or as (exp(dt A) - 1) / A B (zoh).
 """
 
 import torch
@@ -10,9 +10,16 @@ from torch import Tensor
 
 
 def states(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, dt_bias: Tensor | None, dt_softplus: bool, h: Tensor | None
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    h: Tensor | None,
+    zoh: bool = False,
 ) -> Tensor:
-    """h (B, K*C, N, L) of   h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t.   Shapes as in the public function."""
+    """h (B, K*C, N, L) of   h_t = exp(dt_t A) h_{t-1} + w_t B_t u_t.   Shapes as in the public function."""
     batch, channels, length = u.shape
     K, N = B.shape[1], A.shape[1]
     if dt_bias is not None:
@@ -25,9 +32,19 @@ def states(
     history = []
     for t in range(length):
         decay = torch.exp(dt[:, :, t, None] * A)
-        h = decay * h + dt[:, :, t, None] * B[..., t] * u[:, :, t, None]
+        weight = _held(dt[:, :, t, None], A) if zoh else dt[:, :, t, None]
+        h = decay * h + weight * B[..., t] * u[:, :, t, None]
         history.append(h)
     return torch.stack(history, dim=-1)
+
+
+def _held(dt: Tensor, A: Tensor) -> Tensor:
+    """(exp(dt A) - 1) / A; near dt A = 0 its series, which A = 0 has too."""
+    z = dt * A
+    near = z.abs() < 1e-3
+    safe = torch.where(near, torch.ones_like(z), z)
+    series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4 * (1 + z / 5)))
+    return dt * torch.where(near, series, torch.expm1(safe) / safe)
 
 
 def scan(
@@ -40,9 +57,10 @@ def scan(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     initial_state: Tensor | None,
+    zoh: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """y_t = <C_t, h_t> + D u_t (B, K*C, L), and the last state (B, K*C, N)."""
-    h = states(u, dt, A, B, dt_bias, dt_softplus, initial_state)
+    h = states(u, dt, A, B, dt_bias, dt_softplus, initial_state, zoh)
     C = C.repeat_interleave(u.shape[1] // C.shape[1], dim=1)
     y = (C * h).sum(dim=2)
     if D is not None:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from vssm.ops import dispatch, library
+from vssm.ops.discretization import is_zoh
 from vssm.ops.linear import linear
 from vssm.ops.pointwise import call
 from vssm.ops.routes import CROSS, Route, encode
 from vssm.ops.ss2d import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.ss2d import reference
+from vssm.ops.ss2d import reference, zero_order_hold
 from vssm.ops.ss2d.arguments import check, check_readout
 from vssm.ops.ss2d.cascade import ss2d_cascade
 
@@ -33,6 +34,7 @@ def ss2d(
     A: Tensor,
     D: Tensor | None = None,
     routes: tuple[Route, ...] = CROSS,
+    discretization: str = "euler",
 ) -> Tensor:
     """Scan a map along K routes and merge.
 
@@ -44,6 +46,8 @@ def ss2d(
         A: (K*C, N), negative; row k*C + c is channel c of route k.
         D: skip weight (K*C,), or None.
         routes: K routes; CROSS, UNIDIRECTIONAL, BIDIRECTIONAL, RASTER or your own.
+        discretization: how B enters, see `vssm.ops.discretization`: "euler" (dt B), or "zoh", which makes one call of
+            the same kernels for each route and state.
 
     Returns:
         y (B, C, H, W) in at least float32, in channels_last memory.
@@ -55,10 +59,12 @@ def ss2d(
     recomputes the states. Multiply-adds: B H W K C (2 (R+N) + 9N + 1), of which C K (R+2N) are the projection.
     """
     check(x, x_proj_weight, dt_weight, dt_bias, A, D, routes)
-    path = dispatch.requested()
+    zoh, path = is_zoh(discretization), dispatch.requested()
     proj = project(x, x_proj_weight)
     if path == "reference":
-        return reference.forward(*library.widened(x, proj, dt_weight, dt_bias, A, D, routes))
+        return reference.forward(*library.widened(x, proj, dt_weight, dt_bias, A, D, routes), zoh=zoh)
+    if zoh:
+        return zero_order_hold.forward(x, proj, dt_weight, dt_bias, A, D, routes, path)
     return call(torch.ops.vssm.ss2d.default, x, proj, dt_weight, dt_bias, A, D, encode(routes), path)
 
 
@@ -69,6 +75,7 @@ def ss2d_states(
     dt_bias: Tensor,
     A: Tensor,
     routes: tuple[Route, ...] = CROSS,
+    discretization: str = "euler",
 ) -> tuple[Tensor, Tensor]:
     """The first half of `ss2d`: each route's states on the image grid, and the readout weights C.
 
@@ -76,12 +83,14 @@ def ss2d_states(
     C (B, K, N, H, W) in the dtype of the projection.
     """
     check(x, x_proj_weight, dt_weight, dt_bias, A, None, routes)
-    path = dispatch.requested()
+    zoh, path = is_zoh(discretization), dispatch.requested()
     proj = project(x, x_proj_weight)
     _, _, C = reference.split_projection(proj, dt_weight.shape[2], A.shape[1])
     if path == "reference":
         x, proj, dt_weight, dt_bias, A = library.widened(x, proj, dt_weight, dt_bias, A)
-        return reference.states(x, proj, dt_weight, dt_bias, A, routes), C
+        return reference.states(x, proj, dt_weight, dt_bias, A, routes, zoh), C
+    if zoh:
+        return zero_order_hold.states(x, proj, dt_weight, dt_bias, A, routes, path), C
     return call(torch.ops.vssm.ss2d_states.default, x, proj, dt_weight, dt_bias, A, encode(routes), path), C
 
 

@@ -21,15 +21,16 @@ def ss2d_cascade(
     A: Tensor,
     D: Tensor | None = None,
     eps: float = 1e-5,
+    discretization: str = "euler",
 ) -> Tensor:
     """y (B, C, H, W) in at least float32. Arguments and errors as `ss2d` with K = 4."""
     check_groups(x, x_proj_weight, dt_weight, dt_bias, A, D, 4, "the K = 4 groups of the cascade")
-    y = _both_directions(x, 0, x_proj_weight, dt_weight, dt_bias, A, D, eps)
+    y = _both_directions(x, 0, x_proj_weight, dt_weight, dt_bias, A, D, eps, discretization)
     columns = y.to(x.dtype).transpose(2, 3)
-    return _both_directions(columns, 2, x_proj_weight, dt_weight, dt_bias, A, D, eps).transpose(2, 3)
+    return _both_directions(columns, 2, x_proj_weight, dt_weight, dt_bias, A, D, eps, discretization).transpose(2, 3)
 
 
-def _both_directions(x, first, x_proj_weight, dt_weight, dt_bias, A, D, eps):
+def _both_directions(x, first, x_proj_weight, dt_weight, dt_bias, A, D, eps, discretization):
     """Scan every row of x (B, C, H, W) in both directions with groups `first` and `first + 1`; the sum of the two."""
     batch, channels, height, width = x.shape
     groups = slice(first, first + 2)
@@ -45,7 +46,9 @@ def _both_directions(x, first, x_proj_weight, dt_weight, dt_bias, A, D, eps):
     dt = torch.einsum("bkrl,kcr->bkcl", low, dt_weight[groups].to(low.dtype))
     skip = None if D is None else D[rows]
     bias = dt_bias[groups].flatten()
-    y = selective_scan(u.flatten(1, 2), dt.flatten(1, 2), A[rows], B, C, skip, bias, True)
+    y = selective_scan(
+        u.flatten(1, 2), dt.flatten(1, 2), A[rows], B, C, skip, bias, True, discretization=discretization
+    )
     assert isinstance(y, Tensor)
     y = y.unflatten(1, (2, channels)).sum(1)
     return y.view(batch, height, channels, width).transpose(1, 2)

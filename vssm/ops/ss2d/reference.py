@@ -33,19 +33,28 @@ def forward(
     A: Tensor,
     D: Tensor | None,
     routes: tuple[Route, ...],
+    zoh: bool = False,
 ) -> Tensor:
     """y (B, C, H, W): the sum over routes of the scan's output, each read back on the map."""
     height, width = x.shape[2:]
     u, dt, B, C = _sequences(x, proj, dt_weight, A.shape[1], routes)
-    y, _ = selective_scan.scan(u, dt, A, B, C, D, dt_bias.flatten(), True, None)
+    y, _ = selective_scan.scan(u, dt, A, B, C, D, dt_bias.flatten(), True, None, zoh)
     y = y.unflatten(1, (len(routes), -1))
     return torch.stack([to_map(y[:, k], route, height, width) for k, route in enumerate(routes)]).sum(0)
 
 
-def states(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, routes: tuple[Route, ...]) -> Tensor:
+def states(
+    x: Tensor,
+    proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    routes: tuple[Route, ...],
+    zoh: bool = False,
+) -> Tensor:
     """h (B, K, C, N, H, W): each route's states, put back on the map."""
     height, width = x.shape[2:]
     u, dt, B, _ = _sequences(x, proj, dt_weight, A.shape[1], routes)
-    h = selective_scan.states(u, dt, A, B, dt_bias.flatten(), True, None)
+    h = selective_scan.states(u, dt, A, B, dt_bias.flatten(), True, None, zoh)
     h = h.unflatten(1, (len(routes), -1))
     return torch.stack([to_map(h[:, k], route, height, width) for k, route in enumerate(routes)], dim=1)
