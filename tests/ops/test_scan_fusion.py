@@ -6,7 +6,7 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.ops.agree import every_isa
-from vssm.ops import BIDIRECTIONAL, RASTER, native, ss2d_fusion, ss2d_readout, ss2d_states, state_fusion, use
+from vssm.ops import BIDIRECTIONAL, CROSS, RASTER, native, ss2d_fusion, ss2d_readout, ss2d_states, state_fusion, use
 from vssm.ops.scan_fusion import core
 
 needs_core = pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
@@ -63,11 +63,22 @@ def test_every_other_case_is_composed():
         assert not core.fits(*args, routes)
         with torch.inference_mode():
             assert error(ss2d_fusion(*args, routes), composition(*args, routes)) < 1e-13
-    args = arguments(dtype=torch.float64)
-    args[0].requires_grad_()
-    (grad,) = torch.autograd.grad(ss2d_fusion(*args).square().sum(), args[0])
-    (expected,) = torch.autograd.grad(composition(*args).square().sum(), args[0])
-    assert error(grad, expected) < 1e-12
+    for routes in (RASTER, CROSS):
+        args = arguments(dtype=torch.float64, routes=len(routes))
+        tensors = [*args[:6], *args[6], args[7]]
+        for tensor in tensors:
+            tensor.requires_grad_()
+        found = torch.autograd.grad(ss2d_fusion(*args, routes).square().sum(), tensors)
+        expected = torch.autograd.grad(composition(*args, routes).square().sum(), tensors)
+        assert max(error(*pair) for pair in zip(found, expected)) < 1e-12
+
+
+def test_routes_of_one_state_are_taken_one_by_one(monkeypatch):
+    """Each with its own rows of every parameter; no map of all states is made."""
+    args = arguments(dtype=torch.float64, routes=4)
+    monkeypatch.setattr("vssm.ops.scan_fusion.state_fusion", None)
+    with torch.inference_mode():
+        assert error(ss2d_fusion(*args, CROSS), composition(*args, CROSS)) < 1e-13
 
 
 @needs_core
@@ -106,3 +117,13 @@ def test_wrong_shapes_are_named():
         wrong[index] = value
         with pytest.raises(ValueError, match=message), torch.no_grad():
             ss2d_fusion(*wrong)
+    args = arguments(routes=4)
+    for index, value, message in (
+        (5, torch.zeros(20), r"D must be \(80,\)"),
+        (6, [kernel[:20] for kernel in args[6]], r"kernels\[0\] must be \(80, 1, 3, 3\)"),
+        (3, args[3][:3], "dt_bias must be"),
+    ):
+        wrong = list(args)
+        wrong[index] = value
+        with pytest.raises(ValueError, match=message), torch.no_grad():
+            ss2d_fusion(*wrong, CROSS)

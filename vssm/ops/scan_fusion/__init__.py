@@ -2,9 +2,11 @@
 
     y = C * state_fusion(h) + D x,    h the states of `ss2d_states(x)`
 
-arXiv 2410.15091, section 4.1. Composed of `ss2d_states` and `state_fusion_readout`; in inference on the CPU core, for
-one raster route and one state, a single pass that writes neither the states nor their fusion to memory.
+arXiv 2410.15091, section 4.1. Composed of `ss2d_states` and `state_fusion_readout`, route by route; in inference on the
+CPU core, for a raster route and one state, a single pass that writes neither the states nor their fusion to memory.
 """
+
+import functools
 
 import torch
 from torch import Tensor
@@ -57,6 +59,15 @@ def ss2d_fusion(
         return call(
             torch.ops.vssm.ss2d_fusion.default, x, proj, dt_weight, dt_bias, A, D, kernels, alphas, dilations, path
         )
+    if len(routes) > 1 and _splits(x, x_proj_weight, dt_weight, dt_bias, A, D, kernels, routes):
+        # One after the other: a route's states are read out while they are fused, and no map of all is ever made.
+        rows = zip(A.chunk(len(routes)), D.chunk(len(routes)), *(kernel.chunk(len(routes)) for kernel in kernels))
+        weights = zip(x_proj_weight.split(1), dt_weight.split(1), dt_bias.split(1))
+        ys = [
+            ss2d_fusion(x, *weight, A_k, D_k, kernels_k, alphas, dilations, (route,))
+            for route, weight, (A_k, D_k, *kernels_k) in zip(routes, weights, rows, strict=True)
+        ]
+        return functools.reduce(torch.add, ys)
     h, C = ss2d_states(x, x_proj_weight, dt_weight, dt_bias, A, routes)
     if h.shape[1] == 1 and h.shape[3] == 1:
         # Squeezed, not indexed, whose backward fills a map with zeros, and not viewed: exporting with free H and W
@@ -64,3 +75,14 @@ def ss2d_fusion(
         return state_fusion_readout(h.squeeze(3).squeeze(1), kernels, alphas, C.squeeze(1), x, D, dilations)
     fused = state_fusion(h.flatten(1, 3), kernels, alphas, dilations)
     return ss2d_readout(fused.unflatten(1, h.shape[1:4]), C, x, D)
+
+
+def _splits(x, x_proj_weight, dt_weight, dt_bias, A, D, kernels, routes) -> bool:
+    """Whether the routes can be taken by themselves: one state, and shapes that fit (others are named further on)."""
+    K, rows = len(routes), len(routes) * x.shape[1]
+    return (
+        A.shape == (rows, 1)
+        and D.shape == (rows,)
+        and x_proj_weight.shape[0] == dt_weight.shape[0] == dt_bias.shape[0] == K
+        and all(kernel.shape[:1] == (rows,) for kernel in kernels)
+    )
