@@ -16,9 +16,10 @@ ALLOWED = {
     "data": set(),
     "tasks": {"ops", "nn", "weights", "models", "data"},
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
+    "tables": {"models", "analysis"},
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis"},
     "report": {"tasks", "data", "train"},
-    "cli": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "train", "report", "recipes"},
+    "cli": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "train", "report", "recipes", "tables"},
 }
 HEAVY = {"lightning", "matplotlib", "triton", "sklearn", "transformers", "jsonargparse", "torchmetrics", "rich", "onnx"}
 

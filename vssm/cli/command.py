@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "show in one page how good runs are and where they fail",
     "predict": "name what is in an image, or in a folder of them",
     "models": "list the models by name and size",
+    "table": "show a table of the papers beside what is counted and measured here",
     "complexity": "count a model's parameters and multiply-adds by operator",
     "convert": "turn an official .pth checkpoint into a .safetensors of ours",
     "recipes": "list the training recipes for `vssm fit --config`",
