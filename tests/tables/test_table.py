@@ -1,0 +1,95 @@
+"""The papers' tables: every row is built and counted, and prints as its paper printed it or says why not."""
+
+import dataclasses
+from importlib.resources import files
+
+import pytest
+
+import vssm
+from vssm.tables import NAMES, load_table
+from vssm.tables.count import count, prints_as
+
+OURS = set(vssm.list_models())
+
+
+def _cases():
+    """Every row that can be built; the baselines and the middle sizes of larger images with --full."""
+    for name in NAMES:
+        for row in load_table(name).rows:
+            if row.model is None:
+                continue
+            long = row.size in (288, 384, 512, 640) or (row.model not in OURS and row.model != "convnext_tiny")
+            yield pytest.param(name, row, id=f"{name}: {row.name}", marks=[pytest.mark.full] if long else [])
+
+
+@pytest.mark.parametrize(("name", "row"), list(_cases()))
+def test_a_row_prints_as_its_paper_or_says_why_not(name, row):
+    found = count(row)
+    same = (row.params is None or prints_as(found.params / 1e6, row.params)) and (
+        row.gmacs is None or prints_as(found.macs / 1e9, row.gmacs)
+    )
+    explained = set(row.notes) - {"windows", "dynamic", "kernels"}
+    assert same or explained
+    if same and row.model in OURS and row.gmacs is not None:
+        assert not explained, "a reason for a deviation that is not there"
+    if row.params is not None:  # whatever the reason, no row is another network
+        assert found.params / 1e6 == pytest.approx(float(row.params), rel=0.06)
+    if row.gmacs is not None and name != "sasf":
+        assert found.macs / 1e9 == pytest.approx(float(row.gmacs), rel=0.02)
+
+
+def test_few_rows_of_ours_deviate():
+    deviating = {(n, row.name) for n in NAMES for row in load_table(n).rows if {"cascade"} & set(row.notes)}
+    assert deviating == {("scan-patterns", "cascade")}
+
+
+def test_the_files_are_the_tables():
+    stored = {file.name for file in (files("vssm.tables") / "data").iterdir()}
+    assert stored == {f"{name}.json" for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_is_consistent(name):
+    table = load_table(name)
+    names = [row.name for row in table.rows]
+    assert len(names) == len(set(names))
+    used = {key for row in table.rows for key in row.notes}
+    assert used == set(table.notes)
+    for row in table.rows:
+        assert row.model is not None or row.notes, "what cannot be built says why"
+        for printed in (row.params, row.gmacs, *row.scores.values()):
+            assert printed is None or float(printed) > 0
+        assert set(row.scores) <= set(table.scores)
+
+
+def test_overrides_are_few():
+    for name in ("scan-patterns", "initialization", "d-state", "ssm-ratio", "mlp-ratio", "activation", "fusion"):
+        for row in load_table(name).rows:
+            most = 2 if "no conv" in row.name or name in ("d-state", "mlp-ratio") else 1
+            assert len(row.options) <= most, row.built_as()
+
+
+def test_select():
+    table = load_table("imagenet")
+    assert [row.name for row in table.select(["swin_*", "vim_small"]).rows] == [
+        "swin_tiny",
+        "swin_small",
+        "swin_base",
+        "vim_small",
+    ]
+    with pytest.raises(ValueError, match="table imagenet has no row 'swin_tny'; nearest: swin_tiny"):
+        table.select(["swin_*", "swin_tny"])
+    with pytest.raises(ValueError, match="there is no table 'dstate'; nearest: d-state"):
+        load_table("dstate")
+    with pytest.raises(ValueError, match="there is no table '#'; choose one of imagenet, acceleration"):
+        load_table("#")
+
+
+def test_prints_as():
+    assert prints_as(30.249, "30.2") and prints_as(30.249, "30") and prints_as(5.6269, "5.63")
+    assert not prints_as(30.251, "30.2") and not prints_as(4.904, "4.91")
+
+
+def test_built_as():
+    row = dataclasses.replace(load_table("fusion").row("dilations=1"))
+    assert row.built_as() == "spatial_mamba_tiny dilations=(1,)"
