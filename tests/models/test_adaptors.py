@@ -7,7 +7,7 @@ import timm
 import torch
 
 import vssm
-from vssm.nn import AdaptorS, AdaptorT
+from vssm.nn import AdaptorS, AdaptorT, StateFusion
 from vssm.weights import CheckpointError
 
 NANO = ["vmamba_nano", "spatial_mamba_nano", "vim_nano"]
@@ -44,6 +44,39 @@ def test_the_same_function_at_the_start(name, dtype, tolerance):
     added = set(model.state_dict()) - names
     assert names < set(model.state_dict()) and all(".adaptor_" in name for name in added)
     assert all(p.dtype == dtype for p in model.parameters())
+
+
+class SplitFusion(StateFusion):
+    """Not the kind that a mixer fuses with its scan."""
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("vmamba_nano", {"state_fn": lambda *sizes: torch.nn.Identity()}),
+        ("vmamba_nano", {"state_fn": lambda *sizes: torch.nn.Identity(), "d_state": 2}),
+        ("spatial_mamba_nano", {"state_fn": SplitFusion}),
+        ("vim_nano", {"class_token": False, "state_fn": lambda *sizes: torch.nn.Identity()}),
+    ],
+)
+@pytest.mark.parametrize("adaptors", [{}, {"share": "stage"}, {"selection": "static", "points": 1}, {"parallel": True}])
+def test_bit_for_bit_at_the_start_on_the_split_path(name, options, adaptors):
+    model, x = _nano(name, **options), torch.randn(2, 3, 40, 32)
+    before = model(x)
+    assert torch.equal(vssm.add_adaptors(model, **adaptors)(x), before)
+
+
+@pytest.mark.parametrize("options", [{"temporal": False}, {"spatial": False}, {"dilations": (1,)}, {"parallel": True}])
+def test_parts_and_forms(options, tmp_path):
+    base, x = _nano(), torch.randn(2, 3, 32, 32)
+    model = vssm.add_adaptors(copy.deepcopy(base), **options)
+    vssm.freeze_base(model)
+    _train_a_little(model)
+    kinds = {type(m) for m in model.modules() if isinstance(m, AdaptorT | AdaptorS)}
+    assert kinds == ({AdaptorT, AdaptorS} - {AdaptorT if "temporal" in options else None} - {
+        AdaptorS if "spatial" in options else None})  # fmt: skip
+    again = vssm.load_adaptors(copy.deepcopy(base), vssm.save_adaptors(model, tmp_path / "a.safetensors"))
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", NANO)
@@ -114,6 +147,8 @@ def test_what_is_refused(tmp_path):
 
     torch.manual_seed(7)
     refuses(vssm.create_model("vmamba_nano", num_classes=5), "belongs to other weights of vmamba_nano")
+    with pytest.raises(ValueError, match="selects 9 states, and the map has only 2 x 4; give larger images"):
+        vssm.add_adaptors(_nano(), points=9)(torch.randn(1, 3, 16, 32))
     refuses(_nano("vim_nano"), "has the adaptors of a vmamba_nano, the model is a vim_nano")
     refuses(vssm.create_model("vmamba_nano", num_classes=6), "the number of classes that the adaptors were trained for")
     file.write_bytes(b"nonsense")

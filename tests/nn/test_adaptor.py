@@ -59,7 +59,8 @@ def test_gradients_by_finite_differences():
 
     assert torch.autograd.gradcheck(function, (h, *adaptor.parameters()))
     spatial = _randomised(AdaptorS(3).double())
-    assert torch.autograd.gradcheck(spatial, torch.randn(1, 3, 4, 5, dtype=torch.float64, requires_grad=True))
+    y, u = torch.randn(2, 1, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(spatial, (y, u))
 
 
 def test_spatial_adaptor_is_its_convolutions():
@@ -69,7 +70,11 @@ def test_spatial_adaptor_is_its_convolutions():
     for kernel, dilation in zip(adaptor.kernels, (1, 2), strict=True):
         padded = F.pad(y, (dilation,) * 4, mode="replicate")
         expected = expected + F.conv2d(padded, kernel, dilation=dilation, groups=5)
-    torch.testing.assert_close(adaptor(y), expected)
+    u = torch.randn_like(y)
+    torch.testing.assert_close(adaptor(y, u), expected)
+    parallel = AdaptorS(5, dilations=(1, 2), parallel=True).double()
+    parallel.load_state_dict(adaptor.state_dict())
+    torch.testing.assert_close(parallel(u, y), u + expected - y)
 
 
 MIXERS = {
@@ -109,6 +114,16 @@ def test_bit_for_bit_on_the_split_path():
 def test_scripted(kind):
     mixer, x = _randomised(_add(MIXERS[kind]())).eval(), torch.randn(2, 6, 5, 8)
     torch.testing.assert_close(torch.jit.script(mixer)(x), mixer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_selection_larger_than_the_map_is_refused():
+    adaptor = AdaptorT(4, points=7)
+    assert adaptor(torch.randn(1, 1, 4, 1, 1, 7)).shape == (1, 1, 4, 1, 1, 7)
+    for module in (adaptor, torch.jit.script(adaptor)):
+        with pytest.raises(
+            (ValueError, torch.jit.Error), match="selects 7 states, and the map has only 2 x 3; give larger"
+        ):
+            module(torch.randn(1, 1, 4, 1, 2, 3))
 
 
 @pytest.mark.parametrize(

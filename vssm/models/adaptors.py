@@ -54,6 +54,7 @@ def add_adaptors(
     dilations: Sequence[int] = (1, 3, 5),
     selection: str = "learned",
     share: str = "none",
+    parallel: bool = False,
 ) -> nn.Module:
     """Put adaptors around every SSM of a model, in place; it computes what it did before until they are trained.
 
@@ -64,6 +65,7 @@ def add_adaptors(
         points, selection: of `AdaptorT`: places per state; "learned" or "static".
         dilations: of `AdaptorS`.
         share: "none", or "stage": mixers of one stage (of one width, in a row) have their adaptors in common.
+        parallel: `AdaptorS` convolves what the scan began with, not what it gave.
 
     Returns:
         The model.
@@ -72,11 +74,32 @@ def add_adaptors(
         ValueError: a model without SSMs, with adaptors already, with a cascade scan (its states share no grid), or
             neither kind asked for.
     """
-    check_choice("share", share, ("none", "stage"))
     if not temporal and not spatial:
         raise ValueError("neither temporal nor spatial adaptors were asked for; turn one on")
-    if getattr(model, _CONFIG, None) is not None or any(isinstance(m, AdaptorT | AdaptorS) for m in model.modules()):
+    if _has_adaptors(model):
         raise ValueError(f"{type(model).__name__} has adaptors already; add them once, to the base")
+    config = {
+        "temporal": temporal, "spatial": spatial, "points": points, "dilations": list(dilations),
+        "selection": selection, "share": share, "parallel": parallel,
+    }  # fmt: skip
+    put_adaptors(model, **config)
+    setattr(model, _CONFIG, config)
+    return model.train(model.training)
+
+
+def put_adaptors(
+    model: nn.Module,
+    temporal: bool,
+    spatial: bool,
+    points: int,
+    dilations: Sequence[int],
+    selection: str,
+    share: str,
+    parallel: bool,
+    gain: float = 0.0,
+) -> None:
+    """`add_adaptors` for a model that is being built, with the adaptors' gain at the start."""
+    check_choice("share", share, ("none", "stage"))
     mixers = list(_mixers(model))
     if not mixers:
         raise ValueError(f"{type(model).__name__} has no state space model that an adaptor could go around")
@@ -97,16 +120,10 @@ def add_adaptors(
             stage, width = stage + 1, scans[0].inner_dim
         if temporal:
             for i, ssm in enumerate(scans):
-                sequences = len(ssm.routes)
-                ssm.set_adaptor_t(make(AdaptorT, (stage, "T", i), ssm.inner_dim, sequences, points, selection))
+                args = (ssm.inner_dim, len(ssm.routes), points, selection, gain)
+                ssm.set_adaptor_t(make(AdaptorT, (stage, "T", i), *args))
         if spatial:
-            mixer.set_adaptor_s(make(AdaptorS, (stage, "S"), scans[0].inner_dim, tuple(dilations)))
-    config = {
-        "temporal": temporal, "spatial": spatial, "points": points, "dilations": list(dilations),
-        "selection": selection, "share": share,
-    }  # fmt: skip
-    setattr(model, _CONFIG, config)
-    return model.train(model.training)
+            mixer.set_adaptor_s(make(AdaptorS, (stage, "S"), scans[0].inner_dim, tuple(dilations), parallel))
 
 
 def freeze_base(model: nn.Module, norms: bool = True, head: bool = True) -> TrainableShare:
@@ -114,7 +131,8 @@ def freeze_base(model: nn.Module, norms: bool = True, head: bool = True) -> Trai
 
     Returns what trains; print it. Raises ValueError for a model without adaptors.
     """
-    _config_of(model)
+    if not _has_adaptors(model):
+        raise _no_adaptors(model)
     for parameter in model.parameters():
         parameter.requires_grad = False
     train: list[nn.Module] = [m for m in model.modules() if isinstance(m, AdaptorT | AdaptorS)]
@@ -163,7 +181,7 @@ def load_adaptors(model: nn.Module, path: str | Path) -> nn.Module:
     then unchanged, for a file of another base or kind, and ValueError for a model that has adaptors already.
     """
     path = Path(path)
-    if getattr(model, _CONFIG, None) is not None:
+    if _has_adaptors(model):
         raise ValueError(f"{type(model).__name__} has adaptors already; load onto a model without")
     try:
         with safe_open(path, framework="pt") as file:
@@ -213,10 +231,22 @@ def _scans(mixer: Any) -> list[SSM]:
     return [mixer]
 
 
+def _has_adaptors(model: nn.Module) -> bool:
+    return any(isinstance(m, AdaptorT | AdaptorS) for m in model.modules())
+
+
+def _no_adaptors(model: nn.Module) -> ValueError:
+    return ValueError(f"{type(model).__name__} has no adaptors; vssm.add_adaptors(model) adds them")
+
+
 def _config_of(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, _CONFIG, None)
+    if config is None and _has_adaptors(model):
+        raise ValueError(
+            f"{type(model).__name__} was built with its adaptors and has no base without; save the whole model"
+        )
     if config is None:
-        raise ValueError(f"{type(model).__name__} has no adaptors; vssm.add_adaptors(model) adds them")
+        raise _no_adaptors(model)
     return config
 
 

@@ -14,6 +14,7 @@ from vssm.nn.ss2d import SS2D
 from vssm.nn.state_fns import STATE_FNS, resolve_state_fn
 from vssm.nn.state_fusion import StateFusion
 from vssm.nn.stem import ConvStem, PatchStem, PositionEmbedding, ResidualStem
+from vssm.nn.upernet import FCNHead, UPerNet, UPerNetHead
 
 __all__ = [
     "SS2D",
@@ -28,6 +29,7 @@ __all__ = [
     "DeformableFusion",
     "DepthwiseConv3x3",
     "DynamicFusion",
+    "FCNHead",
     "LayerNorm",
     "LocalAttentionFusion",
     "Mlp",
@@ -37,6 +39,8 @@ __all__ = [
     "RMSNorm",
     "ResidualStem",
     "StateFusion",
+    "UPerNet",
+    "UPerNetHead",
     "init_linear",
     "init_ssm",
     "resolve_state_fn",

@@ -20,22 +20,25 @@ class AdaptorT(nn.Module):
 
     An `adaptor_t`: h (B, S, C, N, H, W) -> the same, for the S sequences of a scan on the image grid. Places o_k and
     coefficients c_k (a softmax over k) of each sequence are linear in its state, averaged over N. At the start the
-    places are a ring, point k at distance k, the coefficients equal and the gain 0: the identity.
+    places are a ring, point k at distance k, the coefficients equal and the gain, one per channel, 0: the identity.
 
     Args:
         dim: channels C of the mixer.
         sequences: S.
         points: K.
         selection: "learned", or "static": the ring and the mean, nothing predicted.
+        gain: at the start. 1 is the paper's sum, for a network that learns from the beginning.
+
+    Raises ValueError for a map of fewer pixels than points.
     """
 
-    def __init__(self, dim: int, sequences: int = 1, points: int = 4, selection: str = "learned"):
+    def __init__(self, dim: int, sequences: int = 1, points: int = 4, selection: str = "learned", gain: float = 0.0):
         super().__init__()
         check_choice("selection", selection, SELECTIONS)
         if points < 1:
             raise ValueError(f"points must be at least 1, got {points}")
         self.points, self.selection = points, selection
-        self.gain = nn.Parameter(torch.zeros(sequences, dim))
+        self.gain = nn.Parameter(torch.full((sequences, dim), float(gain)))
         learned = selection == "learned"
         self.weight = nn.Parameter(torch.zeros(sequences, 3 * points, dim)) if learned else None
         ring = torch.cat([ring_of_places(points).flatten(), torch.zeros(points)]).expand(sequences, -1).clone()
@@ -47,6 +50,15 @@ class AdaptorT(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         sequences, height, width = h.shape[1], h.shape[4], h.shape[5]
+        if torch.jit.is_scripting():
+            fits = height * width >= self.points
+        else:  # with free sizes an export cannot ask
+            fits = torch.compiler.is_exporting() or height * width >= self.points
+        if not fits:
+            raise ValueError(
+                f"an adaptor selects {self.points} states, and the map has only {height} x {width}; give larger "
+                "images, or build the adaptors with fewer points"
+            )
         predicted = self.bias.to(h.dtype)[:, :, None]
         if self.weight is not None:
             state = h.mean(3).flatten(3)  # (B, S, C, H*W)
@@ -74,28 +86,30 @@ def ring_of_places(points: int) -> Tensor:
 class AdaptorS(nn.Module):
     """Adaptor-S: y + sum_i K_i * y, depthwise 3x3 kernels of several dilations, replicate border.
 
-    An `adaptor_s`: y (B, C, H, W) -> the same, on what the scan read from its states and merged. All kernels are 0 at
-    the start: the identity.
+    An `adaptor_s`: y (B, C, H, W) -> the same, on what the scan read from its states and merged; u (B, C, H, W) is what
+    the scan began with. All kernels are 0 at the start: the identity.
 
     Args:
         dim: channels C.
         dilations: one kernel for each.
+        parallel: convolve u in place of y.
     """
 
-    def __init__(self, dim: int, dilations: Sequence[int] = (1, 3, 5)):
+    def __init__(self, dim: int, dilations: Sequence[int] = (1, 3, 5), parallel: bool = False):
         super().__init__()
         if len(dilations) == 0 or any(d < 1 for d in dilations):
             raise ValueError(f"dilations must be positive and at least one, got {tuple(dilations)}")
-        self.dilations = list(dilations)
+        self.dilations, self.parallel = list(dilations), parallel
         self.kernels = nn.ParameterList(nn.Parameter(torch.zeros(dim, 1, 3, 3)) for _ in dilations)
         self.register_buffer("ones", torch.ones(len(dilations)), persistent=False)
         self.ones: Tensor
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, y: Tensor, u: Tensor) -> Tensor:
         kernels: list[Tensor] = []
         for kernel in self.kernels:
             kernels.append(kernel)
-        return y + state_fusion(y, kernels, self.ones, self.dilations)
+        read = u.to(y.dtype) if self.parallel else y
+        return y + state_fusion(read, kernels, self.ones, self.dilations)
 
     def extra_repr(self) -> str:
-        return f"dilations={tuple(self.dilations)}"
+        return f"dilations={tuple(self.dilations)}" + (", parallel" if self.parallel else "")

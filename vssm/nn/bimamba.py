@@ -93,7 +93,8 @@ class BidirectionalMamba(Projections):
         self.reset_parameters()
 
     def set_adaptor_s(self, adaptor: nn.Module | None) -> None:
-        """Put a module on the sum of both branches, y (B, E, H, W) -> the same, or take it away."""
+        """Put a module on the sum of both branches, or take it away: called with y (B, E, H, W), and with u, what both
+        branches read, it gives the next y."""
         self.adaptor_s = adaptor
 
     def set_state_fn(self, forward: nn.Module | None, backward: nn.Module | None) -> None:
@@ -116,7 +117,7 @@ class BidirectionalMamba(Projections):
         u, z = self.project_and_gate(x, self.inner_dim)
         y = self.forward_branch(u) + self.backward_branch(u)
         if self.adaptor_s is not None:
-            y = self.adaptor_s(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            y = self.adaptor_s(y.permute(0, 3, 1, 2), u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = y * (0.5 * F.silu(z.to(y.dtype)))
         return self.project_out(y.to(u.dtype), residual)
 

@@ -58,7 +58,8 @@ class SSM(nn.Module):
         self.adaptor_t = adaptor
 
     def set_adaptor_s(self, adaptor: nn.Module | None) -> None:
-        """Put a module behind the merge, y (B, E, H, W) -> the same, at least float32, or take it away."""
+        """Put a module behind the merge, or take it away. It is called with y (B, E, H, W), at least float32, and
+        with u, what was scanned, and gives the next y."""
         self.adaptor_s = adaptor
 
     def set_state_fn(self, state_fn: nn.Module | None) -> None:
@@ -74,7 +75,7 @@ class SSM(nn.Module):
     def scan(self, u: Tensor) -> Tensor:
         """u (B, E, H, W) -> y (B, E, H, W), at least float32."""
         y = self._scan(u)
-        return y if self.adaptor_s is None else self.adaptor_s(y)
+        return y if self.adaptor_s is None else self.adaptor_s(y, u)
 
     def _scan(self, u: Tensor) -> Tensor:
         A = -torch.exp(_at_least_float32(self.A_log))
