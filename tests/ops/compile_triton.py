@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from vssm.ops import CROSS, gpu
+from vssm.ops import CROSS, Route, gpu
 from vssm.ops.routes import encode
 
 
@@ -69,17 +69,26 @@ class Compiler:
         print(json.dumps(line), flush=True)
 
 
+def scan_arguments(dtype, C, R, N, side, routes):
+    K = len(routes)
+    x = torch.zeros(2, side, side, C, dtype=dtype).permute(0, 3, 1, 2)
+    proj = torch.zeros(2, side, side, K * (R + 2 * N), dtype=dtype)
+    return [x, proj, torch.zeros(K, C, R), torch.zeros(K, C), torch.zeros(K * C, N), torch.zeros(K * C)], encode(routes)
+
+
 def compile_scan():
     from vssm.ops.ss2d import triton as ss2d
 
-    for dtype, C, R, N, side in ((torch.float32, 96, 6, 1, 56), (torch.bfloat16, 384, 24, 16, 14)):
-        x = torch.zeros(2, side, side, C, dtype=dtype).permute(0, 3, 1, 2)
-        proj = torch.zeros(2, side, side, 4 * (R + 2 * N), dtype=dtype)
-        weights = torch.zeros(4, C, R), torch.zeros(4, C), torch.zeros(4 * C, N)
-        routes = encode(CROSS)
-        y = ss2d.forward(x, proj, *weights, torch.zeros(4 * C), routes)
-        ss2d.backward(y, x, proj, *weights, torch.zeros(4 * C), routes)
-    ss2d.states_backward(ss2d.states_forward(x, proj, *weights, routes), x, proj, *weights, routes)
+    # A low rank; a high one with more states, columns lower than a tile and channels that fill none.
+    there, back = Route("rows", 1), Route("columns", -1)
+    low, high = (torch.bfloat16, 96, 6, 1, 56), (torch.float32, 72, 24, 4, 14)
+    tensors, routes = scan_arguments(*low, CROSS)
+    y = ss2d.forward(*tensors, routes)
+    tensors, routes = scan_arguments(*low, (there, back))  # the backward takes routes one by one
+    ss2d.backward(y, *tensors, routes)
+    tensors, routes = scan_arguments(*high, (back,))
+    ss2d.backward(ss2d.forward(*tensors, routes), *tensors, routes)
+    ss2d.states_backward(ss2d.states_forward(*tensors[:-1], routes), *tensors[:-1], routes)
 
 
 def compile_sequences():

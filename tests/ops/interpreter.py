@@ -7,6 +7,8 @@ bounds of a loop may be numbers of one element, which Triton 3.6 leaves to NumPy
 import numpy as np
 from triton.runtime import interpreter
 
+from vssm.ops.selective_scan import triton_steps
+
 
 def _scan_by_rows(self, inputs):
     """ScanOps.generic_scan with the combination applied to whole slices across the scanned axis."""
@@ -32,3 +34,14 @@ def _patch_with_index(tensor, scope):
 
 interpreter.ScanOps.generic_scan = _scan_by_rows
 interpreter._patch_lang_tensor = _patch_with_index
+
+
+class _Pick:
+    """`pick` of the scan by an index: it is called for every pixel, and five interpreted operations are slow."""
+
+    def __call__(self, tile, at):
+        row = np.ascontiguousarray(tile.handle.data[np.argmax(at.handle.data[:, 0])])
+        return interpreter.ReduceScanOpInterface(0, None).to_tensor(row, tile.dtype)
+
+
+triton_steps.pick = _Pick()

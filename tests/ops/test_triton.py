@@ -47,7 +47,7 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(tmp_path):
         }
     for kernel in compiled:
         # Of an SM's shared memory a block may take 163 KiB on sm_80, the smaller of the two. Spills stay in the cache.
-        assert kernel["shared"] <= 163 * 1024 and kernel["spilled"] <= 2048, kernel
+        assert kernel["shared"] <= 163 * 1024 and kernel["spilled"] <= 1024, kernel
 
 
 def test_on_the_cpu_triton_is_refused_with_the_remedy(monkeypatch):

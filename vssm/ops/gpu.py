@@ -30,11 +30,18 @@ def missing_reason() -> str | None:
     return "Triton is not installed; `pip install triton` (Linux; it comes with torch's CUDA and ROCm builds)"
 
 
-def scan_tile(length: int, channels: int) -> tuple[int, int]:
-    """(T, BC): pixels and channels of one tile of the scan."""
+# Up to this rank the step sizes of the scan are multiply-adds, beyond it a product on the tensor cores.
+DIRECT_RANK = 12
+
+
+def scan_tile(channels: int, rank: int, backward: bool) -> tuple[int, int]:
+    """(T, BC): pixels and channels of a tile of the scan: the fewest instructions on sm_90 with few spills."""
     if SCAN_TILE is not None:
         return SCAN_TILE
-    return 16, next((BC for BC in (128, 64) if channels % BC == 0), 32)
+    if rank == 0:  # sequences: a thread's pixels are far apart, which takes registers for their addresses
+        return 8 if backward else 16, 32
+    direct = rank <= DIRECT_RANK
+    return 32 if direct and not backward else 16, 32 if direct or channels % 64 else 64
 
 
 @cache

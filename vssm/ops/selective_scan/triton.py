@@ -20,8 +20,31 @@ from vssm.ops.selective_scan.triton_forward import apply, carries, chain
 # A constant, not the card's size, so that sums are cut alike everywhere.
 SHARES = 512
 
-# A walk over the map (length, inner size, outer step, inner step), the way along it (+1 or -1), the routes that go it.
-Way = tuple[tuple[int, int, int, int], int, tuple[int, ...]]
+
+@dataclass(frozen=True)
+class Walk:
+    """A walk over a map, row by row or column by column, and the routes that take it, each there or back."""
+
+    columns: bool
+    height: int
+    width: int
+    routes: tuple[int, ...]
+    back: tuple[bool, ...]
+
+    def arguments(self, T: int) -> dict[str, Any]:
+        """As the kernels on tiles of T pixels take it."""
+        low = self.height if self.columns and self.height < T else 0
+        size = {"length": self.height * self.width, "height": self.height, "width": self.width}
+        return size | {"first": self.routes[0], "COLUMNS": self.columns, "LOW": low}
+
+    def together(self) -> dict[str, Any]:
+        """Which routes share a tile."""
+        return {"ROUTES": tuple(k - self.routes[0] for k in self.routes), "BACK": self.back}
+
+    def alone(self) -> list["Walk"]:
+        """One walk for each route."""
+        pairs = zip(self.routes, self.back, strict=True)
+        return [Walk(self.columns, self.height, self.width, (k,), (back,)) for k, back in pairs]
 
 
 @dataclass(frozen=True)
@@ -35,17 +58,20 @@ class Geometry:
     rank: int
     state: int
     softplus: bool
-    maps: tuple[int, int, int, int]
-    rows: tuple[int, int, int, int]
-    states: tuple[int, int, int, int, int]
-    ways: tuple[Way, ...]
+    maps: tuple[int, int, int]
+    rows: tuple[int, int, int]
+    states: tuple[int, int, int, int]
+    # From pixel to pixel in maps, rows and states.
+    steps: tuple[int, int, int]
+    walks: tuple[Walk, ...]
     # Routes with maps of their own are launched side by side: the grid's third dimension.
     separate: bool
+    backward: bool
     T: int = field(init=False)
     BC: int = field(init=False)
 
     def __post_init__(self):
-        T, BC = gpu.scan_tile(self.length, self.channels)
+        T, BC = gpu.scan_tile(self.channels, self.rank, self.backward)
         object.__setattr__(self, "T", T)
         object.__setattr__(self, "BC", BC)
 
@@ -62,14 +88,13 @@ class Geometry:
         """Size of the grid's third dimension."""
         return self.K if self.separate else 1
 
-    def sizes(self) -> dict[str, Any]:
-        return {"K": self.K, "channels": self.channels, "tiles": self.tiles}
-
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, device: torch.device) -> dict[str, Any]:
         """Arguments common to the kernels that work on tiles of maps."""
-        strides = {"maps": self.maps, "rows": self.rows, "states": self.states}
-        constants = {"R": self.rank, "N": self.state, "SOFTPLUS": self.softplus, "T": self.T, "BC": self.BC}
-        return self.sizes() | strides | constants | {"num_warps": max(1, self.BC // 32)}
+        sizes = {"K": self.K, "tiles": self.tiles, "CHANNELS": self.channels, "R": self.rank, "N": self.state}
+        strides = {"maps": self.maps, "rows": self.rows, "states": self.states, "STEPS": self.steps}
+        constants = {"SOFTPLUS": self.softplus, "PRECISION": gpu.dot_precision(device), "T": self.T, "BC": self.BC}
+        padded = {"RP": max(16, triton.next_power_of_2(self.rank)), "num_warps": max(1, self.BC // 32)}
+        return sizes | strides | constants | padded
 
 
 @dataclass(frozen=True)
@@ -104,8 +129,9 @@ def run_carries(
     ends = x.u.new_empty((g.batch, g.K, g.tiles, g.state, g.channels), dtype=torch.float32)
     starts = torch.empty_like(ends) if backward else None
     lasts = x.u.new_empty((g.batch, g.K, g.tiles, g.channels), dtype=torch.float32)
+    scratch = torch.empty_like(x.u, dtype=torch.float32) if g.rank > gpu.DIRECT_RANK else None
     grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
-    for walk, way, routes in g.ways:
+    for walk in g.walks:
         gpu.launch(
             carries,
             grid,
@@ -116,11 +142,10 @@ def run_carries(
             ends=ends,
             starts=starts,
             lasts=lasts,
-            walk=walk,
-            first=routes[0],
-            way=way,
-            ROUTES=tuple(k - routes[0] for k in routes),
-            **g.arguments(),
+            scratch=scratch,
+            **walk.together(),
+            **walk.arguments(g.T),
+            **g.arguments(x.u.device),
         )
     entering = _chain(g, ends, lasts, x, x.initial, backward=False)
     return entering, None if starts is None else _chain(g, starts, lasts, x, glast, backward=True)
@@ -138,19 +163,24 @@ def _chain(g: Geometry, passed: Tensor, lasts: Tensor, x: Inputs, initial: Tenso
         A=x.A,
         initial=initial,
         entering=entering,
+        K=g.K,
+        channels=g.channels,
+        tiles=g.tiles,
         N=g.state,
         BACKWARD=backward,
         J=min(64, triton.next_power_of_2(g.tiles)),
         BC=g.BC,
-        **g.sizes(),
     )
     return entering
 
 
 def run_apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None, states: Tensor | None) -> None:
     """Fill y, the sum over routes, or every route's states."""
+    scratch = None
+    if g.rank > gpu.DIRECT_RANK:
+        scratch = torch.empty_like(x.u, dtype=torch.float32) if y is None else y
     grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
-    for index, (walk, way, routes) in enumerate(g.ways):
+    for index, walk in enumerate(g.walks):
         gpu.launch(
             apply,
             grid,
@@ -160,12 +190,11 @@ def run_apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None,
             entering=entering,
             y=y,
             out=states,
-            walk=walk,
-            first=routes[0],
-            way=way,
-            ROUTES=tuple(k - routes[0] for k in routes),
+            scratch=scratch,
             ADD=y is not None and index > 0,
-            **g.arguments(),
+            **walk.together(),
+            **walk.arguments(g.T),
+            **g.arguments(x.u.device),
         )
 
 
@@ -199,11 +228,13 @@ def run_gradients(
     ddt = None if x.dt is None else torch.empty_like(x.dt)
     dB = rows["dB"]
     assert dB is not None
-    routes = [(walk, way, k) for walk, way, taken in g.ways for k in taken]
-    scratch = x.u.new_empty((shares, g.channel_tiles, g.planes, 2, g.T, g.BC), dtype=torch.float32)
+    scratch = None
+    if g.rank > gpu.DIRECT_RANK:
+        scratch = x.u.new_empty((shares * g.channel_tiles * g.planes, g.T, g.BC), dtype=torch.float32)
+    walks = [alone for walk in g.walks for alone in walk.alone()]
     so_far, du = None, x.u
-    for index, (walk, way, route) in enumerate(routes):
-        if index + 1 == len(routes):  # between routes the sum is float32; the last one rounds it
+    for index, walk in enumerate(walks):
+        if index + 1 == len(walks):  # between routes the sum is float32; the last one rounds it
             du = torch.empty_like(x.u)
         else:
             du = torch.empty_like(x.u, dtype=torch.float32) if so_far is None else so_far
@@ -222,16 +253,14 @@ def run_gradients(
             du_so_far=so_far,
             du=du,
             ddt=ddt,
-            samples=g.batch,
-            first=route,
-            part=dB.stride(0),
-            walk=walk,
-            way=way,
             scratch=scratch,
-            PRECISION=gpu.dot_precision(x.u.device),
-            RP=max(16, triton.next_power_of_2(g.rank)),
+            samples=g.batch,
+            part=dB.stride(0),
             NP=triton.next_power_of_2(g.state),
-            **g.arguments(),
+            BACK=walk.back[0],
+            num_stages=1,
+            **walk.arguments(g.T),
+            **g.arguments(x.u.device),
         )
         so_far = du
     grads = {name: part.sum(0) for name, part in weights.items() if part is not None}
@@ -244,7 +273,7 @@ def run_gradients(
 class _Sequences:
     """One call of the operator as the kernels take it: every group is a route of its own, along one row."""
 
-    def __init__(self, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state):
+    def __init__(self, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, backward=False):
         batch, K, N, length = B.shape
         channels = u.shape[1] // K
         self.geometry = Geometry(
@@ -255,11 +284,13 @@ class _Sequences:
             rank=0,
             state=N,
             softplus=dt_softplus,
-            maps=(K * channels * length, channels * length, length, 1),
-            rows=(K * N * length, N * length, length, 1),
-            states=(K * channels * N * length, channels * N * length, length, N * length, 1),
-            ways=(((length, length, 0, 1), 1, (0,)),),
+            maps=(K * channels * length, channels * length, length),
+            rows=(K * N * length, N * length, length),
+            states=(K * channels * N * length, channels * N * length, length, N * length),
+            steps=(1, 1, 1),
+            walks=(Walk(False, 1, length, (0,), (False,)),),
             separate=True,
+            backward=backward,
         )
         self.inputs = Inputs(
             u=u.contiguous(),
@@ -306,14 +337,14 @@ def states_forward(u, dt, A, B, dt_bias, dt_softplus, initial_state) -> Tensor:
 
 def backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state) -> tuple[Tensor | None, ...]:
     """(du, ddt, dA, dB, dC, dD, ddt_bias, dinitial_state); None for an absent input."""
-    g = _Sequences(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state).backward(glast, gy=gy)
+    g = _Sequences(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, True).backward(glast, gy=gy)
     grads = (g["du"], g["ddt"], g["dA"], g["dB"], g["dC"], g.get("dD"), g.get("dbias"), g["dinitial"])
     return like(grads, (u, dt, A, B, C, D, dt_bias, initial_state))
 
 
 def states_backward(gh, u, dt, A, B, dt_bias, dt_softplus, initial_state) -> tuple[Tensor | None, ...]:
     """(du, ddt, dA, dB, ddt_bias, dinitial_state) given gh (B, K*C, N, L)."""
-    g = _Sequences(u, dt, A, B, None, None, dt_bias, dt_softplus, initial_state).backward(gstates=gh)
+    g = _Sequences(u, dt, A, B, None, None, dt_bias, dt_softplus, initial_state, True).backward(gstates=gh)
     grads = (g["du"], g["ddt"], g["dA"], g["dB"], g.get("dbias"), g["dinitial"])
     return like(grads, (u, dt, A, B, dt_bias, initial_state))
 

@@ -1,4 +1,4 @@
-"""Triton kernel of the backward scan: the states of a tile once more, then every gradient of one route.
+"""Triton kernel of the backward scan: the states of a tile once more, then every gradient of its routes.
 
 `carries` and `chain` of triton_forward.py have found the state that enters each tile and the gradient that enters it
 from later tiles, so tiles are independent again. Sums over channels (dB, dC, low-rank dt) leave one part per tile of
@@ -16,13 +16,16 @@ from vssm.ops.selective_scan.triton_steps import (
     LOG2_E,
     UNALIGNED,
     VARYING,
+    channels_of,
+    low_rank,
     map_places,
     numbers,
     pixels,
+    recur,
+    recur_gradient,
+    row_places,
     state_places,
     step_sizes,
-    then_arriving,
-    then_before_decay,
 )
 
 
@@ -51,33 +54,37 @@ def gradients(
     dbias,  # (programs, K, C); dD likewise
     dA,  # (programs, K, C, N)
     dD,
-    scratch,  # (programs, 2, T, BC)
+    scratch,  # (programs, T, BC), or None: see step_sizes
     samples,
     K,
-    channels,
     tiles,
     first,
     part,  # numbers from one tile of channels to the next in dlow, dB and dC
-    way,
-    walk,
+    length,
+    height,
+    width,
     maps,
     rows,
     states,
+    CHANNELS: tl.constexpr,
     R: tl.constexpr,
+    RP: tl.constexpr,  # R and N padded to what a tile can have
     N: tl.constexpr,
+    NP: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LOW: tl.constexpr,
+    STEPS: tl.constexpr,
+    BACK: tl.constexpr,
     T: tl.constexpr,
     BC: tl.constexpr,
-    RP: tl.constexpr,  # R and N padded to what a tile can have
-    NP: tl.constexpr,
 ):
     """Program (share of the tiles, channels, route): du = du_so_far + this route's, and all its other gradients."""
     share = tl.program_id(0)
     k = (tl.program_id(2) + first).to(tl.int64)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    has = c < channels
-    kc = k * channels + c
+    c, has = channels_of(tl.program_id(1), CHANNELS, BC)
+    kc = k * CHANNELS + c
     to_part = tl.program_id(1).to(tl.int64) * part
     sum_A = tl.zeros((BC, NP), tl.float32)
     sum_bias = tl.zeros((BC,), tl.float32)
@@ -88,61 +95,59 @@ def gradients(
     if D is not None:
         skip = tl.load(D + kc, mask=has, other=0.0)[None, :]
 
-    program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + share
-    t = tl.arange(0, T)[:, None]
-    here = scratch + program.to(tl.int64) * (2 * T * BC) + tl.arange(0, BC)[None, :]
+    there = None
+    if scratch is not None:
+        program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + share
+        in_tile = tl.arange(0, T)[:, None] * BC + tl.arange(0, BC)[None, :]
+        there = scratch + program.to(tl.int64) * (T * BC) + in_tile
+
     for item in range(share, samples * tiles, tl.num_programs(0)):
         b, tile = (item // tiles).to(tl.int64), item % tiles
-        visit = tl.where(way > 0, tile, tiles - 1 - tile)
-        at, exists = pixels(tile, walk, -way, T)
+        visit = tiles - 1 - tile if BACK else tile
+        at, exists = pixels(tile, length, height, width, COLUMNS, LOW, T)
         valid = exists[:, None] & has[None, :]
-        map_at = map_places(b, k, c, at, maps)
-        row_at = b * rows[0] + k * rows[1] + at * rows[3]
-        at_along, exists_along = pixels(tile, walk, way, T)
-        map_along = map_places(b, k, c, at_along, maps)
-        row_along = b * rows[0] + k * rows[1] + at_along * rows[3]
+        map_at = map_places(b, k, c, at, maps, STEPS)
+        row_at = row_places(b, k, at, rows, STEPS)
 
         x = tl.load(u + map_at, mask=valid, other=0.0).to(tl.float32)
-        step, slope = step_sizes(dt, low, weight, bias, kc, map_at, row_at, rows[2], exists, has, R, SOFTPLUS)
-        tl.store(here + t * BC, step)
-        tl.debug_barrier()
-        step_along = tl.load(here + (T - 1 - t) * BC)
-        x_along = tl.load(u + map_along, mask=exists_along[:, None] & has[None, :], other=0.0).to(tl.float32)
+        step, slope = step_sizes(
+            dt, low, weight, bias, kc, map_at, there, row_at, rows[2], exists, has, R, RP, SOFTPLUS, PRECISION
+        )
         through_drive = tl.zeros((T, BC), tl.float32)  # dL / d(dt u)
         through_decay = tl.zeros((T, BC), tl.float32)  # dL / d(dt) along exp(dt A)
         if gy is not None:
             g_y = tl.load(gy + map_at, mask=valid, other=0.0).to(tl.float32)
         for n in range(N):
-            rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :]
-            drive_along = step_along * x_along * numbers(B, row_along, n, rows[2], exists_along)
-            decay_along = tl.exp2(step_along * (rate * LOG2_E))
-            nothing = tl.zeros((T, BC), tl.float32)
-            since, arrived, _ = tl.associative_scan((decay_along, nothing, drive_along), 0, then_arriving)
+            rate = tl.load(A + kc * N + n, mask=has, other=0.0)
+            B_n = numbers(B, row_at, n, rows[2], exists)
+            drive = step * x * B_n
+            decay = tl.exp2(step * (rate[None, :] * LOG2_E))
+            h = tl.zeros((BC,), tl.float32)
             if entering is not None:
                 slot = (b * K + k) * (tiles + 1) + visit
-                arrived += since * tl.load(entering + (slot * N + n) * channels + c, mask=has, other=0.0)[None, :]
-            tl.store(here + (T + t) * BC, arrived)
-            tl.debug_barrier()
-            arrived = tl.load(here + (T + T - 1 - t) * BC)
-            tl.debug_barrier()
+                h += tl.load(entering + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
+            arrived, last = recur(decay, drive, h, BACK)
 
-            B_n = numbers(B, row_at, n, rows[2], exists)
             if gy is not None:
                 incoming = g_y * numbers(C, row_at, n, rows[2], exists)
-                dC_n = tl.sum(g_y * (arrived + step * x * B_n), 1)
-                tl.store(dC + to_part + row_at + n * rows[2], dC_n, mask=exists)
+                tl.store(dC + to_part + row_at + n * rows[2], tl.sum(g_y * (arrived + drive), 1), mask=exists)
             else:
-                incoming = tl.load(gstates + state_places(b, k, n, c, at, states), mask=valid, other=0.0).to(tl.float32)
-            decay = tl.exp2(step * (rate * LOG2_E))
-            reach, g, _ = tl.associative_scan((nothing + 1.0, incoming, decay), 0, then_before_decay)
+                state_at = state_places(b, k, n, c, at, states, STEPS)
+                incoming = tl.load(gstates + state_at, mask=valid, other=0.0).to(tl.float32)
+            g_last = tl.zeros((BC,), tl.float32)
             if arriving is not None:
                 slot = (b * K + k) * (tiles + 1) + tiles - 1 - visit
-                g += reach * tl.load(arriving + (slot * N + n) * channels + c, mask=has, other=0.0)[None, :]
+                g_last += tl.load(arriving + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
+            g, leaving = recur_gradient(decay, incoming, g_last, BACK)
             tl.store(dB + to_part + row_at + n * rows[2], tl.sum(g * step * x, 1), mask=exists)
             through_drive += g * B_n
             along = g * arrived
-            through_decay += along * rate
-            sum_A += tl.where((tl.arange(0, NP) == n)[None, :], tl.sum(along * step, 0)[:, None], 0.0)
+            through_decay += along * rate[None, :]
+            along_sum = tl.sum(along * step, 0)[:, None]
+            if N == 1:
+                sum_A += along_sum
+            else:
+                sum_A += tl.where((tl.arange(0, NP) == n)[None, :], along_sum, 0.0)
         dx = through_drive * step
         if D is not None:
             dx += skip * g_y
@@ -153,16 +158,16 @@ def gradients(
         dz = (through_drive * x + through_decay) * slope
         sum_bias += tl.sum(dz, 0)
         if R > 0:
-            low_at = row_at[:, None] + r[None, :] * rows[2]
-            low_valid = exists[:, None] & (r < R)[None, :]
-            low_rows = tl.load(low + low_at, mask=low_valid, other=0.0).to(tl.float32)
-            sum_weight += tl.dot(tl.trans(dz), low_rows, input_precision=PRECISION)
+            low_at = row_at[:, None] + r.to(tl.int64)[None, :] * rows[2]
+            rows_low = low_rank(low, row_at, rows[2], exists, R, RP)
+            sum_weight = tl.dot(tl.trans(dz), rows_low, sum_weight, input_precision=PRECISION)
             weights = tl.load(weight + kc[:, None] * R + r[None, :], mask=has[:, None] & (r < R)[None, :], other=0.0)
-            tl.store(dlow + to_part + low_at, tl.dot(dz, weights, input_precision=PRECISION), mask=low_valid)
+            dlow_rows = tl.dot(dz, weights, input_precision=PRECISION)
+            tl.store(dlow + to_part + low_at, dlow_rows, mask=exists[:, None] & (r < R)[None, :])
         else:
             tl.store(ddt + map_at, dz, mask=valid)
 
-    at_share = share.to(tl.int64) * K * channels + kc
+    at_share = share.to(tl.int64) * K * CHANNELS + kc
     n_all = tl.arange(0, NP)
     tl.store(dA + at_share[:, None] * N + n_all[None, :], sum_A, mask=has[:, None] & (n_all < N)[None, :])
     if dbias is not None:

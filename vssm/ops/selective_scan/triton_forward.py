@@ -4,8 +4,8 @@
     chain     along the tiles of each route: the state that enters each of them
     apply     every tile again, now from the state that enters it: readout y summed over the routes, or the states
 
-A route of one tile needs `apply` alone. Nothing is written per route and pixel; routes that go the same way share a
-tile in registers, and the others add to their y. Sums have a fixed order: the same bits in every run.
+A route of one tile needs `apply` alone. Nothing is written per route and pixel; routes along the same walk, there and
+back, share a tile in registers, and the others add to their y. Sums have a fixed order: the same bits in every run.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -18,9 +18,13 @@ from vssm.ops.selective_scan.triton_steps import (
     LOG2_E,
     UNALIGNED,
     VARYING,
+    channels_of,
     map_places,
     numbers,
     pixels,
+    recur,
+    recur_gradient,
+    row_places,
     state_places,
     step_sizes,
     then,
@@ -40,63 +44,72 @@ def carries(
     gy,
     gstates,
     ends,  # (B, K, tiles, N, C): the state at the end of each tile
-    starts,  # like it, or None: the gradient at the start of each tile
+    starts,  # like it, or None: the gradient that flows out of the beginning of each tile
     lasts,  # (B, K, tiles, C): the sum of the steps of each tile
+    scratch,  # like u, float32, or None: see step_sizes
     K,
-    channels,
     tiles,
     first,
-    way,
-    walk,
+    length,
+    height,
+    width,
     maps,
     rows,
     states,
+    CHANNELS: tl.constexpr,
     R: tl.constexpr,
+    RP: tl.constexpr,
     N: tl.constexpr,
     SOFTPLUS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LOW: tl.constexpr,
+    STEPS: tl.constexpr,
     ROUTES: tl.constexpr,
+    BACK: tl.constexpr,
     T: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Program (sample and tile, channels, route of its own): what each tile of ROUTES passes on if nothing enters it.
 
-    Tiles are stored in the order in which their route visits them. The routes first + ROUTES go the same way.
+    Tiles are stored in the order in which their route visits them. The routes first + ROUTES go along the same walk,
+    each with its BACK.
     """
     b, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     plane = tl.program_id(2)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    has = c < channels
-    at, exists = pixels(tile, walk, way, T)
+    c, has = channels_of(tl.program_id(1), CHANNELS, BC)
+    at, exists = pixels(tile, length, height, width, COLUMNS, LOW, T)
     valid = exists[:, None] & has[None, :]
-    map_at = map_places(b, plane, c, at, maps)
+    map_at = map_places(b, plane, c, at, maps, STEPS)
     x = tl.load(u + map_at, mask=valid, other=0.0).to(tl.float32)
     if gy is not None:
         g_y = tl.load(gy + map_at, mask=valid, other=0.0).to(tl.float32)
-    visit = tl.where(way > 0, tile, tiles - 1 - tile)
-    at_end = tl.arange(0, T)[:, None] == T - 1
+    nothing = tl.zeros((BC,), tl.float32)
+    there = None if scratch is None else scratch + map_at
     for i in tl.static_range(len(ROUTES)):
         k = (first + plane + ROUTES[i]).to(tl.int64)
-        row_at = b * rows[0] + k * rows[1] + at * rows[3]
-        kc = k * channels + c
+        row_at = row_places(b, k, at, rows, STEPS)
+        kc = k * CHANNELS + c
+        visit = tiles - 1 - tile if BACK[i] else tile
         slot = (b * K + k) * tiles + visit
-        step, _ = step_sizes(dt, low, weight, bias, kc, map_at, row_at, rows[2], exists, has, R, SOFTPLUS)
-        tl.store(lasts + slot * channels + c, tl.sum(step, 0), mask=has)
-        if starts is not None:
-            upto = tl.cumsum(step, 0)
+        step, slope = step_sizes(
+            dt, low, weight, bias, kc, map_at, there, row_at, rows[2], exists, has, R, RP, SOFTPLUS, PRECISION
+        )
+        tl.store(lasts + slot * CHANNELS + c, tl.sum(step, 0), mask=has)
         for n in range(N):
             rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :] * LOG2_E
-            drive = step * x * numbers(B, row_at, n, rows[2], exists)
-            _, h = tl.associative_scan((tl.exp2(step * rate), drive), 0, then)
-            to = (slot * N + n) * channels + c
-            tl.store(ends + to, tl.sum(tl.where(at_end, h, 0.0), 0), mask=has)
+            decay = tl.exp2(step * rate)
+            to = (slot * N + n) * CHANNELS + c
+            arrived, h = recur(decay, step * x * numbers(B, row_at, n, rows[2], exists), nothing, BACK[i])
+            tl.store(ends + to, h, mask=has)
             if starts is not None:
                 if gy is not None:
-                    g = g_y * numbers(C, row_at, n, rows[2], exists)
+                    incoming = g_y * numbers(C, row_at, n, rows[2], exists)
                 else:
-                    state_at = state_places(b, k, n, c, at, states)
-                    g = tl.load(gstates + state_at, mask=valid, other=0.0).to(tl.float32)
-                # What flows out of a tile has decayed over all steps up to its pixel, that pixel's included.
-                tl.store(starts + to, tl.sum(tl.exp2(upto * rate) * g, 0), mask=has)
+                    state_at = state_places(b, k, n, c, at, states, STEPS)
+                    incoming = tl.load(gstates + state_at, mask=valid, other=0.0).to(tl.float32)
+                flowing, g = recur_gradient(decay, incoming, nothing, BACK[i])
+                tl.store(starts + to, g, mask=has)
 
 
 @triton.jit
@@ -160,19 +173,27 @@ def apply(
     entering,  # (B, K, tiles + 1, N, C) of `chain`, or None: nothing enters
     y,
     out,  # states, or None
+    scratch,  # like u, float32, may be y; or None: see step_sizes
     K,
-    channels,
     tiles,
     first,
-    way,
-    walk,
+    length,
+    height,
+    width,
     maps,
     rows,
     states,
+    CHANNELS: tl.constexpr,
     R: tl.constexpr,
+    RP: tl.constexpr,
     N: tl.constexpr,
     SOFTPLUS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LOW: tl.constexpr,
+    STEPS: tl.constexpr,
     ROUTES: tl.constexpr,
+    BACK: tl.constexpr,
     ADD: tl.constexpr,
     T: tl.constexpr,
     BC: tl.constexpr,
@@ -180,34 +201,39 @@ def apply(
     """Program (sample and tile, channels, route of its own): y (+)= the sum over ROUTES, or each route's states."""
     b, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     plane = tl.program_id(2)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    has = c < channels
-    at, exists = pixels(tile, walk, way, T)
+    c, has = channels_of(tl.program_id(1), CHANNELS, BC)
+    at, exists = pixels(tile, length, height, width, COLUMNS, LOW, T)
     valid = exists[:, None] & has[None, :]
-    map_at = map_places(b, plane, c, at, maps)
+    map_at = map_places(b, plane, c, at, maps, STEPS)
     x = tl.load(u + map_at, mask=valid, other=0.0).to(tl.float32)
+    total = tl.zeros((T, BC), tl.float32)
+    if D is not None:
+        skip = tl.zeros((BC,), tl.float32)
+        for i in tl.static_range(len(ROUTES)):
+            skip += tl.load(D + (first + plane + ROUTES[i]).to(tl.int64) * CHANNELS + c, mask=has, other=0.0)
+        total = skip[None, :] * x
     if ADD:
-        total = tl.load(y + map_at, mask=valid, other=0.0)
-    else:
-        total = tl.zeros((T, BC), tl.float32)
-    visit = tl.where(way > 0, tile, tiles - 1 - tile)
+        total += tl.load(y + map_at, mask=valid, other=0.0)
+    there = None if scratch is None else scratch + map_at
     for i in tl.static_range(len(ROUTES)):
         k = (first + plane + ROUTES[i]).to(tl.int64)
-        row_at = b * rows[0] + k * rows[1] + at * rows[3]
-        kc = k * channels + c
-        step, _ = step_sizes(dt, low, weight, bias, kc, map_at, row_at, rows[2], exists, has, R, SOFTPLUS)
-        if D is not None:
-            total += tl.load(D + kc, mask=has, other=0.0)[None, :] * x
+        row_at = row_places(b, k, at, rows, STEPS)
+        kc = k * CHANNELS + c
+        visit = tiles - 1 - tile if BACK[i] else tile
+        step, slope = step_sizes(
+            dt, low, weight, bias, kc, map_at, there, row_at, rows[2], exists, has, R, RP, SOFTPLUS, PRECISION
+        )
         for n in range(N):
             rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :] * LOG2_E
             drive = step * x * numbers(B, row_at, n, rows[2], exists)
-            since, h = tl.associative_scan((tl.exp2(step * rate), drive), 0, then)
+            h = tl.zeros((BC,), tl.float32)
             if entering is not None:
                 slot = (b * K + k) * (tiles + 1) + visit
-                h += since * tl.load(entering + (slot * N + n) * channels + c, mask=has, other=0.0)[None, :]
+                h += tl.load(entering + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
+            arrived, last = recur(tl.exp2(step * rate), drive, h, BACK[i])
             if out is None:
-                total += h * numbers(C, row_at, n, rows[2], exists)
+                total += (arrived + drive) * numbers(C, row_at, n, rows[2], exists)
             else:
-                tl.store(out + state_places(b, k, n, c, at, states), h, mask=valid)
+                tl.store(out + state_places(b, k, n, c, at, states, STEPS), arrived + drive, mask=valid)
     if out is None:
         tl.store(y + map_at, total, mask=valid)

@@ -1,8 +1,8 @@
 """SS2D on Triton: the scan's kernels (selective_scan/triton_*.py) on channels-last maps and raster projections.
 
-dt projection, softplus, scan, readout and the merge of the routes that go the same way happen in one kernel; the other
-ways add to its result. Whatever the direction, a program reads pixels of BC neighbouring channels. Everything is
-computed in float32; every gradient has the dtype of its input. No autograd.
+dt projection, softplus, scan, readout and the merge of the routes along the same walk, there and back, happen in one
+kernel; the other walk adds to its result. Whatever the direction, a program reads pixels of BC neighbouring channels.
+Everything is computed in float32; every gradient has the dtype of its input. No autograd.
 """
 
 import torch
@@ -11,20 +11,21 @@ from torch import Tensor
 from vssm.ops import gpu
 from vssm.ops.pointwise import dense
 from vssm.ops.routes import decode
-from vssm.ops.selective_scan.triton import Geometry, Inputs, Way, like, run_apply, run_carries, run_gradients
+from vssm.ops.selective_scan.triton import Geometry, Inputs, Walk, like, run_apply, run_carries, run_gradients
 
 
-def _ways(routes: list[int], height: int, width: int) -> tuple[Way, ...]:
-    """The ways that the routes go, each with its routes."""
-    length = height * width
-    walks = {"rows": (length, length, 0, 1), "columns": (length, height, 1, width)}
-    taken: dict[tuple[str, int], list[int]] = {}
+def _walks(routes: list[int], height: int, width: int) -> tuple[Walk, ...]:
+    """The walks that the routes take: rows, columns or both, the direction of the first route first."""
+    taken: dict[str, list[tuple[int, bool]]] = {}
     for k, (direction, step) in enumerate(decode(routes)):
-        taken.setdefault((direction, step), []).append(k)
-    return tuple((walks[direction], step, tuple(of)) for (direction, step), of in taken.items())
+        taken.setdefault(direction, []).append((k, step < 0))
+    return tuple(
+        Walk(direction == "columns", height, width, tuple(k for k, _ in by), tuple(back for _, back in by))
+        for direction, by in taken.items()
+    )
 
 
-def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int]) -> Geometry:
+def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int], backward: bool = False) -> Geometry:
     batch, channels, height, width = x.shape
     K, _, R = dt_weight.shape
     N, length = A.shape[1], height * width
@@ -37,17 +38,20 @@ def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int]) -> Geo
         rank=R,
         state=N,
         softplus=True,
-        maps=(length * channels, 0, 1, channels),
-        rows=(length * K * numbers, numbers, 1, K * numbers),
-        states=(K * N * length * channels, N * length * channels, length * channels, 1, channels),
-        ways=_ways(routes, height, width),
+        maps=(length * channels, 0, 1),
+        rows=(length * K * numbers, numbers, 1),
+        states=(K * N * length * channels, N * length * channels, length * channels, 1),
+        steps=(channels, K * numbers, channels),
+        walks=_walks(routes, height, width),
         separate=False,
+        backward=backward,
     )
 
 
 def _inputs(x, proj, dt_weight, dt_bias, A, D) -> Inputs:
     R, N = dt_weight.shape[2], A.shape[1]
-    rows = proj.contiguous().flatten()
+    # Every thread reads the numbers of its pixels: a conversion once is cheaper than one in each of them.
+    rows = proj.float().contiguous().flatten()
     return Inputs(
         u=gpu.map_rows(x),
         low=rows,
@@ -98,7 +102,7 @@ def states_backward(gh, x, proj, dt_weight, dt_bias, A, routes: list[int]) -> tu
 
 
 def _gradients(x, proj, dt_weight, dt_bias, A, D, routes, **incoming) -> tuple[Tensor | None, ...]:
-    g, inputs = _geometry(x, dt_weight, A, routes), _inputs(x, proj, dt_weight, dt_bias, A, D)
+    g, inputs = _geometry(x, dt_weight, A, routes, backward=True), _inputs(x, proj, dt_weight, dt_bias, A, D)
     entering, arriving = (None, None) if g.tiles == 1 else run_carries(g, inputs, **incoming)
     # Without a readout C has no gradient, and nobody writes its part.
     new = x.new_empty if "gy" in incoming else x.new_zeros
