@@ -61,14 +61,14 @@ class AdaptorT(nn.Module):
             )
         predicted = self.bias.to(h.dtype)[:, :, None]
         if self.weight is not None:
-            state = h.mean(3).flatten(3)  # (B, S, C, H*W)
+            state = (h.squeeze(3) if h.shape[3] == 1 else h.mean(3)).flatten(3)  # (B, S, C, H*W)
             predicted = torch.matmul(self.weight.to(h.dtype), state) + predicted
         predicted = predicted.expand(h.shape[0], sequences, 3 * self.points, height * width)
         predicted = predicted.unflatten(3, [height, width])
         offsets = predicted[:, :, : 2 * self.points].unflatten(2, [self.points, 2])
         weights = predicted[:, :, 2 * self.points :].softmax(2)
         gain = self.gain.to(h.dtype)[None, :, :, None, None, None]
-        return h + gain * state_gather(h, offsets, weights)
+        return torch.addcmul(h, gain, state_gather(h, offsets, weights))
 
     def extra_repr(self) -> str:
         return f"points={self.points}, selection={self.selection}"

@@ -10,6 +10,7 @@ from vssm.nn.watch import is_plain
 from vssm.ops import Route, ss2d, ss2d_cascade, ss2d_readout, ss2d_states
 from vssm.ops.discretization import is_zoh
 from vssm.ops.routes import encode
+from vssm.ops.ss2d import weighted_sum
 
 
 class SSM(nn.Module):
@@ -121,8 +122,7 @@ class SSM(nn.Module):
                 h = self.adaptor_t(h)
             groups, inner, rank = weight.shape
             C = proj.unflatten(3, [groups, rank + 2 * self.d_state])[:, :, :, :, rank + self.d_state :]
-            C = C.permute(0, 3, 4, 1, 2).to(h.dtype)
-            y = (h * C.unsqueeze(2)).sum([1, 3])
+            y = weighted_sum(h, C.permute(0, 3, 4, 1, 2).to(h.dtype))
             return y + u.to(h.dtype) * self.D.to(h.dtype).view(groups, inner).sum(0)[:, None, None]
 
 
