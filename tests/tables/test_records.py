@@ -54,6 +54,8 @@ def test_a_record():
 def test_measuring(monkeypatch):
     monkeypatch.setattr("vssm.tables.measure.peak_memory", lambda row, settings: float(row.throughput))
     settings = Settings(batch=2, threads=1, seconds=0.05)
+    dense = Row("dense", "vmamba_nano", upernet=8, size=(32, 48), throughput=1)
+    assert [name for name, _ in measure([dense], NANO, dataclasses.replace(settings, training=True))] == ["dense"]
     found = dict(measure([NANO, WIDE, NONE], NANO, settings))
     assert list(found) == ["nano", "wide"]  # what no package has is left out
     assert found["nano"].ratio == 1 and found["nano"].turns >= LEAST_TURNS
@@ -65,7 +67,9 @@ def test_measuring(monkeypatch):
 
 def test_memory():
     settings = Settings(batch=2)
-    peak = _own_peak_memory(json.dumps({"row": [NANO.model, NANO.options, NANO.size], "settings": vars(settings)}))
+    peak = _own_peak_memory(
+        json.dumps({"row": [NANO.model, NANO.options, None, NANO.size], "settings": vars(settings)})
+    )
     assert peak is None or 0 <= peak < 500
     row = dataclasses.replace(NANO, options={"scan": "zigzag"})
     with pytest.raises(MeasureError, match=r"row nano could not be measured .*unknown scan 'zigzag'"):

@@ -10,6 +10,7 @@ from torch import nn
 
 from vssm.analysis.complexity import complexity
 from vssm.models.build import create_model
+from vssm.nn import UPerNet
 from vssm.tables.table import Row
 
 
@@ -27,22 +28,32 @@ def build(row: Row, size: int | None = None) -> nn.Module:
     options: dict[str, Any] = dict(row.options)
     if size is not None and "img_size" in options:
         options["img_size"] = size
-    return create_model(row.model, **options).eval()
+    if row.upernet is None:
+        return create_model(row.model, **options).eval()
+    # As the papers do it: normed maps, an auxiliary head that counts as parameters.
+    backbone: Any = create_model(row.model, features_only=True, out_norms=True, **options)
+    return UPerNet(backbone, backbone.feature_info.channels(), channels=row.upernet).eval()
 
 
 def count(row: Row) -> Counted | None:
     """What the row's network has and costs at the row's image size; None where there is no network."""
     if row.model is None:
         return None
-    found = complexity(_on_meta(row.model, json.dumps(row.options)), row.size)
+    # The papers count segmentation in evaluation and classification in training flags: norms of batches differ.
+    flags = "train" if row.upernet is None else "eval"
+    found = complexity(_on_meta(row.model, json.dumps(row.options), row.upernet), _sides(row), flags)
     return Counted(found.params, found.macs)
 
 
 @lru_cache(maxsize=1)  # rows that differ in the image size alone follow one another
-def _on_meta(model: str, options: str) -> nn.Module:
+def _on_meta(model: str, options: str, upernet: int | None) -> nn.Module:
     values: dict[str, Any] = json.loads(options)
     with torch.device("meta"):
-        return build(Row("", model, values))
+        return build(Row("", model, values, upernet))
+
+
+def _sides(row: Row) -> tuple[int, int, int]:
+    return (3, row.size, row.size) if isinstance(row.size, int) else (3, *row.size)
 
 
 def prints_as(value: float, printed: str) -> bool:

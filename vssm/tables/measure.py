@@ -121,7 +121,9 @@ def _infer(model: nn.Module, images: Tensor) -> None:
 
 def _train(model: nn.Module, images: Tensor) -> None:
     model.zero_grad(set_to_none=True)
-    model(images).float().logsumexp(1).sum().backward()
+    scores = model(images)
+    each = scores if isinstance(scores, tuple) else (scores,)  # a segmentation model has auxiliary ones
+    torch.stack([x.float().logsumexp(1).mean() for x in each]).sum().backward()
 
 
 @contextmanager
@@ -142,7 +144,7 @@ def peak_memory(row: Row, settings: Settings) -> float | None:
 
     Of the device's allocator on an accelerator, resident memory on the CPU; None where the system does not say it.
     """
-    message = {"row": [row.model, row.options, row.size], "settings": vars(settings)}
+    message = {"row": [row.model, row.options, row.upernet, row.size], "settings": vars(settings)}
     command = [sys.executable, "-m", "vssm.tables.measure", json.dumps(message)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -154,8 +156,8 @@ def peak_memory(row: Row, settings: Settings) -> float | None:
 def _own_peak_memory(message: str) -> float | None:
     stored = json.loads(message)
     settings = Settings(**stored["settings"])
-    (model, options, size), device = stored["row"], torch.device(settings.device)
-    row = Row("", model, options, tuple(size) if isinstance(size, list) else size)
+    (model, options, upernet, size), device = stored["row"], torch.device(settings.device)
+    row = Row("", model, options, upernet, tuple(size) if isinstance(size, list) else size)
     with _threads(settings.threads):
         before = _resident_peak(device)
         runner = _Runner(row, settings)

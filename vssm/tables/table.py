@@ -12,7 +12,7 @@ from typing import Any
 SIZE = 224
 NAMES = (
     "imagenet", "acceleration", "resolution", "scan-patterns", "initialization", "d-state", "ssm-ratio", "mlp-ratio",
-    "activation", "sasf", "fusion",
+    "activation", "sasf", "fusion", "adaptor",
 )  # fmt: skip
 
 
@@ -22,6 +22,7 @@ class Row:
 
     name: within its table.
     model, options: what `timm.create_model` builds it from; model is None where no package has the network.
+    upernet: width of the UPerNet of 150 classes that the model is the backbone of; None for a classifier.
     size: image side, or (height, width).
     change: what this row changes, in the papers' words shortened, for tables of steps.
     params, gmacs: printed by the paper, millions and 1e9 multiply-adds of one image, as strings with its digits; None
@@ -36,6 +37,7 @@ class Row:
     name: str
     model: str | None
     options: dict[str, Any] = field(default_factory=dict)
+    upernet: int | None = None
     size: int | tuple[int, int] = SIZE
     change: str = ""
     params: str | None = None
@@ -49,7 +51,8 @@ class Row:
     def built_as(self) -> str:
         """The model and its overrides, as one would type them."""
         values = "".join(f" {name}={_value(value)}" for name, value in self.options.items())
-        return "-" if self.model is None else self.model + values
+        head = "" if self.upernet is None else f" + UPerNet({self.upernet})"
+        return "-" if self.model is None else self.model + values + head
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def load_table(name: str) -> Table:
     if name not in NAMES:
         raise ValueError(f"there is no table {name!r}{_nearest(name, NAMES)}")
     stored = json.loads((files("vssm.tables") / "data" / f"{name}.json").read_text(encoding="utf-8"))
-    rows = tuple(_row(row, stored["scores"]) for row in stored["rows"])
+    rows = tuple(_row({"size": stored.get("size", SIZE), **row}, stored["scores"]) for row in stored["rows"])
     head = (stored["title"], stored["source"], rows, stored["scores"], stored.get("notes", {}), stored.get("figure"))
     return Table(name, *head)
 
