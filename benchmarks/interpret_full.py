@@ -21,6 +21,8 @@ import torch
 
 from tests.ops import interpreter  # noqa: F401  (makes it fit)
 from tests.ops.agree import draw_cotangents, evaluate, relative_error
+from tests.ops.test_depthwise import arguments as depthwise_arguments
+from tests.ops.test_depthwise import conv
 from tests.ops.test_ss2d import PATTERNS, arguments
 from tests.ops.test_state_fusion import arguments as fusion_arguments
 from tests.ops.test_state_fusion import fusion
@@ -64,6 +66,15 @@ def fusions(options):
         yield f"state_fusion {dtype} {form} L={length}", DTYPES[dtype], fusion(form=form), tensors
 
 
+def depthwise(options):
+    for dtype, act, residual, length in itertools.product(
+        options.dtypes, ("none", "silu"), (False, True), options.lengths
+    ):
+        tensors = depthwise_arguments((1, 5, *SHAPES[length]), DTYPES[dtype], torch.float32)
+        name = f"depthwise_conv3x3 {dtype} {act}{' + x' if residual else ''} L={length}"
+        yield name, DTYPES[dtype], conv(act, residual), tensors
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
@@ -71,7 +82,7 @@ def main() -> int:
     parser.add_argument("--lengths", nargs="+", type=int, default=list(SHAPES), choices=list(SHAPES))
     options = parser.parse_args()
     wrong = 0
-    for name, dtype, function, tensors in itertools.chain(scans(options), fusions(options)):
+    for name, dtype, function, tensors in itertools.chain(depthwise(options), fusions(options), scans(options)):
         start = time.perf_counter()
         output, gradient = errors(function, tensors)
         fine = output <= ALLOWED[dtype][0] and gradient <= ALLOWED[dtype][1]

@@ -114,6 +114,15 @@ def compile_fusion():
         fusion.readout_backward(y, h, *weights, C, h, D, [1, 3, 5])
 
 
+def compile_depthwise():
+    from vssm.ops.depthwise import triton as depthwise
+
+    for dtype, C in ((torch.float32, 33), (torch.bfloat16, 96)):
+        x = torch.zeros(2, 14, 14, C, dtype=dtype).permute(0, 3, 1, 2)
+        args = torch.zeros(C, 1, 3, 3), torch.zeros(C), "silu", True
+        depthwise.backward(depthwise.forward(x, *args), x, *args)
+
+
 def main():
     gpu.dot_precision = lambda device: "tf32x3"
     for name in sys.argv[1:]:
@@ -121,6 +130,7 @@ def main():
         compile_scan()
         compile_sequences()
         compile_fusion()
+        compile_depthwise()
 
 
 if __name__ == "__main__":

@@ -42,9 +42,8 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(tmp_path):
     assert done.returncode == 0, done.stderr[-6000:]
     compiled = [json.loads(line) for line in done.stdout.splitlines()]
     for sm in (80, 90):
-        assert {"carries", "chain", "apply", "gradients", "fuse", "spread", "correlate"} <= {
-            k["kernel"] for k in compiled if k["sm"] == sm
-        }
+        names = {k["kernel"] for k in compiled if k["sm"] == sm}
+        assert names == {*"carries chain apply gradients fuse spread correlate convolve weigh".split()}
     for kernel in compiled:
         # Of an SM's shared memory a block may take 163 KiB on sm_80, the smaller of the two. Spills stay in the cache.
         assert kernel["shared"] <= 163 * 1024 and kernel["spilled"] <= 1024, kernel
@@ -72,6 +71,36 @@ def test_on_a_gpu_triton_comes_before_torch_and_its_absence_is_said_once(monkeyp
     with pytest.raises(PathUnavailable, match="'triton' was demanded for ss2d and cannot run: Triton is not installed"):
         dispatch._choose("ss2d", cuda, torch.float32, "triton")
     dispatch.reset()
+
+
+class Failing:
+    """Stands in for a kernel that does not run."""
+
+    def __init__(self, error):
+        self.error, self.fn = error, test_interpreted
+
+    def __getitem__(self, grid):
+        def fail(**arguments):
+            raise self.error
+
+        return fail
+
+
+@needs_triton
+def test_a_kernel_that_fails_is_named_and_nothing_runs_in_its_place():
+    from triton.errors import TritonError
+    from triton.runtime.errors import OutOfResources
+
+    def launch(error):
+        gpu.launch(Failing(error), (1, 1, 1), torch.device("cpu"))
+
+    with pytest.raises(ValueError, match="needs 300000 of shared memory, this card has 232448; take smaller sizes"):
+        launch(OutOfResources(300000, 232448, "shared memory"))
+    for error in (TritonError("bad syntax"), RuntimeError("ptxas failed")):
+        with pytest.raises(gpu.KernelError, match=r"test_interpreted of .*test_triton failed on cpu: (bad|ptxas)"):
+            launch(error)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^no memory$"):  # a caller may want to halve the batch
+        launch(torch.OutOfMemoryError("no memory"))
 
 
 def test_fake_cuda_tensors_need_no_card():

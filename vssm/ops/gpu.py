@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
+class KernelError(RuntimeError):
+    """A Triton kernel does not compile or does not run. Nothing else runs in its place."""
+
+
 # (T, BC), the pixels and channels of a tile of the scan, instead of the choice below. Tests and tuning set it.
 SCAN_TILE: tuple[int, int] | None = None
 
@@ -56,6 +61,7 @@ def launch(kernel: Any, grid: tuple[int, int, int], device: torch.device, **argu
     """Run a kernel on the current stream of `device`. A grid or a tile that the card cannot take is a clear error."""
     if grid[0] >= 2**31 or grid[1] >= 2**16 or grid[2] >= 2**16:
         raise ValueError(f"a launch of {grid} programs exceeds the card's (2147483647, 65535, 65535); split the batch")
+    from triton.errors import TritonError
     from triton.runtime.errors import OutOfResources
 
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
@@ -65,7 +71,14 @@ def launch(kernel: Any, grid: tuple[int, int, int], device: torch.device, **argu
     except OutOfResources as error:
         raise ValueError(
             f"the Triton kernel {kernel.fn.__name__} needs {error.required} of {error.name}, this card has "
-            f"{error.limit}; take a smaller N or R, or the torch path: `with vssm.ops.use('torch')`"
+            f"{error.limit}; take smaller sizes (N, R, dilations), or the torch path: `with vssm.ops.use('torch')`"
+        ) from error
+    except torch.OutOfMemoryError:
+        raise
+    except (TritonError, RuntimeError) as error:
+        raise KernelError(
+            f"the Triton kernel {kernel.fn.__name__} of {kernel.fn.__module__} failed on {device}: {error}; "
+            "the torch path does without it: `with vssm.ops.use('torch')`; please report this"
         ) from error
 
 

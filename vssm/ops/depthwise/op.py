@@ -7,12 +7,20 @@ from vssm.ops import dispatch, library
 from vssm.ops.depthwise import core, torch_path
 from vssm.ops.pointwise import as_inputs, call, differentiable, empty_map
 
-dispatch.register("depthwise_conv3x3", core=None, torch=None, reference=None)
+dispatch.register("depthwise_conv3x3", core=None, triton=None, torch=None, reference=None)
+
+
+def _implementation(path, x, weight, bias):
+    chosen = dispatch.choose("depthwise_conv3x3", x, path, weight, bias)
+    if chosen == "triton":
+        from vssm.ops.depthwise import triton  # importing it takes a second, so it waits for the first call
+
+        return triton
+    return core if chosen == "core" else torch_path
 
 
 def _conv(x, weight, bias, act, residual, path):
-    implementation = core if dispatch.choose("depthwise_conv3x3", x, path) == "core" else torch_path
-    return implementation.forward(x, weight, bias, act, residual)
+    return _implementation(path, x, weight, bias).forward(x, weight, bias, act, residual)
 
 
 def _conv_fake(x, weight, bias, act, residual, path):
@@ -20,7 +28,7 @@ def _conv_fake(x, weight, bias, act, residual, path):
 
 
 def _conv_backward(gy, x, weight, bias, act, residual, path):
-    implementation = core if dispatch.choose("depthwise_conv3x3", x, path) == "core" else torch_path
+    implementation = _implementation(path, x, weight, bias)
     return as_inputs((x, weight, bias), implementation.backward(gy, x, weight, bias, act, residual))
 
 
