@@ -12,17 +12,11 @@ JSON file, `--out`; a short table comes last.
 """
 
 import argparse
-import contextlib
-import importlib
-import importlib.util
 import json
 import os
-import statistics
 import sys
 import time
-import types
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,93 +25,17 @@ if "--smallest" in sys.argv and "cpu" in sys.argv:
 
 import timm
 import torch
+from gpu_bench import STAGES, Bench, Cell, scan_arguments, time_both
+from gpu_official import official
 from torch import Tensor
 
 import vssm
-from vssm.ops import ss2d, state_fusion, use
-from vssm.ops.gpu import interpreted
+from vssm.ops import depthwise_conv3x3, ss2d, state_fusion, use
 
-STAGES = {1: (56, 96, 6), 2: (28, 192, 12), 3: (14, 384, 24), 4: (7, 768, 48)}  # side, channels, rank of VMamba-T
 OURS = ("vmamba_tiny", "spatial_mamba_tiny", "vmamba_small", "vmamba_base", "vanilla_vmamba_tiny")
 OURS += ("spatial_mamba_small", "spatial_mamba_base")
 PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny", "deit_small_patch16_224", "xcit_small_12_p16_224")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-Cell = tuple[str, Callable[[], dict[str, Any]]]
-
-
-@dataclass
-class Bench:
-    """The options of a run, and how it measures."""
-
-    device: torch.device
-    smallest: bool
-    official: Path | None
-    path: str = field(init=False)
-
-    def __post_init__(self):
-        self.path = "triton" if interpreted() else ""
-
-    @property
-    def batch(self) -> int:
-        return 1 if self.smallest else 128
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def ms(self, function: Callable[[], object]) -> float:
-        """Median milliseconds: by events on a GPU, and by the clock elsewhere."""
-        runs = 1 if self.smallest else 20
-        for _ in range(1 if self.smallest else 5):
-            function()
-        self.synchronize()
-        times = []
-        for _ in range(runs):
-            if self.device.type == "cuda":
-                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                begin.record()
-                function()
-                end.record()
-                torch.cuda.synchronize(self.device)
-                times.append(begin.elapsed_time(end))
-            else:
-                start = time.perf_counter()
-                function()
-                times.append(1e3 * (time.perf_counter() - start))
-        return statistics.median(times)
-
-    def peak_mb(self, function: Callable[[], object]) -> float | None:
-        if self.device.type != "cuda":
-            return None
-        torch.cuda.reset_peak_memory_stats(self.device)
-        function()
-        return torch.cuda.max_memory_allocated(self.device) / 2**20
-
-    def copy_bandwidth(self) -> float:
-        """Bytes read and written per second by a copy that no cache holds."""
-        source = torch.empty((1 << 20) if self.smallest else (1 << 28), device=self.device)
-        target = torch.empty_like(source)
-        return 2 * source.numel() * 4 / (1e-3 * self.ms(lambda: target.copy_(source)))
-
-    def forced(self, path: str) -> contextlib.AbstractContextManager:
-        return use(path) if path else contextlib.nullcontext()
-
-
-def scan_arguments(bench: Bench, side, channels: int, rank: int, batch: int, dtype=torch.float32, K: int = 4):
-    """Arguments of ss2d in channels_last memory; side is one number or (height, width)."""
-    g = torch.Generator().manual_seed(0)
-    height, width = (side, side) if isinstance(side, int) else side
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g).to(bench.device)
-
-    x = normal(batch, height, width, channels).to(dtype).permute(0, 3, 1, 2)
-    weights = normal(K, rank + 2, channels) / channels**0.5, normal(K, channels, rank) / rank**0.5
-    return [x, *weights, normal(K, channels) - 2, -torch.exp(0.3 * normal(K * channels, 1)), normal(K * channels)]
-
-
-def tensor_bytes(*tensors: Tensor) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 # ---- check ----
@@ -187,7 +105,8 @@ def compare_training(bench: Bench) -> dict[str, Any]:
             out.append(loss.item())
         return out
 
-    found, expected = losses(bench.path), losses("torch")
+    # Interpreting a whole model takes minutes; without a GPU the core stands in.
+    found, expected = losses(""), losses("torch")
     error = max(abs(f - e) / max(e, 0.1) for f, e in zip(found, expected, strict=True))
     return {"ok": error < 0.05, "error": error, "steps": steps, "first": found[0], "last": found[-1]}
 
@@ -207,31 +126,37 @@ def kernels(bench: Bench) -> Iterator[Cell]:
             yield f"ss2d {name} {dtype}", lambda s=shape, d=dtype: time_scan(bench, s, d, bandwidth, bench.path)
         if not bench.smallest:
             yield f"ss2d {name} torch path", lambda s=shape: time_scan(bench, s, torch.float32, bandwidth, "torch")
+        if name == "stage 1":
+            yield "kernels of ss2d stage 1, slowest first", lambda s=shape: slowest(bench, s)
     yield "state_fusion", lambda: time_fusion(bench, bandwidth)
+    for path in (bench.path,) if bench.smallest else (bench.path, "torch"):
+        yield f"depthwise_conv3x3 + SiLU {path}", lambda p=path: time_depthwise(bench, bandwidth, p)
 
 
-def time_both(bench: Bench, function, leaves: list[Tensor], bandwidth: float, path: str) -> dict[str, Any]:
-    """Forward and backward; the floor is every input and output once at the copy bandwidth."""
-    leaves = [t.detach().requires_grad_() for t in leaves]
-    with bench.forced(path):
-        with torch.no_grad():
-            start = time.perf_counter()
-            y = function(*leaves)
-            bench.synchronize()
-            first = time.perf_counter() - start
-            forward = bench.ms(lambda: function(*leaves))
-        out = function(*leaves)
-        gy = torch.ones_like(out)
-        backward = bench.ms(lambda: torch.autograd.grad(out, leaves, gy, retain_graph=True))
-    moved = tensor_bytes(y, *leaves)
-    floor, floor_backward = (1e3 * n / bandwidth for n in (moved, moved + tensor_bytes(*leaves)))
-    return {
-        "forward ms": forward,
-        "of floor": floor / forward,
-        "backward ms": backward,
-        "of floor, backward": floor_backward / backward,
-        "first call s": first,
-    }
+def slowest(bench: Bench, shape) -> dict[str, Any]:
+    """Milliseconds that each kernel takes in one forward and backward, by the profiler: what to work on next."""
+    leaves = [t.detach().requires_grad_() for t in scan_arguments(bench, *shape, dtype=torch.bfloat16)]
+
+    def step():
+        with bench.forced(bench.path):
+            ss2d(*leaves).sum().backward()
+
+    step()
+    cuda = bench.device.type == "cuda"
+    kind = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as profile:
+        step()
+        bench.synchronize()
+    events = profile.key_averages()
+    spent = {e.key[:60]: (e.device_time_total if cuda else e.self_cpu_time_total) / 1e3 for e in events}
+    return dict(sorted(spent.items(), key=lambda item: -item[1])[:6])
+
+
+def time_depthwise(bench: Bench, bandwidth: float, path: str) -> dict[str, Any]:
+    side, channels = (3, 4) if bench.smallest else (56, 96)
+    x = torch.randn(bench.batch, side, side, channels, device=bench.device).bfloat16().permute(0, 3, 1, 2)
+    weight, bias = torch.randn(channels, 1, 3, 3, device=bench.device), torch.randn(channels, device=bench.device)
+    return time_both(bench, lambda x, w, b: depthwise_conv3x3(x, w, b, "silu"), [x, weight, bias], bandwidth, path)
 
 
 def time_scan(bench: Bench, shape, dtype, bandwidth: float, path: str) -> dict[str, Any]:
@@ -261,10 +186,20 @@ def models(bench: Bench) -> Iterator[Cell]:
     if bench.smallest:
         return
     for name in ("vmamba_tiny", PEERS[0], "spatial_mamba_tiny"):
-        yield f"{name} eval bf16 compiled", lambda n=name: time_model(bench, n, "eval", "bf16", compiled=True)
+        for part in ("eval", "train"):
+            yield (
+                f"{name} {part} bf16 compiled",
+                lambda n=name, p=part: time_model(bench, n, p, "bf16", compiled=True),
+            )
         yield f"{name} B=1 latency, CUDA graph", lambda n=name: latency(bench, n)
-    for size in (384, 512, 768, 1024):
-        yield f"vmamba_tiny eval bf16 {size}", lambda s=size: time_model(bench, "vmamba_tiny", "eval", "bf16", size=s)
+    for batch in (1, 2):
+        yield f"vmamba_tiny B={batch} 1280x800", lambda b=batch: latency(bench, "vmamba_tiny", (800, 1280), b)
+    for size in (224, 384, 512, 640, 768, 1024):
+        for name in ("vmamba_tiny", PEERS[0]):
+            yield (
+                f"{name} eval bf16 {size}x{size}",
+                lambda n=name, s=size: time_model(bench, n, "eval", "bf16", size=s),
+            )
 
 
 def time_model(
@@ -273,26 +208,29 @@ def time_model(
     size = 32 if bench.smallest else size
     batch = max(1, bench.batch * 224**2 // size**2) if not bench.smallest else 1
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    model = timm.create_model(name).to(bench.device).to(memory_format=torch.channels_last)
+    sized = {"img_size": size} if name.startswith("swin") else {}
+    model = timm.create_model(name, **sized).to(bench.device).to(memory_format=torch.channels_last)
     model.train(part == "train")
     run = torch.compile(model) if compiled else model
     images = torch.randn(batch, 3, size, size, device=bench.device).to(memory_format=torch.channels_last)
     autocast = torch.autocast(bench.device.type, HALF.get(precision), enabled=precision in HALF)
 
     def step():
-        with autocast, bench.forced(bench.path), torch.set_grad_enabled(part == "train"):
+        with autocast, torch.set_grad_enabled(part == "train"):
             out = run(images)
         if part == "train":
             model.zero_grad(set_to_none=True)
             out.float().logsumexp(1).sum().backward()
 
     ms = bench.ms(step)
-    return {"images/s": 1e3 * batch / ms, "batch": batch, "peak MB": bench.peak_mb(step)}
+    pixels = batch * size**2
+    return {"images/s": 1e3 * batch / ms, "ns/pixel": 1e6 * ms / pixels, "batch": batch, "peak MB": bench.peak_mb(step)}
 
 
-def latency(bench: Bench, name: str) -> dict[str, Any]:
+def latency(bench: Bench, name: str, size: tuple[int, int] = (224, 224), batch: int = 1) -> dict[str, Any]:
+    """Milliseconds of a forward, replayed as a CUDA graph."""
     model = timm.create_model(name).to(bench.device).eval()
-    images = torch.randn(1, 3, 224, 224, device=bench.device)
+    images = torch.randn(batch, 3, *size, device=bench.device)
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode():
         for _ in range(3):
@@ -310,6 +248,7 @@ def compile_part(bench: Bench) -> Iterator[Cell]:
     for name in names:
         yield f"{name} fullgraph", lambda n=name: one_graph(bench, n)
         yield f"{name} export", lambda n=name: exported(bench, n)
+        yield f"{name} CUDA graph", lambda n=name: graphed(bench, n)
         for precision in HALF:
             yield f"{name} trains in {precision}", lambda n=name, q=precision: trains(bench, n, q)
 
@@ -337,6 +276,23 @@ def exported(bench: Bench, name: str) -> dict[str, Any]:
     return {"ok": error < 1e-3, "error": error}
 
 
+def graphed(bench: Bench, name: str) -> dict[str, Any]:
+    """A captured forward gives the numbers of the eager one, for images that it was not captured with."""
+    if bench.device.type != "cuda":
+        return {"not measured": "CUDA graphs need a GPU"}
+    model = timm.create_model(name).to(bench.device).eval()
+    images, graph = torch.randn(2, 3, 224, 224, device=bench.device), torch.cuda.CUDAGraph()
+    with torch.inference_mode():
+        for _ in range(3):
+            model(images)
+        with torch.cuda.graph(graph):
+            out = model(images)
+        images.normal_()
+        graph.replay()
+        error = (out - model(images)).abs().max().item()
+    return {"ok": error < 1e-4, "error": error}
+
+
 def trains(bench: Bench, name: str, precision: str) -> dict[str, Any]:
     """Twenty steps under autocast, with a scaler in float16, stay finite and lower the loss."""
     torch.manual_seed(0)
@@ -357,82 +313,6 @@ def trains(bench: Bench, name: str, precision: str) -> dict[str, Any]:
         losses.append(loss.item())
     finite = all(torch.isfinite(p).all() for p in model.parameters()) and all(x == x for x in losses)
     return {"ok": bool(finite) and (bench.smallest or losses[-1] < losses[0]), "first": losses[0], "last": losses[-1]}
-
-
-# ---- official ----
-
-
-def official(bench: Bench) -> Iterator[Cell]:
-    if bench.official is None:
-        return
-    sys.path.insert(0, str(bench.official / "classification"))
-    yield "official scan", lambda: official_scan(bench)
-    for part in ("eval", "train"):
-        yield f"official VMamba-T {part}", lambda p=part: official_model(bench, p)
-
-
-# What the official code imports for parts of it that are not measured.
-UNUSED = {
-    "fvcore": (),
-    "fvcore.nn": ("FlopCountAnalysis", "flop_count_str", "flop_count", "parameter_count"),
-    "einops": ("rearrange", "repeat"),
-}
-
-
-def official_module(bench: Bench):
-    for package, names in UNUSED.items():
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            stand_in = types.ModuleType(package)
-            for name in names:
-                setattr(stand_in, name, None)
-            sys.modules[package] = stand_in
-    module = importlib.import_module("models.vmamba")
-    if bench.device.type == "cpu":  # only this context manager of its torch path needs a GPU
-        importlib.import_module("models.csm_triton").torch.cuda.device = lambda _: contextlib.nullcontext()
-    return module
-
-
-def has_official_kernel() -> bool:
-    return any(importlib.util.find_spec(f"selective_scan_{name}") is not None for name in ("cuda_oflex", "cuda_core"))
-
-
-def official_scan(bench: Bench) -> dict[str, Any]:
-    """Its block's cross scan, selective scan and merge at stage 1, beside ours on the same shapes."""
-    side, channels, rank = (4, 8, 2) if bench.smallest else STAGES[1]
-    module = official_module(bench)
-    block = module.SS2D(d_model=channels, d_state=1, ssm_ratio=1.0, dt_rank=rank, forward_type="v05_noz")
-    block = block.to(bench.device)
-    x = torch.randn(bench.batch, channels, side, side, device=bench.device, requires_grad=True)
-    out = block.forward_core(x)
-    gy = torch.ones_like(out)
-    ours = time_both(bench, ss2d, scan_arguments(bench, side, channels, rank, bench.batch), 1.0, bench.path)
-    forward = bench.ms(lambda: block.forward_core(x))
-    backward = bench.ms(lambda: torch.autograd.grad(out, x, gy, retain_graph=True))
-    return {
-        "kernel": "CUDA extension" if has_official_kernel() else "its torch path: the extension is not importable",
-        "forward ms": forward,
-        "backward ms": backward,
-        "ours, times faster": forward / ours["forward ms"],
-        "backward, times faster": backward / ours["backward ms"],
-    }
-
-
-def official_model(bench: Bench, part: str) -> dict[str, Any]:
-    model = official_module(bench).vmamba_tiny_s1l8().to(bench.device)
-    model.train(part == "train")
-    size, batch = (32, 1) if bench.smallest else (224, bench.batch)
-    images = torch.randn(batch, 3, size, size, device=bench.device)
-
-    def step():
-        with torch.autocast(bench.device.type, torch.bfloat16), torch.set_grad_enabled(part == "train"):
-            out = model(images)
-        if part == "train":
-            model.zero_grad(set_to_none=True)
-            out.float().logsumexp(1).sum().backward()
-
-    return {"images/s": 1e3 * batch / bench.ms(step), "peak MB": bench.peak_mb(step)}
 
 
 # ---- running ----
@@ -469,7 +349,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--smallest", action="store_true", help="tiny sizes; with --device cpu kernels are interpreted")
     parser.add_argument("--official", type=Path, help="a checkout of the official repository")
-    parser.add_argument("--minutes", type=float, default=7.5, help="per part")
+    parser.add_argument("--minutes", type=float, default=6.5, help="per part; a cell that has begun is finished")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -494,7 +374,40 @@ def main() -> int:
         print(
             f"{part:<9} {len(cells)} cells, {len(wrong)} wrong or failed {wrong or ''}; not measured: {late or 'none'}"
         )
+    for line in goals(results):
+        print(line)
     return 1 if failures else 0
+
+
+# What was aimed at: (part, cell, value, cell to divide by or None, goal).
+SWIN = PEERS[0]
+GOALS = [
+    *[("kernels", f"ss2d stage {s} torch.bfloat16", "of floor", None, 0.60) for s in (1, 2)],
+    *[("kernels", f"ss2d stage {s} torch.bfloat16", "of floor, backward", None, 0.45) for s in (1, 2)],
+    ("kernels", "ss2d 320x200, B=1 torch.bfloat16", "of floor", None, 0.45),
+    ("models", "vmamba_tiny eval bf16", "images/s", f"{SWIN} eval bf16", 1.8),
+    ("models", "vmamba_tiny train bf16", "images/s", f"{SWIN} train bf16", 1.2),
+    ("models", "spatial_mamba_tiny eval bf16", "images/s", f"{SWIN} eval bf16", 1.5),
+    ("models", "spatial_mamba_tiny train bf16", "images/s", f"{SWIN} train bf16", 1.1),
+    ("official", "official scan", "ours, times faster", None, 2.0),
+    ("official", "official scan", "backward, times faster", None, 2.0),
+    ("official", "VMamba-T eval", "ours, times faster", None, 1.3),
+    ("official", "VMamba-T train", "ours, times faster", None, 1.8),
+]
+
+
+def goals(results: dict[str, Any]) -> Iterator[str]:
+    """One line per goal whose cells were measured, in this run or in an earlier one."""
+    for part, label, value, over, goal in GOALS:
+        cells = results.get(part, {}).get("measured", {})
+        found = cells.get(label, {}).get(value)
+        if over is not None and found is not None:
+            base = cells.get(over, {}).get(value)
+            found = None if not base else found / base
+        if found is not None:
+            beside = f" / {over}" if over else ""
+            print_as = "reached" if found >= goal else "missed"
+            yield f"  {label}{beside}, {value}: {found:.2f}, goal {goal:.2f} {print_as}"
 
 
 if __name__ == "__main__":
