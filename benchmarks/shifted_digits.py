@@ -252,7 +252,7 @@ def draw(found: Sequence[dict[str, Any]], steps: int, path: Path) -> None:
         images = paste(digits()[1][0][:4], torch.Generator().manual_seed(0))
         for i, image in enumerate(images):
             shown = figure.add_subplot(grid[i // 2, 2 + i % 2])
-            shown.imshow(image[0], cmap="gray_r")
+            shown.imshow(image[0].numpy(), cmap="gray_r")
             shown.set_xticks([])
             shown.set_yticks([])
         figure.savefig(path, dpi=120)
