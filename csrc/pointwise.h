@@ -145,6 +145,20 @@ struct StateGatherArgs {
     void* dweights;
 };
 
+// The readout of states, y = sum_m C_m h_m + skip x. Everything has the compute type; h and dh are (batch, terms, pixels,
+// channels), C and dC (batch, terms, pixels), x and y (batch, pixels, channels).
+struct ReadoutArgs {
+    int64_t is_double, batch, terms, pixels, channels;
+    const void* h;
+    const void* C;
+    const void* x;     // or null, as is skip (channels,)
+    const void* skip;
+    void* y;           // forward: the result; backward: its gradient
+    // Backward only.
+    void* dh;
+    void* dC;
+};
+
 // A raster scan whose states are fused and read out: C comes from proj, D and u from the scan's arguments, the
 // fusion's h is not there. Followed in memory by the dilations.
 struct ScanFusionArgs {

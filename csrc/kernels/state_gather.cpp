@@ -51,6 +51,22 @@ struct Places {
     }
 };
 
+// The neighbours of some places that count: where their channels begin, and their share of the result.
+template <class T>
+struct Sources {
+    static constexpr int64_t places = 8;
+    int64_t at[4 * places], count = 0;
+    T share[4 * places];
+
+    VSSM_INLINE void add(const Neighbours<T>& n, T weight) {
+        for (int i = 0; i < 4; ++i) {
+            if (n.at[i] < 0) continue;
+            at[count] = n.at[i];
+            share[count++] = weight * n.weight[i];
+        }
+    }
+};
+
 template <class T>
 int32_t forward(const StateGatherArgs& a) {
     const int64_t plane = a.height * a.width;
@@ -60,24 +76,23 @@ int32_t forward(const StateGatherArgs& a) {
         const Places<T> places{a, plane, map};
         for (int64_t column = 0; column < a.width; ++column) {
             const int64_t pixel = row * a.width + column;
-            for (int64_t state = 0; state < a.states; ++state) {
-                const int64_t base = (map * a.states + state) * plane * a.channels;
-                const T* h = static_cast<const T*>(a.h) + base;
-                T* y = static_cast<T*>(a.y) + base + pixel * a.channels;
-                for (int64_t c = 0; c < a.channels; ++c) y[c] = 0;
-                for (int64_t k = 0; k < a.count; ++k) {
+            for (int64_t first = 0; first < a.count; first += Sources<T>::places) {
+                Sources<T> sources;
+                for (int64_t k = first; k < smaller(first + Sources<T>::places, a.count); ++k) {
                     Neighbours<T> n;
                     places.find(n, k, row, column);
-                    const T weight = weights[places.weight_at(k, pixel)];
-                    for (int i = 0; i < 4; ++i) {
-                        if (n.at[i] < 0) continue;
-                        const Vec<T> w = set1(weight * n.weight[i]);
-                        const T* from = h + n.at[i];
-                        each_vector<T>(a.channels, [&](int64_t c, int lanes_in) VSSM_BODY {
-                            store_first(y + c, fma(w, load_first(from + c, lanes_in), load_first(y + c, lanes_in)),
-                                        lanes_in);
-                        });
-                    }
+                    sources.add(n, weights[places.weight_at(k, pixel)]);
+                }
+                for (int64_t state = 0; state < a.states; ++state) {
+                    const int64_t base = (map * a.states + state) * plane * a.channels;
+                    const T* h = static_cast<const T*>(a.h) + base;
+                    T* y = static_cast<T*>(a.y) + base + pixel * a.channels;
+                    each_vector<T>(a.channels, [&](int64_t c, int lanes_in) VSSM_BODY {
+                        Vec<T> total = first > 0 ? load_first(y + c, lanes_in) : Vec<T>{};
+                        for (int64_t i = 0; i < sources.count; ++i)
+                            total = fma(set1(sources.share[i]), load_first(h + sources.at[i] + c, lanes_in), total);
+                        store_first(y + c, total, lanes_in);
+                    });
                 }
             }
         }

@@ -239,15 +239,3 @@ def test_bad_routes_are_named():
             ss2d(*arguments(K=1), routes=(route,))
     with pytest.raises(ValueError, match="at least one route"):
         encode(())
-
-
-def test_readout_names_wrong_shapes():
-    with pytest.raises(ValueError, match=r"h must be \(B, K, C, N, H, W\)"):
-        ss2d_readout(torch.zeros(1, 4, 3, 1, 2, 2), torch.zeros(1, 4, 1, 2, 3), torch.zeros(1, 3, 2, 2))
-    h, C, x = torch.zeros(1, 4, 3, 1, 2, 2), torch.zeros(1, 4, 1, 2, 2), torch.zeros(1, 3, 2, 2)
-    with pytest.raises(ValueError, match=r"x must be \(1, 3, 2, 2\) for h"):
-        ss2d_readout(h, C, x[:, :1], torch.zeros(12))
-    with pytest.raises(ValueError, match=r"D must be \(12,\) for h"):
-        ss2d_readout(h, C, x, torch.zeros(3))
-    with pytest.raises(ValueError, match="D is on meta but h is on cpu"):
-        ss2d_readout(h, C, x, torch.zeros(12, device="meta"))

@@ -335,7 +335,7 @@ def _(args, kwargs, out):
     return {"conv": pixels * weight1.numel() + halved * (weight2.numel() + weight3.numel())}
 
 
-@_rule(torch.ops.vssm.bias_act)
+@_rule(torch.ops.vssm.bias_act, torch.ops.vssm.ss2d_readout)
 def _(args, kwargs, out):
     return {}
 

@@ -10,7 +10,7 @@ from vssm.nn.watch import is_plain
 from vssm.ops import Route, ss2d, ss2d_cascade, ss2d_readout, ss2d_states
 from vssm.ops.discretization import is_zoh
 from vssm.ops.routes import encode
-from vssm.ops.ss2d import weighted_sum
+from vssm.ops.ss2d.readout import weighted_sum
 
 
 class SSM(nn.Module):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-ABI = 3  # VSSM_ABI of csrc/core.h
+ABI = 4  # VSSM_ABI of csrc/core.h
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NAME = {"darwin": "libvssm_core.dylib", "win32": "vssm_core.dll"}.get(sys.platform, "libvssm_core.so")

@@ -16,10 +16,10 @@ from torch import Tensor
 from vssm.ops import dispatch, library
 from vssm.ops.discretization import is_zoh
 from vssm.ops.linear import linear
-from vssm.ops.pointwise import call
+from vssm.ops.pointwise import call, prefers_plain
 from vssm.ops.routes import CROSS, Route, encode
 from vssm.ops.ss2d import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.ss2d import reference, zero_order_hold
+from vssm.ops.ss2d import readout, reference, zero_order_hold
 from vssm.ops.ss2d.arguments import check, check_readout
 from vssm.ops.ss2d.cascade import ss2d_cascade
 
@@ -101,26 +101,13 @@ def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Te
     ValueError for shapes, dtypes or devices that do not fit; the message names the argument.
     """
     check_readout(h, C, x, D)
-    y = weighted_sum(h, C.to(h.dtype))
-    if D is not None:
-        skip = D.to(h.dtype).view(h.shape[1], h.shape[2]).sum(0)
-        y = torch.addcmul(y, x.to(h.dtype), skip[:, None, None])
-    return y
-
-
-def weighted_sum(h: Tensor, C: Tensor) -> Tensor:
-    """sum_kn C h (B, C, H, W), state by state in the layout that `ss2d_states` writes, (B, K, N, H, W, C): one sum over
-    both, which torch takes across the memory, costs seven times as much."""
-    maps: list[Tensor] = []
-    weights: list[Tensor] = []
-    for route in h.permute(0, 1, 3, 4, 5, 2).unbind(1):
-        maps.extend(route.unbind(1))
-    for route in C.unsqueeze(-1).unbind(1):
-        weights.extend(route.unbind(1))
-    y = maps[0] * weights[0]
-    for h_kn, C_kn in zip(maps[1:], weights[1:]):
-        y = torch.addcmul(y, h_kn, C_kn)
-    return y.permute(0, 3, 1, 2)
+    skip = None if D is None else D.to(h.dtype).view(h.shape[1], h.shape[2]).sum(0)
+    given = None if D is None else x
+    path = dispatch.requested()
+    half = h.dtype not in (torch.float32, torch.float64)
+    if path == "reference" or half or prefers_plain(path):
+        return readout.plain(h, C, given, skip)
+    return call(torch.ops.vssm.ss2d_readout.default, h, C, given, skip, path)
 
 
 def project(x: Tensor, x_proj_weight: Tensor) -> Tensor:
