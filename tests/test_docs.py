@@ -23,6 +23,7 @@ from vssm.models.mamba_adaptor import MambaAdaptorConfig
 from vssm.models.spatial_mamba import SpatialMambaConfig
 from vssm.models.vim import VimConfig
 from vssm.models.vmamba import VMambaConfig
+from vssm.nn import STATE_FNS
 from vssm.weights import CATALOG
 from vssm.weights.rename import VMAMBA, to_official
 
@@ -171,6 +172,15 @@ def test_models_table_is_what_the_command_counts(name):
     counted = vssm.complexity(vssm.create_model(name))
     ((_, *_, params, macs, _),) = (row for row in rows(ROOT / "docs/models.md", 7) if row[0] == f"`{name}`")
     assert (params, macs) == (f"{counted.params:,}", f"{counted.macs / 1e9:.3f}")
+
+
+@pytest.mark.full
+def test_fusion_operators_are_what_the_command_counts():
+    table = {row[0].strip('`"'): row for row in rows(ROOT / "docs/models.md", 5) if row[3][:1].isdigit()}
+    assert set(table) == set(STATE_FNS)
+    for name, (*_, params, macs) in table.items():
+        counted = vssm.complexity(vssm.create_model("spatial_mamba_tiny", state_fn=name))
+        assert (params, macs) == (f"{counted.params:,}", f"{counted.macs / 1e9:.3f}"), name
 
 
 CONFIGS = [VMambaConfig, SpatialMambaConfig, VimConfig, MambaAdaptorConfig]
