@@ -39,14 +39,18 @@ def missing_reason() -> str | None:
 DIRECT_RANK = 12
 
 
-def scan_tile(channels: int, rank: int, backward: bool) -> tuple[int, int]:
-    """(T, BC): pixels and channels of a tile of the scan: the fewest instructions on sm_90 with few spills."""
+def scan_tiles(channels: int, rank: int, backward: bool) -> list[tuple[int, int]]:
+    """(T, BC), pixels and channels, of the tiles that the scan may take. First the one to take without measuring: the
+    fewest instructions on sm_90 with few spills."""
     if SCAN_TILE is not None:
-        return SCAN_TILE
+        return [SCAN_TILE]
     if rank == 0:  # sequences: a thread's pixels are far apart, which takes registers for their addresses
-        return 8 if backward else 16, 32
+        return [(8 if backward else 16, 32)]
     direct = rank <= DIRECT_RANK
-    return 32 if direct and not backward else 16, 32 if direct or channels % 64 else 64
+    first = 32 if direct and not backward else 16, 32 if direct or channels % 64 else 64
+    lengths = (16,) if backward else (16, 32)
+    others = [(T, BC) for BC in (32, 64, 128) if BC == 32 or channels % BC == 0 for T in lengths]
+    return [first, *(tile for tile in others if tile != first)]
 
 
 @cache

@@ -4,7 +4,7 @@ triton_backward.py; ss2d/triton.py launches the same ones on maps.
 Everything is computed in float32; outputs have that dtype and every gradient the dtype of its input. No autograd.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,14 +66,9 @@ class Geometry:
     walks: tuple[Walk, ...]
     # Routes with maps of their own are launched side by side: the grid's third dimension.
     separate: bool
-    backward: bool
-    T: int = field(init=False)
-    BC: int = field(init=False)
-
-    def __post_init__(self):
-        T, BC = gpu.scan_tile(self.channels, self.rank, self.backward)
-        object.__setattr__(self, "T", T)
-        object.__setattr__(self, "BC", BC)
+    # Pixels and channels of a tile.
+    T: int
+    BC: int
 
     @property
     def tiles(self) -> int:
@@ -276,6 +271,7 @@ class _Sequences:
     def __init__(self, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, backward=False):
         batch, K, N, length = B.shape
         channels = u.shape[1] // K
+        T, BC = gpu.scan_tiles(channels, 0, backward)[0]
         self.geometry = Geometry(
             batch=batch,
             K=K,
@@ -290,7 +286,8 @@ class _Sequences:
             steps=(1, 1, 1),
             walks=(Walk(False, 1, length, (0,), (False,)),),
             separate=True,
-            backward=backward,
+            T=T,
+            BC=BC,
         )
         self.inputs = Inputs(
             u=u.contiguous(),

@@ -5,13 +5,17 @@ kernel; the other walk adds to its result. Whatever the direction, a program rea
 Everything is computed in float32; every gradient has the dtype of its input. No autograd.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from vssm.ops import gpu
+from vssm.ops import gpu, tuning
 from vssm.ops.pointwise import dense
 from vssm.ops.routes import decode
 from vssm.ops.selective_scan.triton import Geometry, Inputs, Walk, like, run_apply, run_carries, run_gradients
+from vssm.ops.tuning import Tile
 
 
 def _walks(routes: list[int], height: int, width: int) -> tuple[Walk, ...]:
@@ -25,7 +29,17 @@ def _walks(routes: list[int], height: int, width: int) -> tuple[Walk, ...]:
     )
 
 
-def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int], backward: bool = False) -> Geometry:
+def _tuned(kind: str, x: Tensor, dt_weight: Tensor, A: Tensor, run: Callable[[Tile], Any]) -> Any:
+    """What `run` gives with the best tile for such sizes."""
+    batch, channels, height, width = x.shape
+    K, _, R = dt_weight.shape
+    tiles = gpu.scan_tiles(channels, R, kind.endswith("backward"))
+    size = tuning.size_class(batch * height * width)
+    key = f"{kind} {x.dtype} C={channels} K={K} R={R} N={A.shape[1]} pixels<=2^{size}"
+    return run(tuning.choose(key, x.device, tiles, run))
+
+
+def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int], tile: Tile) -> Geometry:
     batch, channels, height, width = x.shape
     K, _, R = dt_weight.shape
     N, length = A.shape[1], height * width
@@ -44,7 +58,8 @@ def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int], backwa
         steps=(channels, K * numbers, channels),
         walks=_walks(routes, height, width),
         separate=False,
-        backward=backward,
+        T=tile[0],
+        BC=tile[1],
     )
 
 
@@ -76,39 +91,56 @@ def _entering(g: Geometry, inputs: Inputs) -> Tensor | None:
 
 def forward(x, proj, dt_weight, dt_bias, A, D, routes: list[int]) -> Tensor:
     """y (B, C, H, W) in channels_last memory, float32."""
-    g, inputs = _geometry(x, dt_weight, A, routes), _inputs(x, proj, dt_weight, dt_bias, A, D)
-    y = torch.empty_like(inputs.u, dtype=torch.float32)
-    run_apply(g, inputs, _entering(g, inputs), y, None)
-    return _as_map(y, x)
+    inputs = _inputs(x, proj, dt_weight, dt_bias, A, D)
+
+    def run(tile: Tile) -> Tensor:
+        g = _geometry(x, dt_weight, A, routes, tile)
+        y = torch.empty_like(inputs.u, dtype=torch.float32)
+        run_apply(g, inputs, _entering(g, inputs), y, None)
+        return _as_map(y, x)
+
+    return _tuned("ss2d", x, dt_weight, A, run)
 
 
 def states_forward(x, proj, dt_weight, dt_bias, A, routes: list[int]) -> Tensor:
     """h (B, K, C, N, H, W), whose memory is (B, K, N, H, W, C), float32."""
-    g, inputs = _geometry(x, dt_weight, A, routes), _inputs(x, proj, dt_weight, dt_bias, A, None)
-    h = x.new_empty((g.batch, g.K, g.state, *x.shape[2:], g.channels), dtype=torch.float32)
-    run_apply(g, inputs, _entering(g, inputs), None, h)
-    return h.permute(0, 1, 5, 2, 3, 4)
+    inputs = _inputs(x, proj, dt_weight, dt_bias, A, None)
+
+    def run(tile: Tile) -> Tensor:
+        g = _geometry(x, dt_weight, A, routes, tile)
+        h = x.new_empty((g.batch, g.K, g.state, *x.shape[2:], g.channels), dtype=torch.float32)
+        run_apply(g, inputs, _entering(g, inputs), None, h)
+        return h.permute(0, 1, 5, 2, 3, 4)
+
+    return _tuned("ss2d_states", x, dt_weight, A, run)
 
 
 def backward(gy, x, proj, dt_weight, dt_bias, A, D, routes: list[int]) -> tuple[Tensor | None, ...]:
     """(dx, dproj, ddt_weight, ddt_bias, dA, dD); dD is None when D is."""
-    return _gradients(x, proj, dt_weight, dt_bias, A, D, routes, gy=gpu.map_rows(gy))
+    return _gradients("ss2d_backward", x, proj, dt_weight, dt_bias, A, D, routes, gy=gpu.map_rows(gy))
 
 
 def states_backward(gh, x, proj, dt_weight, dt_bias, A, routes: list[int]) -> tuple[Tensor | None, ...]:
     """(dx, dproj, ddt_weight, ddt_bias, dA) given gh (B, K, C, N, H, W)."""
     gstates = gh.permute(0, 1, 3, 4, 5, 2).contiguous()
-    return _gradients(x, proj, dt_weight, dt_bias, A, None, routes, gstates=gstates)[:-1]
+    kind = "ss2d_states_backward"
+    return _gradients(kind, x, proj, dt_weight, dt_bias, A, None, routes, gstates=gstates)[:-1]
 
 
-def _gradients(x, proj, dt_weight, dt_bias, A, D, routes, **incoming) -> tuple[Tensor | None, ...]:
-    g, inputs = _geometry(x, dt_weight, A, routes, backward=True), _inputs(x, proj, dt_weight, dt_bias, A, D)
-    entering, arriving = (None, None) if g.tiles == 1 else run_carries(g, inputs, **incoming)
-    # Without a readout C has no gradient, and nobody writes its part.
-    new = x.new_empty if "gy" in incoming else x.new_zeros
-    parts = new((g.channel_tiles, proj.numel()), dtype=torch.float32)
-    rows = {"dlow": parts, "dB": parts[:, g.rank :], "dC": parts[:, g.rank + g.state :] if "gy" in incoming else None}
-    grads = run_gradients(g, inputs, entering, arriving, rows, **incoming)
-    dx = _as_map(grads["du"], x)
-    weights = (grads["dweight"], grads["dbias"], grads["dA"], grads.get("dD"))
-    return dx, *like((parts.sum(0), *weights), (proj, dt_weight, dt_bias, A, D))
+def _gradients(kind, x, proj, dt_weight, dt_bias, A, D, routes, **incoming) -> tuple[Tensor | None, ...]:
+    inputs = _inputs(x, proj, dt_weight, dt_bias, A, D)
+
+    def run(tile: Tile) -> tuple[Tensor | None, ...]:
+        g = _geometry(x, dt_weight, A, routes, tile)
+        gpu.check_scan_fits(g.state, g.rank)
+        entering, arriving = (None, None) if g.tiles == 1 else run_carries(g, inputs, **incoming)
+        # Without a readout C has no gradient, and nobody writes its part.
+        readout = "gy" in incoming
+        new = x.new_empty if readout else x.new_zeros
+        parts = new((g.channel_tiles, proj.numel()), dtype=torch.float32)
+        rows = {"dlow": parts, "dB": parts[:, g.rank :], "dC": parts[:, g.rank + g.state :] if readout else None}
+        grads = run_gradients(g, inputs, entering, arriving, rows, **incoming)
+        weights = (grads["dweight"], grads["dbias"], grads["dA"], grads.get("dD"))
+        return _as_map(grads["du"], x), *like((parts.sum(0), *weights), (proj, dt_weight, dt_bias, A, D))
+
+    return _tuned(kind, x, dt_weight, A, run)
