@@ -245,15 +245,14 @@ def draw(found: Sequence[dict[str, Any]], steps: int, path: Path) -> None:
             0.02, 0.93, "Digits at random places, networks without depthwise convolution", size=14, weight="bold"
         )
         seeds = max(row["seeds"] for row in found)
-        about = (
-            f"Mean and standard deviation of {seeds} seeds, which are the small dots; {steps} steps of {BATCH} digits."
-        )
+        about = f"Large dots, bars: mean and standard deviation. Small dots: the seeds, {seeds} at most. {steps} steps."
         figure.text(0.02, 0.875, about, size=9.5, color="#5f6368")
         images = paste(digits()[1][0][:4], torch.Generator().manual_seed(0))
         for i, image in enumerate(images):
             shown = figure.add_subplot(grid[i // 2, 2 + i % 2])
             shown.imshow(image[0].numpy(), cmap="gray_r")
             shown.set_xticks([])
+            shown.spines[:].set(visible=True, color="#9aa0a6")
             shown.set_yticks([])
         figure.savefig(path, dpi=120)
         plt.close(figure)
