@@ -123,6 +123,24 @@ def compile_depthwise():
         depthwise.backward(depthwise.forward(x, *args), x, *args)
 
 
+def compile_causal():
+    from vssm.ops.causal_conv1d import triton as causal
+
+    for dtype, C in ((torch.float32, 33), (torch.bfloat16, 384)):
+        x = torch.zeros(2, 197, C, dtype=dtype).mT
+        args = torch.zeros(C, 4), torch.zeros(C), "silu", True
+        causal.backward(causal.forward(x, *args), x, *args)
+
+
+def compile_gather():
+    from vssm.ops.state_gather import triton as gather
+
+    for dtype, C in ((torch.float32, 33), (torch.bfloat16, 96)):
+        h = torch.zeros(2, 4, 1, 14, 14, C, dtype=dtype).permute(0, 1, 5, 2, 3, 4)
+        args = h, torch.zeros(2, 4, 4, 2, 14, 14), torch.zeros(2, 4, 4, 14, 14)
+        gather.backward(gather.forward(*args), *args)
+
+
 def main():
     gpu.dot_precision = lambda device: "tf32x3"
     for name in sys.argv[1:]:
@@ -131,6 +149,8 @@ def main():
         compile_sequences()
         compile_fusion()
         compile_depthwise()
+        compile_causal()
+        compile_gather()
 
 
 if __name__ == "__main__":

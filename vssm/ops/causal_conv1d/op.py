@@ -7,12 +7,16 @@ from vssm.ops import dispatch, library
 from vssm.ops.causal_conv1d import core, torch_path
 from vssm.ops.pointwise import as_inputs, call, differentiable
 
-dispatch.register("causal_conv1d", core=None, torch=None, reference=None)
+dispatch.register("causal_conv1d", core=None, triton=None, torch=None, reference=None)
 
 
-def _implementation(x, weight, path):
+def _implementation(x, weight, bias, path):
     """The core has kernels for a few widths; another one is nobody's default, and torch's convolution takes any."""
-    chosen = dispatch.choose("causal_conv1d", x, path)
+    chosen = dispatch.choose("causal_conv1d", x, path, weight, bias)
+    if chosen == "triton":
+        from vssm.ops.causal_conv1d import triton  # importing it takes a second, so it waits for the first call
+
+        return triton
     if chosen == "core" and weight.shape[1] not in core.WIDTHS:
         if path == "core":
             widths = ", ".join(map(str, core.WIDTHS))
@@ -25,7 +29,7 @@ def _implementation(x, weight, path):
 
 
 def _conv(x, weight, bias, act, reverse, path):
-    return _implementation(x, weight, path).forward(x, weight, bias, act, reverse)
+    return _implementation(x, weight, bias, path).forward(x, weight, bias, act, reverse)
 
 
 def _empty(x):
@@ -37,7 +41,7 @@ def _conv_fake(x, weight, bias, act, reverse, path):
 
 
 def _conv_backward(gy, x, weight, bias, act, reverse, path):
-    grads = _implementation(x, weight, path).backward(gy, x, weight, bias, act, reverse)
+    grads = _implementation(x, weight, bias, path).backward(gy, x, weight, bias, act, reverse)
     return as_inputs((x, weight, bias), grads)
 
 

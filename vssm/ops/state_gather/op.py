@@ -8,18 +8,23 @@ from vssm.ops.library import at_least_float32
 from vssm.ops.pointwise import as_inputs, call, differentiable
 from vssm.ops.state_gather import core, torch_path
 
-dispatch.register("state_gather", core=None, torch=None, reference=None)
+dispatch.register("state_gather", core=None, triton=None, torch=None, reference=None)
 
 # Multiply-adds per state and place: four neighbours, each weighted and added.
 _PER_PLACE = 8
 
 
-def _implementation(h, path):
-    return core if dispatch.choose("state_gather", h, path) == "core" else torch_path
+def _implementation(h, offsets, weights, path):
+    chosen = dispatch.choose("state_gather", h, path, offsets, weights)
+    if chosen == "triton":
+        from vssm.ops.state_gather import triton  # importing it takes a second, so it waits for the first call
+
+        return triton
+    return core if chosen == "core" else torch_path
 
 
 def _gather(h, offsets, weights, path):
-    return _implementation(h, path).forward(h, offsets, weights)
+    return _implementation(h, offsets, weights, path).forward(h, offsets, weights)
 
 
 def _empty(h, dtype):
@@ -32,7 +37,9 @@ def _gather_fake(h, offsets, weights, path):
 
 
 def _gather_backward(gy, h, offsets, weights, path):
-    return as_inputs((h, offsets, weights), _implementation(h, path).backward(gy, h, offsets, weights))
+    return as_inputs(
+        (h, offsets, weights), _implementation(h, offsets, weights, path).backward(gy, h, offsets, weights)
+    )
 
 
 def _gather_backward_fake(gy, h, offsets, weights, path):
