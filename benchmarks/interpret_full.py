@@ -21,12 +21,15 @@ import torch
 
 from tests.ops import interpreter  # noqa: F401  (makes it fit)
 from tests.ops.agree import draw_cotangents, evaluate, relative_error
+from tests.ops.test_causal_conv1d import arguments as causal_arguments
+from tests.ops.test_causal_conv1d import conv as causal
 from tests.ops.test_depthwise import arguments as depthwise_arguments
 from tests.ops.test_depthwise import conv
 from tests.ops.test_ss2d import PATTERNS, arguments
 from tests.ops.test_state_fusion import arguments as fusion_arguments
 from tests.ops.test_state_fusion import fusion
-from vssm.ops import ss2d
+from tests.ops.test_state_gather import arguments as gather_arguments
+from vssm.ops import ss2d, state_gather
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES = ("x", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
@@ -75,6 +78,22 @@ def depthwise(options):
         yield name, DTYPES[dtype], conv(act, residual), tensors
 
 
+def sequences(options):
+    for dtype, act, reverse, length in itertools.product(
+        options.dtypes, ("none", "silu"), (False, True), options.lengths
+    ):
+        tensors = causal_arguments((1, 5, length, 4), DTYPES[dtype], torch.float32)
+        name = f"causal_conv1d {dtype} {act}{' reversed' if reverse else ''} L={length}"
+        yield name, DTYPES[dtype], causal(act, reverse), tensors
+
+
+def gathers(options):
+    for dtype, N, length in itertools.product(options.dtypes, options.states, options.lengths):
+        tensors = gather_arguments((1, 2, 5, N, *SHAPES[length], 4))
+        tensors["h"] = tensors["h"].to(DTYPES[dtype])
+        yield f"state_gather {dtype} N={N} L={length}", DTYPES[dtype], state_gather, tensors
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
@@ -82,7 +101,8 @@ def main() -> int:
     parser.add_argument("--lengths", nargs="+", type=int, default=list(SHAPES), choices=list(SHAPES))
     options = parser.parse_args()
     wrong = 0
-    for name, dtype, function, tensors in itertools.chain(depthwise(options), fusions(options), scans(options)):
+    kinds = depthwise, sequences, gathers, fusions, scans
+    for name, dtype, function, tensors in itertools.chain.from_iterable(kind(options) for kind in kinds):
         start = time.perf_counter()
         output, gradient = errors(function, tensors)
         fine = output <= ALLOWED[dtype][0] and gradient <= ALLOWED[dtype][1]
