@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,23 +23,38 @@ needs_triton = pytest.mark.skipif(gpu.missing_reason() is not None, reason=str(g
 interpreting = pytest.mark.skipif(gpu.interpreted(), reason="this process interprets kernels itself")
 
 
+FILES = [path.name for path in sorted(HERE.glob("test_triton_*.py"))]
+
+
 def run(*command, **environment):
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """What the tests below wait for: minutes of one core, so two at a time, the longest first."""
+    cache = str(tmp_path_factory.mktemp("triton"))
+    with ThreadPoolExecutor(2) as pool:
+        found = {"compiled": pool.submit(run, "tests.ops.compile_triton", "sm_90", "sm_80", TRITON_CACHE_DIR=cache)}
+        for name in sorted(FILES, key="test_triton_scan.py".__ne__):
+            command = "pytest", "-q", "-p", "no:cacheprovider", str(HERE / name)
+            found[name] = pool.submit(run, *command, TRITON_INTERPRET="1")
+        yield found
 
 
 @needs_triton
 @interpreting
-@pytest.mark.parametrize("name", [path.name for path in sorted(HERE.glob("test_triton_*.py"))])
-def test_interpreted(name):
-    done = run("pytest", "-q", "-p", "no:cacheprovider", str(HERE / name), TRITON_INTERPRET="1")
+@pytest.mark.parametrize("name", FILES)
+def test_interpreted(name, processes):
+    done = processes[name].result()
     assert done.returncode == 0 and " passed" in done.stdout and " skipped" not in done.stdout, done.stdout[-6000:]
 
 
 @needs_triton
 @interpreting
-def test_every_kernel_compiles_for_gpus_that_are_not_here(tmp_path):
-    done = run("tests.ops.compile_triton", "sm_90", "sm_80", TRITON_CACHE_DIR=str(tmp_path))
+def test_every_kernel_compiles_for_gpus_that_are_not_here(processes):
+    done = processes["compiled"].result()
     assert done.returncode == 0, done.stderr[-6000:]
     compiled = [json.loads(line) for line in done.stdout.splitlines()]
     for sm in (80, 90):
