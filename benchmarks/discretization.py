@@ -10,19 +10,15 @@ import argparse
 import statistics
 import time
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
 
 import vssm
+from vssm._plot_style import COLORS, FAINT, STYLE
 from vssm.ops import selective_scan_states
 
-EXACT, EULER, ZOH = "#9aa0a6", "#d1495b", "#1f6f8b"
+EXACT, EULER, ZOH = FAINT, COLORS[1], COLORS[0]
 STEPS = (0.1, 0.5, 1.5)  # |A| dt of the panels
 
 
@@ -37,15 +33,7 @@ def response(dt: float, seconds: float, discretization: str) -> tuple[list[float
 
 def draw(path: Path) -> None:
     """Writes the PNG: the answer to a step input for three step sizes, and the weight of one input by its step."""
-    style: dict[Any, Any] = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e6e8eb",
-        "axes.axisbelow": True,
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE | {"font.size": 9}):
         figure, axes = plt.subplots(1, 4, figsize=(12, 3.1), dpi=110, layout="constrained")
         time_axis = torch.linspace(0, 6, 200, dtype=torch.float64)
         for axis, dt in zip(axes, STEPS, strict=False):

@@ -21,7 +21,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -32,6 +31,8 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import vssm
+from vssm._plot_style import COLORS, FAINT, QUIET, STYLE
+from vssm._writing import replacing
 
 # What the arms share: vmamba_nano, smaller, and without the depthwise convolution in front of the scan.
 NANO: dict[str, Any] = {"num_classes": 10, "in_chans": 1, "dims": (32, 64), "depths": (1, 1), "conv": False}
@@ -108,9 +109,8 @@ def run_cell(arm: str, seed: int, steps: int, path: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - start, 1),
     }
     cell = settings_of(arm, seed, steps) | result
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(cell, indent=1))
-    unfinished.replace(path)
+    with replacing(path) as new:
+        new.write_text(json.dumps(cell, indent=1))
     return cell
 
 
@@ -227,32 +227,31 @@ def write(found: Sequence[dict[str, Any]], steps: int, folder: Path) -> None:
 
 def draw(found: Sequence[dict[str, Any]], steps: int, path: Path) -> None:
     """Accuracy by arm: every seed a dot, mean and standard deviation a bar; beside it four of the images."""
-    matplotlib.use("Agg")
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with plt.rc_context(STYLE | {"axes.grid": False}):
         figure = plt.figure(figsize=(11, 4.8))
         grid = figure.add_gridspec(2, 4, width_ratios=[5, 0.15, 1, 1], left=0.13, right=0.98, top=0.8, bottom=0.12)
         axes = figure.add_subplot(grid[:, 0])
         for place, row in enumerate(found):
             values = [100 * value for value in row["accuracies"]]
             spread = 0 if row["sd"] is None else 100 * row["sd"]
-            axes.errorbar(100 * row["mean"], place, xerr=spread, fmt="o", color="#1f6f8b", capsize=4, markersize=8)
-            axes.plot(values, [place + 0.22] * len(values), "o", color="#9aa0a6", markersize=4)
+            axes.errorbar(100 * row["mean"], place, xerr=spread, fmt="o", color=COLORS[0], capsize=4, markersize=8)
+            axes.plot(values, [place + 0.22] * len(values), "o", color=FAINT, markersize=4)
         axes.set_yticks(range(len(found)), [row["arm"] for row in found])
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.set_xlabel("test digits read rightly, %")
-        axes.grid(axis="x", color="#e6e8eb")
+        axes.grid(axis="x")
         figure.text(
             0.02, 0.93, "Digits at random places, networks without depthwise convolution", size=14, weight="bold"
         )
         seeds = max(row["seeds"] for row in found)
         about = f"Large dots, bars: mean and standard deviation. Small dots: the seeds, {seeds} at most. {steps} steps."
-        figure.text(0.02, 0.875, about, size=9.5, color="#5f6368")
+        figure.text(0.02, 0.875, about, size=9.5, color=QUIET)
         images = paste(digits()[1][0][:4], torch.Generator().manual_seed(0))
         for i, image in enumerate(images):
             shown = figure.add_subplot(grid[i // 2, 2 + i % 2])
             shown.imshow(image[0].numpy(), cmap="gray_r")
             shown.set_xticks([])
-            shown.spines[:].set(visible=True, color="#9aa0a6")
+            shown.spines[:].set(visible=True, color=FAINT)
             shown.set_yticks([])
         figure.savefig(path, dpi=120)
         plt.close(figure)

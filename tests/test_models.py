@@ -396,7 +396,7 @@ def test_exports(name, free):
 
 
 def test_unknown_names_suggest_the_nearest():
-    with pytest.raises(ValueError, match="unknown model 'vmamba_tyni': did you mean vmamba_tiny"):
+    with pytest.raises(ValueError, match="unknown model 'vmamba_tyni'; nearest: vmamba_tiny"):
         vssm.create_model("vmamba_tyni")
     with pytest.raises(ValueError, match="list_models"):
         vssm.create_model("qqqqqqqq")

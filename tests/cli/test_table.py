@@ -24,8 +24,17 @@ def test_for_eyes(capsys, monkeypatch):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["cascade", "[1]", "vmamba_tiny", "scan=cascade", *"30.25 30.2 +0.2 4.918 4.91 +0.2 82.42".split()] in lines
     assert ["cross", "vmamba_tiny", "30.25", "30.2", "+0.2", "4.906", "4.91", "-0.1", "82.60"] in lines
+    assert lines[1] == "row built as M params paper off, % G macs paper off, % top-1, % (paper)".split()
     text = " ".join(word for line in lines for word in line)
     assert "accuracy was not measured here" in text and "[1] With both of its parameter-free norms" in text
+
+
+def test_no_figure_is_cut_off_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["table", "scan-patterns", *ROWS]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["cross", "vmamba_tiny", "30.25", "30.2", "+0.2", "4.906", "4.91", "-0.1", "82.60"] in lines
+    assert lines[1] == "row built as M params paper off, % G macs paper off, % top-1, % (paper)".split()
 
 
 def test_csv_json_and_markdown_say_the_same(capsys):

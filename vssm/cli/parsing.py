@@ -1,10 +1,10 @@
 """What every subcommand's parser shares: errors of one line with the nearest right word."""
 
 import argparse
-import difflib
 import sys
-from collections.abc import Iterable
 from typing import NoReturn
+
+from vssm._words import nearest
 
 
 class UsageError(Exception):
@@ -17,12 +17,6 @@ class Stop(Exception):
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)
         self.exit_code = exit_code
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; nearest: a, b` for the known words that look like `word`, else nothing."""
-    found = difflib.get_close_matches(word, sorted(set(known)), n=3, cutoff=0.6)
-    return f"; nearest: {', '.join(found)}" if found else ""
 
 
 def print_error(message: str) -> None:

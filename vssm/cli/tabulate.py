@@ -86,21 +86,24 @@ LEFT = ("row", "built as", "change")
 
 def _print_rich(table: Table, columns: dict[str, Cell], found: Sequence[Record], footnotes: Sequence[str]) -> None:
     shown = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    for heading in columns:
-        left = heading in LEFT
-        paper = "paper" in heading
+    for heading, cell in columns.items():
+        wraps = heading in LEFT and heading != "row"
+        texts = [heading.strip(), *(cell(record) for record in found)]
         shown.add_column(
             escape(heading.strip()),
-            justify="left" if left else "right",
-            style="dim" if paper else None,
-            no_wrap=heading == "row" or not left,
+            justify="left" if heading in LEFT else "right",
+            style="dim" if "paper" in heading else None,
+            no_wrap=not wraps,
+            min_width=16 if wraps else max(map(len, texts)),
             overflow="fold",
         )
     for record in found:
         odd = record["as_printed"] is False
         shown.add_row(*(escape(cell(record)) for cell in columns.values()), style="yellow" if odd else None)
     console = Console()
-    console.print(shown)
+    # Wider than the terminal rather than with figures cut off: half a number is another number.
+    needed = console.measure(shown, options=console.options.update(max_width=10_000)).minimum
+    Console(width=max(console.width, needed)).print(shown)
     for line in footnotes:
         console.print(line, style="dim", markup=False, highlight=False)
 

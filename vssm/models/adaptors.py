@@ -11,9 +11,7 @@ vssm.load_adaptors(base, "pets.safetensors")   # on the same base; refused on an
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vssm._writing import replacing
 from vssm.nn import AdaptorS, AdaptorT, BidirectionalMamba, LayerNorm, RMSNorm
 from vssm.nn.choices import check_choice
 from vssm.nn.ssm import SSM
@@ -164,13 +163,8 @@ def save_adaptors(model: nn.Module, path: str | Path) -> Path:
     persistent = model.state_dict().keys()
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name in persistent}
     metadata = {"format": _FORMAT, "model": _name(model), "base": _mark(frozen), "adaptors": json.dumps(config)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as new:
+        save_file(tensors, new, metadata)
     return path
 
 

@@ -1,6 +1,5 @@
 """From a variant's configuration and a caller's keywords to a timm model."""
 
-import difflib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +8,7 @@ import timm
 from timm.models._builder import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
+from vssm._words import nearest
 from vssm.weights.catalog import no_weights_error
 from vssm.weights.download import download
 from vssm.weights.read import read_checkpoint
@@ -87,7 +87,6 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     """
     architecture = name.partition(".")[0]
     if ":" not in name and not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "vssm.list_models() lists the names of this package."
-        raise ValueError(f"unknown model {name!r}: {hint}")
+        near = nearest(architecture, timm.list_models(), "; vssm.list_models() lists the names of this package")
+        raise ValueError(f"unknown model {name!r}{near}")
     return timm.create_model(name, pretrained=pretrained, **kwargs)

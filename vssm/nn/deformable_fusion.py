@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from vssm.nn.precision import full_precision
+from vssm.nn.precision import FullPrecision
 from vssm.nn.states import as_map, as_states, mean_state
 
 
-class DeformableFusion(nn.Module):
+class DeformableFusion(FullPrecision):
     """`StateFusion` whose taps move: f = sum_i alpha_i sum_t K_i[t] h(p + d_i t + o_it(p)), read bilinearly.
 
     h (B, K, C, N, H, W) -> the same shape and dtype. The offsets o of a pixel, two for each tap of each dilation, are
@@ -36,13 +36,6 @@ class DeformableFusion(nn.Module):
         nn.init.zeros_(self.offsets.weight)
         assert self.offsets.bias is not None
         nn.init.zeros_(self.offsets.bias)
-
-    def forward(self, h: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._fuse(h)
-        else:
-            with full_precision(h):
-                return self._fuse(h)
 
     def _fuse(self, h: Tensor) -> Tensor:
         x, bias = as_map(h), self.offsets.bias

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssm.nn.choices import check_choice
-from vssm.nn.precision import full_precision
+from vssm.nn.precision import FullPrecision
 from vssm.nn.state_fusion import StateFusion
 from vssm.nn.states import as_map, as_states, mean_state
 
@@ -88,7 +88,7 @@ class DynamicConv(nn.Module):
         return y.squeeze(0).unflatten(0, [batch, groups])
 
 
-class DynamicFusion(nn.Module):
+class DynamicFusion(FullPrecision):
     """A static fusion of states plus dynamic convolutions of them, one for each dilation.
 
     h (B, K, C, N, H, W) -> the same shape and dtype. Spatial-Mamba (arXiv 2410.15091, table 4) prints 33 M parameters
@@ -147,13 +147,6 @@ class DynamicFusion(nn.Module):
         for module in self.dynamic:
             assert isinstance(module, DynamicConv)
             module.temperature.fill_(temperature)
-
-    def forward(self, h: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._fuse(h)
-        else:
-            with full_precision(h):
-                return self._fuse(h)
 
     def _fuse(self, h: Tensor) -> Tensor:
         fused = torch.zeros_like(h) if self.static is None else self.static(h)

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssm.nn.precision import full_precision
+from vssm.nn.precision import FullPrecision
 from vssm.nn.states import mean_state
 
 
-class LocalAttentionFusion(nn.Module):
+class LocalAttentionFusion(FullPrecision):
     """Replace every state by a mean of the states around it, weighted by attention.
 
         f(p) = sum_q softmax_q(<query(p), key(q)> / sqrt(d) + bias[q - p]) h(q)
@@ -53,13 +53,6 @@ class LocalAttentionFusion(nn.Module):
         self.outside = -1e9  # a row of minus infinities alone, beyond the map, would make NaN
         self.qk = nn.Conv2d(routes * dim, routes * 2 * heads * self.qk_dim, 1, groups=routes, bias=False)
         self.bias = nn.Parameter(torch.zeros(routes, heads, 2 * radius + 1, 2 * radius + 1))
-
-    def forward(self, h: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._fuse(h)
-        else:
-            with full_precision(h):
-                return self._fuse(h)
 
     def _fuse(self, h: Tensor) -> Tensor:
         batch, routes, channels, states, height, width = h.shape

@@ -10,7 +10,6 @@ from vssm.nn.watch import is_plain
 from vssm.ops import Route, ss2d, ss2d_cascade, ss2d_readout, ss2d_states
 from vssm.ops.discretization import is_zoh
 from vssm.ops.routes import encode
-from vssm.ops.ss2d.readout import weighted_sum
 
 
 class SSM(nn.Module):
@@ -122,8 +121,8 @@ class SSM(nn.Module):
                 h = self.adaptor_t(h)
             groups, inner, rank = weight.shape
             C = proj.unflatten(3, [groups, rank + 2 * self.d_state])[:, :, :, :, rank + self.d_state :]
-            y = weighted_sum(h, C.permute(0, 3, 4, 1, 2).to(h.dtype))
-            return y + u.to(h.dtype) * self.D.to(h.dtype).view(groups, inner).sum(0)[:, None, None]
+            skip = self.D.to(h.dtype).view(groups, inner).sum(0)
+            return torch.ops.vssm.ss2d_readout(h, C.permute(0, 3, 4, 1, 2), u, skip, "")
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

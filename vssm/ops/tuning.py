@@ -8,12 +8,13 @@ gives other bits), while a CUDA graph is captured, and on the CPU: then the firs
 import json
 import os
 import statistics
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+
+from vssm._writing import replacing
 
 Tile = tuple[int, int]
 RUNS = 5
@@ -88,8 +89,7 @@ def _keep(name: str, tile: Tile) -> None:
         choices = _read() | {name: tile}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
-            json.dump(choices, new, indent=1)
-        Path(new.name).replace(file)
+        with replacing(file) as new:
+            new.write_text(json.dumps(choices, indent=1))
     except OSError as error:
         warnings.warn(f"vssm: {file} cannot be written ({error}); tiles are measured in every process", stacklevel=2)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
+from vssm._writing import replacing
 from vssm.report.comparison import comparison_page
 from vssm.report.gather import FinishedRun, Progress, Report, judge, open_run
 from vssm.report.page import run_page
-from vssm.train.run_dir import replacing
 
 
 def write_report(

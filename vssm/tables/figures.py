@@ -8,34 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from vssm._plot_style import COLORS, QUIET, STYLE
 from vssm.tables.records import Record
 from vssm.tables.table import Row, Table
-
-COLORS = ("#1f6f8b", "#d1495b", "#6a994e", "#7b5ea7", "#e09f3e", "#3d5a80", "#9c6644", "#5f6368")
-INK, QUIET, FAINT = "#222831", "#5f6368", "#9aa0a6"
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e8eb",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
 
 
 def draw(table: Table, found: Sequence[Record], reference: Row | None, path: Path) -> None:

@@ -1,6 +1,5 @@
 """A table of a paper, read from its file. Standard library only, so that names and mistakes answer at once."""
 
-import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +7,8 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from vssm._words import nearest
 
 SIZE = 224
 NAMES = (
@@ -104,8 +105,7 @@ def _row(stored: dict[str, Any], scores: dict[str, str]) -> Row:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"; nearest: {', '.join(near)}" if near else f"; choose one of {', '.join(known)}"
+    return nearest(word, known, f"; choose one of {', '.join(known)}")
 
 
 def _value(value: Any) -> str:

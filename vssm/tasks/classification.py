@@ -1,6 +1,5 @@
 """Image classification: a timm model, cross entropy with label smoothing, top-1 and top-5 accuracy."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor, nn
 
 import vssm.models  # noqa: F401 (registers our models with timm)
+from vssm._words import nearest
 
 
 def create_classifier(
@@ -44,9 +44,8 @@ def check_model_name(name: str) -> None:
     """Raises ValueError with the nearest known names when timm has no model of this name."""
     if timm.is_model(name) or ":" in name:  # hf-hub:OWNER/NAME and local-dir:PATH are timm's to resolve
         return
-    found = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-    nearest = f"; nearest: {', '.join(found)}" if found else ""
-    raise ValueError(f"no model is called {name!r}{nearest} (`vssm models` lists ours, timm.list_models() all)")
+    near = nearest(name, timm.list_models())
+    raise ValueError(f"no model is called {name!r}{near} (`vssm models` lists ours, timm.list_models() all)")
 
 
 @torch.inference_mode()

@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from vssm._writing import naming, replacing
 from vssm.train.module import TrainingModule
-from vssm.train.run_dir import RunDir, naming, replacing
+from vssm.train.run_dir import RunDir
 from vssm.train.stopping import REMEDY, Diverged, all_finite
 from vssm.train.tensorboard import TensorBoard
 

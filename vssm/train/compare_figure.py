@@ -5,22 +5,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from vssm._plot_style import INK, QUIET
 from vssm.data.files import printable_name
 from vssm.data.image import open_image
 from vssm.train.compare import Pair, Tally
 from vssm.train.predict import Prediction
 
 COLORS, TINTS = ("#1f6f8b", "#b5531c"), ("#cfe3ea", "#f6dcc9")
-INK, QUIET, ALARM, TRACK = "#222831", "#5f6368", "#b3261e", "#f1f3f4"
+ALARM, TRACK = "#b3261e", "#f1f3f4"
 # Inches.
 WIDTH, CARD_HEIGHT, SIDE = 4.9, 2.15, 1.75
 MARGIN, HEADER, GAP, ROW = 0.45, 1.25, 0.3, 0.23

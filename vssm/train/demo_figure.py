@@ -3,11 +3,6 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -16,29 +11,15 @@ from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from vssm._plot_style import COLORS, FAINT, INK, QUIET, STYLE
 from vssm.train.demo import DemoResult, ReadDigit
 
-COLORS = ("#1f6f8b", "#d1495b", "#6a994e", "#7b5ea7")
-INK, QUIET, FAINT = "#222831", "#5f6368", "#9aa0a6"
 SHOWN = 8
 
 
 def draw(results: Sequence[DemoResult], target: float, path: Path) -> None:
     """Writes a PNG: training loss and test error over the epochs, below them a row of misread digits per model."""
-    style: dict[Any, Any] = {
-        "font.size": 10,
-        "text.color": INK,
-        "axes.edgecolor": FAINT,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e6e8eb",
-        "axes.axisbelow": True,
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         rows = len(results)
         figure = plt.figure(figsize=(11, 4.4 + 2.0 * rows), dpi=130)
         grid = figure.add_gridspec(

@@ -1,11 +1,12 @@
 """Which parameters stay as they are: patterns over their names."""
 
-import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from vssm._words import nearest
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
@@ -48,5 +49,4 @@ def _nearest(pattern: str, model: nn.Module) -> str:
     """Names like the pattern, which are modules' (with `.*`) as well as parameters'."""
     modules = [f"{name}.*" for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
     parameters = [name for name, _ in model.named_parameters()]
-    found = difflib.get_close_matches(pattern, [*modules, *parameters], n=3, cutoff=0.5)
-    return f"; nearest: {', '.join(found)}" if found else f"; names look like {', '.join(parameters[:2])}"
+    return nearest(pattern, [*modules, *parameters], f"; names look like {', '.join(parameters[:2])}")

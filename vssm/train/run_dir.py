@@ -3,10 +3,11 @@
 One process at a time trains in it. Standard library and yaml only.
 """
 
-import contextlib
 import os
 from pathlib import Path
 from typing import IO, Any
+
+from vssm._writing import replacing
 
 CONFIG, ENVIRONMENT, METRICS, REPORT = "config.yaml", "environment.yaml", "metrics.csv", "report.html"
 UNREADABLE = "unreadable.csv"
@@ -170,34 +171,6 @@ def _write_yaml(path: Path, plain: dict[str, Any]) -> None:
 
     with replacing(path) as new:
         new.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def replacing(path: Path):
-    """Gives a temporary path beside `path`; what is written there takes its place only when all went well.
-
-    A process that dies, or a disk that fills up, inside the block leaves the old file as it was.
-    """
-    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path):
-            yield new
-            with new.open("rb+") as file:
-                os.fsync(file.fileno())
-            new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def naming(path: Path):
-    """An OSError that does not know its file, as that of a full disk, gets this name."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _refuse_file(path: Path) -> None:

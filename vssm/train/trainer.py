@@ -1,6 +1,5 @@
 """From settings to a lightning.Trainer."""
 
-import difflib
 import inspect
 import logging
 import warnings
@@ -12,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from vssm._words import nearest
 from vssm.train.callbacks import AtomicCheckpointIO, SaveCheckpoints
 from vssm.train.settings import Settings, TrainerSettings
 
@@ -93,6 +93,5 @@ def _check_arguments(more: dict[str, Any]) -> None:
         if name in _OURS:
             raise ValueError(f"trainer.args.{name} cannot be changed: vssm chooses it")
         if name not in known:
-            found = difflib.get_close_matches(name, known - set(_OURS), n=3, cutoff=0.5)
-            nearest = f"; nearest: {', '.join(found)}" if found else ""
-            raise ValueError(f"trainer.args.{name} is no argument of lightning.Trainer{nearest}")
+            near = nearest(name, known - set(_OURS))
+            raise ValueError(f"trainer.args.{name} is no argument of lightning.Trainer{near}")

@@ -1,11 +1,10 @@
 """Official files to ours."""
 
-import os
-import tempfile
 from pathlib import Path
 
 from safetensors.torch import save_file
 
+from vssm._writing import replacing
 from vssm.weights.load import LoadReport, to_our_names
 from vssm.weights.read import CheckpointError, read_checkpoint
 
@@ -30,12 +29,7 @@ def convert(src: str | Path, dst: str | Path, ema: bool = False) -> LoadReport:
     tensors, foreign, family = to_our_names(checkpoint.tensors)
     if family is None:
         raise CheckpointError(f"{src} holds no VMamba, Spatial-Mamba or Vim weights; it has {next(iter(tensors))}, ...")
-    handle, temporary = tempfile.mkstemp(dir=dst.parent, prefix=dst.name, suffix=".part")
-    os.close(handle)
-    try:
-        metadata = {"format": "pt", "source": src.name, "family": family}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        Path(temporary).replace(dst)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    metadata = {"format": "pt", "source": src.name, "family": family}
+    with replacing(dst) as new:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new, metadata)
     return LoadReport(dst, family, checkpoint.entry, len(tensors), tuple(foreign))

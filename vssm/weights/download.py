@@ -6,14 +6,14 @@ it, and every later use is checked against that record.
 
 import hashlib
 import json
-import os
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import torch
+
+from vssm._writing import replacing
 
 RECORD = "sha256.json"
 TIMEOUT_S = 30
@@ -49,24 +49,21 @@ def download(url: str, cache_dir: str | Path | None = None) -> Path:
 
 
 def _fetch(url: str, target: Path) -> None:
-    """Write to a temporary file in the same folder and rename it: a broken download leaves nothing behind."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
+    """A broken download leaves nothing behind."""
     try:
-        with os.fdopen(handle, "wb") as out, urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-            expected = response.headers.get("Content-Length")
-            received = 0
-            while chunk := response.read(CHUNK):
-                out.write(chunk)
-                received += len(chunk)
-                if received > MAX_BYTES:
-                    raise DownloadError(f"{url} is larger than {MAX_BYTES} bytes; these models are not")
-        if expected is not None and received != int(expected):
-            raise DownloadError(f"{url} ended after {received} of {expected} bytes; try again")
-        Path(temporary).replace(target)
+        with replacing(target) as new:
+            with new.open("wb") as out, urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+                expected = response.headers.get("Content-Length")
+                received = 0
+                while chunk := response.read(CHUNK):
+                    out.write(chunk)
+                    received += len(chunk)
+                    if received > MAX_BYTES:
+                        raise DownloadError(f"{url} is larger than {MAX_BYTES} bytes; these models are not")
+            if expected is not None and received != int(expected):
+                raise DownloadError(f"{url} ended after {received} of {expected} bytes; try again")
     except (OSError, urllib.error.URLError) as error:
         raise DownloadError(f"cannot download {url}: {error}; check the network, or fetch the file by hand") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _check_record(url: str, target: Path) -> None:
@@ -82,17 +79,11 @@ def _check_record(url: str, target: Path) -> None:
             f"{target} has SHA-256 {found}, but {expected} was recorded when it was first downloaded; delete the file "
             f"and try again, or its entry in {record} if the change is wanted"
         )
-    write_text_atomically(record, json.dumps(known, indent=1, sort_keys=True) + "\n")
+    with replacing(record) as new:
+        new.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace the content of `path`, or leave it as it was."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as out:
-        out.write(text)
-    Path(out.name).replace(path)

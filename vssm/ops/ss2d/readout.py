@@ -17,25 +17,17 @@ _ARGUMENTS = struct.Struct("12q")
 
 def plain(h: Tensor, C: Tensor, x: Tensor | None, skip: Tensor | None) -> Tensor:
     """The equation. h (B, K, E, N, H, W), C (B, K, N, H, W), x (B, E, H, W) and skip (E,): both or neither."""
-    y = weighted_sum(h, C.to(h.dtype))
-    if skip is None or x is None:
-        return y
-    return torch.addcmul(y, x.to(h.dtype), skip.to(h.dtype)[:, None, None])
-
-
-def weighted_sum(h: Tensor, C: Tensor) -> Tensor:
-    """sum_kn C h (B, E, H, W), state by state in the layout that `ss2d_states` writes, (B, K, N, H, W, E): one sum over
-    both, which torch takes across the memory, costs seven times as much."""
-    maps: list[Tensor] = []
-    weights: list[Tensor] = []
-    for route in h.permute(0, 1, 3, 4, 5, 2).unbind(1):
-        maps.extend(route.unbind(1))
-    for route in C.unsqueeze(-1).unbind(1):
-        weights.extend(route.unbind(1))
+    # State by state in the layout that `ss2d_states` writes, (B, K, N, H, W, E): one sum over both dimensions goes
+    # across the memory.
+    maps = h.permute(0, 1, 3, 4, 5, 2).flatten(1, 2).unbind(1)
+    weights = C.to(h.dtype).flatten(1, 2).unsqueeze(-1).unbind(1)
     y = maps[0] * weights[0]
     for h_kn, C_kn in zip(maps[1:], weights[1:]):
         y = torch.addcmul(y, h_kn, C_kn)
-    return y.permute(0, 3, 1, 2)
+    y = y.permute(0, 3, 1, 2)
+    if skip is None or x is None:
+        return y
+    return torch.addcmul(y, x.to(h.dtype), skip.to(h.dtype)[:, None, None])
 
 
 def _plain_backward(g: Tensor, h: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,13 @@ PIXELS, CHANNELS = 16, 64
 
 
 @triton.jit
+def pixels_of_program(pixels, blocks, P: tl.constexpr):
+    """(map, its pixels, which of them exist) of a program."""
+    p = (tl.program_id(0) % blocks) * P + tl.arange(0, P)
+    return (tl.program_id(0) // blocks).to(tl.int64), p, p < pixels
+
+
+@triton.jit
 def place(offsets, weights, m, k, p, exists, pixels, height, width, K: tl.constexpr):
     """Place k of pixels p of map m: rows, columns, their weight, and whether it is near the map at all."""
     at = (m * K + k) * pixels + p
@@ -61,10 +68,9 @@ def blend(
     BC: tl.constexpr,
 ):
     """Program (map and block of its pixels, channels): y."""
-    m = (tl.program_id(0) // blocks).to(tl.int64)
-    p = (tl.program_id(0) % blocks) * P + tl.arange(0, P)
+    m, p, exists = pixels_of_program(pixels, blocks, P)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    exists, has = p < pixels, c < C
+    has = c < C
     for n in range(states):
         base = (m * states + n) * pixels * C
         total = tl.zeros((P, BC), tl.float32)
@@ -98,10 +104,8 @@ def place_gradients(
     BC: tl.constexpr,
 ):
     """Program (map and block of its pixels, place): the gradients of where it lies and of its weight."""
-    m = (tl.program_id(0) // blocks).to(tl.int64)
+    m, p, exists = pixels_of_program(pixels, blocks, P)
     k = tl.program_id(1)
-    p = (tl.program_id(0) % blocks) * P + tl.arange(0, P)
-    exists = p < pixels
     row, column, weight, near = place(offsets, weights, m, k, p, exists, pixels, height, width, K)
     sampled, down, right = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
     fy, fx = row - tl.floor(row), column - tl.floor(column)
@@ -146,10 +150,9 @@ def scatter(
     BC: tl.constexpr,
 ):
     """Program (map and block of its pixels, channels): adds each pixel's gradient to the states that it saw."""
-    m = (tl.program_id(0) // blocks).to(tl.int64)
-    p = (tl.program_id(0) % blocks) * P + tl.arange(0, P)
+    m, p, exists = pixels_of_program(pixels, blocks, P)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    exists, has = p < pixels, c < C
+    has = c < C
     to_integer = tl.load(scale)
     for n in range(states):
         base = (m * states + n) * pixels * C

@@ -1,0 +1,10 @@
+"""What an error message says about a word that is not known. Standard library only."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """`; nearest: a, b` for the known words that look like `word`, else `otherwise`."""
+    found = difflib.get_close_matches(word, sorted(set(known)), n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(found)}" if found else otherwise
