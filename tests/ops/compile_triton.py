@@ -102,6 +102,17 @@ def compile_sequences():
     scan.backward(y, last, *args)
 
 
+def compile_readout():
+    from vssm.ops.ss2d import triton_readout as readout
+
+    for dtype, K, E in ((torch.float32, 1, 33), (torch.bfloat16, 4, 96)):
+        h = torch.zeros(2, K, 14, 14, E, 1).permute(0, 1, 4, 5, 2, 3)
+        C, x, skip = torch.zeros(2, K, 1, 14, 14), torch.zeros(2, E, 14, 14), torch.zeros(E)
+        y = readout.forward(h, C.to(dtype), x.to(dtype), skip)
+        readout.backward(y, h, C.to(dtype))
+        readout.skip_backward(y, x.to(dtype), skip)
+
+
 def compile_fusion():
     from vssm.ops.state_fusion import triton as fusion
 
@@ -147,6 +158,7 @@ def main():
         gpu.launch = Compiler(int(name.removeprefix("sm_")))
         compile_scan()
         compile_sequences()
+        compile_readout()
         compile_fusion()
         compile_depthwise()
         compile_causal()

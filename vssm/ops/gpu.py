@@ -96,6 +96,11 @@ def check_scan_fits(state: int, rank: int) -> None:
             )
 
 
+def channel_block(channels: int, most: int = 64) -> int:
+    """Channels of a tile: a power of two, of which as few as possible are beyond the last one."""
+    return min(most, max(16, 1 << (channels - 1).bit_length()))
+
+
 def map_rows(x: Tensor) -> Tensor:
     """(B, C, H, W) -> contiguous (B, H*W, C): no copy for channels_last memory."""
     return x.permute(0, 2, 3, 1).contiguous().view(x.shape[0], -1, x.shape[1])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vssm.ops import gpu
 
-STEPS, CHANNELS = 32, 64
+STEPS = 32
 # Programs that share the steps in the backward of the weights; see selective_scan/triton.py.
 SHARES = 512
 
@@ -116,8 +116,8 @@ def slide_sums(
 def _tile(x: Tensor, weight: Tensor) -> dict[str, Any]:
     """Of x (B, L, C)."""
     batch, length, channels = x.shape
-    block = min(CHANNELS, max(16, triton.next_power_of_2(channels)))
-    return {"steps": batch * length, "length": length, "W": weight.shape[1], "C": channels, "P": STEPS, "BC": block}
+    block = {"BC": gpu.channel_block(channels)}
+    return block | {"steps": batch * length, "length": length, "W": weight.shape[1], "C": channels, "P": STEPS}
 
 
 def _grid(tile: dict[str, Any]) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from vssm.ops import gpu
 from vssm.ops.pointwise import channels_last, empty_map
 
-PIXELS, CHANNELS = 32, 64
+PIXELS = 32
 # Programs that share the pixels in the backward of the weights; see selective_scan/triton.py.
 SHARES = 512
 
@@ -120,7 +120,7 @@ def weigh(
 def _tile(x: Tensor) -> dict[str, Any]:
     batch, channels, height, width = x.shape
     sizes = {"pixels": batch * height * width, "height": height, "width": width, "C": channels}
-    return sizes | {"P": PIXELS, "BC": min(CHANNELS, max(16, triton.next_power_of_2(channels)))}
+    return sizes | {"P": PIXELS, "BC": gpu.channel_block(channels)}
 
 
 def _grid(tile: dict[str, Any]) -> tuple[int, int, int]:

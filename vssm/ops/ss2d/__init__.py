@@ -95,7 +95,7 @@ def ss2d_states(
 
 
 def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Tensor:
-    """The second half of `ss2d`: y = sum_k <C_k, h_k> + D_k x (B, C, H, W), in at least float32.
+    """The second half of `ss2d`: y = sum_k <C_k, h_k> + D_k x (B, C, H, W), in the dtype of h.
 
     h (B, K, C, N, H, W) and C (B, K, N, H, W) as `ss2d_states` returns them, x (B, C, H, W), D (K*C,) or None.
     ValueError for shapes, dtypes or devices that do not fit; the message names the argument.
@@ -104,8 +104,7 @@ def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Te
     skip = None if D is None else D.to(h.dtype).view(h.shape[1], h.shape[2]).sum(0)
     given = None if D is None else x
     path = dispatch.requested()
-    half = h.dtype not in (torch.float32, torch.float64)
-    if path == "reference" or half or prefers_plain(path):
+    if path == "reference" or prefers_plain(path):
         return readout.plain(h, C, given, skip)
     return call(torch.ops.vssm.ss2d_readout.default, h, C, given, skip, path)
 

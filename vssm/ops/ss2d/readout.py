@@ -1,4 +1,4 @@
-"""Registration of `vssm::ss2d_readout`, y = sum_kn C_kn h_kn + skip x, on the compiled core and in plain torch."""
+"""`vssm::ss2d_readout`, y = sum_kn C_kn h_kn + skip x: on the compiled core, on Triton and in plain torch."""
 
 import struct
 
@@ -9,7 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vssm.ops import dispatch, library, native
 from vssm.ops.pointwise import address, as_inputs, call, channels_last, dense, differentiable, empty_map
 
-dispatch.register("ss2d_readout", core=None, torch=None, reference=None)
+dispatch.register("ss2d_readout", core=None, triton=None, torch=None, reference=None)
 
 # struct ReadoutArgs: is_double, batch, terms, pixels, channels, h, C, x, skip, y, dh, dC.
 _ARGUMENTS = struct.Struct("12q")
@@ -46,8 +46,24 @@ def _states(h: Tensor) -> Tensor:
     return dense(h.permute(0, 1, 3, 4, 5, 2), h.dtype).permute(0, 1, 5, 2, 3, 4)
 
 
+def _choose(h, path):
+    """The path taken; the core reads no half precision, which `ss2d_states` never writes."""
+    chosen = dispatch.choose("ss2d_readout", h, path)
+    return "torch" if chosen == "core" and h.dtype in (torch.bfloat16, torch.float16) else chosen
+
+
+def _triton():
+    """The Triton path; importing it takes a second, so it waits for the first call."""
+    from vssm.ops.ss2d import triton_readout
+
+    return triton_readout
+
+
 def _readout(h, C, x, skip, path):
-    if dispatch.choose("ss2d_readout", h, path) != "core":
+    chosen = _choose(h, path)
+    if chosen == "triton":
+        return _triton().forward(h, C, x, skip)
+    if chosen == "torch":
         return channels_last(plain(h, C, x, skip))
     h, C, skip = _states(h), dense(C, h.dtype), dense(skip, h.dtype)
     x = None if x is None else channels_last(x.to(h.dtype))
@@ -66,14 +82,20 @@ def _readout_fake(h, C, x, skip, path):
 
 
 def _readout_backward(g, h, C, x, skip, path):
-    if dispatch.choose("ss2d_readout", h, path) == "core":
+    chosen = _choose(h, path)
+    dx = dskip = None
+    if chosen == "triton":
+        dh, dC = _triton().backward(g, h, C)
+        if x is not None and skip is not None:
+            dx, dskip = _triton().skip_backward(g, x, skip)
+        return as_inputs((h, C, x, skip), (dh, dC, dx, dskip))
+    if chosen == "core":
         wide_h, wide_C, g = _states(h), dense(C, h.dtype), channels_last(g.to(h.dtype))
         dh, dC = torch.empty_like(wide_h), torch.empty_like(wide_C)
         native.call("readout_backward", _pack(wide_h, wide_C, None, None, g, dh, dC))
     else:
         dh, dC = _plain_backward(g, h, C)
         dh = _states(dh)
-    dx = dskip = None
     if x is not None and skip is not None:
         g = channels_last(g)
         dx, dskip = g * skip.to(g.dtype)[:, None, None], (g * x.to(g.dtype)).sum((0, 2, 3))

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from vssm.ops import gpu
 from vssm.ops.pointwise import channels_last, empty_map
+from vssm.ops.ss2d import triton_readout
 from vssm.ops.state_fusion.fold import fold_kernels, unfold_gradient
 
-PIXELS, CHANNELS = 32, 64
+PIXELS = 32
 # Programs that share the pixels in the backward of the weights; see selective_scan/triton.py.
 SHARES = 512
 
@@ -167,7 +168,7 @@ class _Taps:
 def _tile(h: Tensor) -> dict[str, int]:
     batch, channels, height, width = h.shape
     sizes = {"pixels": batch * height * width, "height": height, "width": width, "channels": channels}
-    return sizes | {"P": PIXELS, "BC": min(CHANNELS, max(16, triton.next_power_of_2(channels)))}
+    return sizes | {"P": PIXELS, "BC": gpu.channel_block(channels)}
 
 
 def _grid(tile: dict[str, int]) -> tuple[int, int, int]:
@@ -255,10 +256,9 @@ def readout_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """dh, dkernels, dalphas, dC, du, dD. The fusion is computed once more, for dC."""
     taps = _Taps(kernels, alphas, dilations)
-    g = g.float()
-    dC = (g * _fuse(h, taps, None, None, None, empty_map(h, torch.float32))).sum(1, keepdim=True)
+    g = channels_last(g)
+    fused = _fuse(h, taps, None, None, None, empty_map(h, torch.float32)).permute(0, 2, 3, 1)[:, None, None]
+    dC = triton_readout.gradient_of_weights(g, fused, C[:, None])[:, 0]
     dh, dkernels, dalphas = _backward(g, h, taps, C.contiguous())
-    if u is None or D is None:
-        return dh, dkernels, dalphas, dC, None, None
-    du = (g * D.float()[:, None, None]).contiguous(memory_format=torch.channels_last)
-    return dh, dkernels, dalphas, dC, du, (g * u.float()).sum((0, 2, 3))
+    du, dD = (None, None) if u is None or D is None else triton_readout.skip_backward(g, u, D)
+    return dh, dkernels, dalphas, dC, du, dD

@@ -19,7 +19,7 @@ from torch import Tensor
 from vssm.ops import gpu
 from vssm.ops.pointwise import dense
 
-PIXELS, CHANNELS = 16, 64
+PIXELS = 16
 
 
 @triton.jit
@@ -175,7 +175,6 @@ def _states(h: Tensor) -> Tensor:
 def _tile(h: Tensor, weights: Tensor) -> dict[str, Any]:
     batch, sequences, states, height, width, channels = h.shape
     pixels = height * width
-    block = min(CHANNELS, max(16, triton.next_power_of_2(channels)))
     return {
         "pixels": pixels,
         "blocks": -(-pixels // PIXELS),
@@ -185,7 +184,7 @@ def _tile(h: Tensor, weights: Tensor) -> dict[str, Any]:
         "K": weights.shape[2],
         "C": channels,
         "P": PIXELS,
-        "BC": block,
+        "BC": gpu.channel_block(channels),
     }
 
 
