@@ -183,6 +183,20 @@ def test_fusion_operators_are_what_the_command_counts():
         assert (params, macs) == (f"{counted.params:,}", f"{counted.macs / 1e9:.3f}"), name
 
 
+@pytest.mark.full
+def test_candidates_for_the_adaptor_backbones_are_what_the_block_counts():
+    """The rows are arguments of the `candidate` that the document defines."""
+    path, namespace = ROOT / "docs/models.md", {}
+    (text,) = (text for _, language, _, text in runnable(path) if language == "python" and "def candidate" in text)
+    exec(text, namespace)
+    table = [row for row in rows(path, 4) if re.match(r'`"\w+", \d', row[0])]
+    assert len(table) == 14
+    for arguments, params, macs, _ in table:
+        exec(f"counted = count(candidate({arguments[1:-1]}))", namespace)
+        counted = namespace["counted"]
+        assert (params, macs) == (f"{counted.params / 1e6:.2f} M", f"{counted.macs / 1e9:.1f}"), arguments
+
+
 CONFIGS = [VMambaConfig, SpatialMambaConfig, VimConfig, MambaAdaptorConfig]
 
 
