@@ -3,7 +3,8 @@
     python benchmarks/pointwise.py [--batch 1 8] [--part layer_norm mlp ...] [--rounds 30]
 
 Both sides run in turns in one process; the table shows medians. Elements are those of the larger tensor of the
-operator: for gelu and mlp the hidden one.
+operator: for gelu, linear and mlp the hidden one, for downsampling the map that goes in. "scan fusion" has the package's
+own two operators beside it in place of torch's.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from vssm.ops import (
     RASTER,
     add_layer_norm,
     bias_act,
+    conv2d,
     depthwise_conv3x3,
     layer_norm,
     linear,
@@ -114,6 +116,15 @@ def cases(batch, side, dim):
         (image, kernel, bias),
     )
 
+    if dim < STAGES[-1][1]:  # into the next stage; ours differs in inference alone
+        kernels = torch.randn(2 * dim, dim, 3, 3)
+        yield (
+            "downsampling",
+            image,
+            lambda x, w, b: conv2d(x, w, b, 2, 1),
+            lambda x, w, b: F.conv2d(x, w, b, 2, 1),
+            (image, kernels, torch.randn(2 * dim)),
+        )
     yield "linear", wide, linear, F.linear, (rows, torch.randn(4 * dim, dim), wide_bias)
     yield "mlp", wide, mlp, plain_mlp, (rows, torch.randn(4 * dim, dim), wide_bias, torch.randn(dim, 4 * dim), bias)
 

@@ -9,8 +9,8 @@ from torch.overrides import TorchFunctionMode
 class Unfilled(TorchFunctionMode):
     """`with Unfilled():` a model is built whose parameters have shapes and no sensible values.
 
-    In-place fills do nothing, so that pages of memory are asked for and never touched: a large model takes
-    milliseconds. The meta device would do as well, but its arithmetic imports torch._dynamo and sympy, seconds each.
+    In-place fills do nothing, so that pages of memory are asked for and never touched. The meta device would do as
+    well, but its arithmetic imports torch._dynamo and sympy, which take longer than the model.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:

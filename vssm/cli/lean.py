@@ -7,19 +7,19 @@ from types import ModuleType
 
 
 def import_timm() -> None:
-    """Import timm, in half the time, for a process that has one thing to do and compiles nothing.
+    """Import timm without what it does not need, for a process that has one thing to do and compiles nothing.
 
-    timm imports torchvision.ops, and that torch._dynamo, sympy and with them 1,500 modules for a function that tells
-    whether a device can be compiled for; another of torchvision's functions is marked by the same. Both get a
-    stand-in here that imports torch._dynamo when it is called. Nothing else differs, and nothing of it is left behind
-    in `sys.modules` or in torch.
+    timm imports torchvision.ops, and that torch._dynamo and sympy for a function that tells whether a device can be
+    compiled for; another of torchvision's functions is marked by the same. Both get a stand-in here that imports
+    torch._dynamo when it is called. Nothing else differs, and nothing of it is left behind in `sys.modules` or in
+    torch. `benchmarks/start.py` times a command that does so beside a plain `import timm`.
     """
     if "timm" in sys.modules or "torch._dynamo" in sys.modules:
         import timm
 
         return
     collects = gc.isenabled()
-    gc.disable()  # what importing makes is there to stay; looking through it again and again is a tenth of the time
+    gc.disable()  # what importing makes is there to stay; looking through it again and again finds nothing
     try:
         import torch
 

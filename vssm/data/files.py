@@ -31,7 +31,7 @@ def image_files(folder: str | Path, on_error: Callable[[OSError], None] | None =
                 raise
             on_error(error)
             return iter(())
-        return ((os.path.join(folder, name), name in folders) for name in names)  # noqa: PTH118 (10 times quicker)
+        return ((os.path.join(folder, name), name in folders) for name in names)  # noqa: PTH118 (quicker than a Path)
 
     open_folders = [listing(os.fspath(folder))]
     while open_folders:

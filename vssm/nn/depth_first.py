@@ -13,7 +13,7 @@ from torch.fx import Proxy
 
 from vssm.nn.watch import any_watched
 
-# Bytes of a stage's input that run together, per thread: measured best between one and two L2 caches of 2 MB.
+# Bytes of a stage's input that run together, per thread: between one and two L2 caches of 2 MB.
 WORKING_SET = 5 << 19
 
 

@@ -78,7 +78,7 @@ class DynamicConv(nn.Module):
         batch, groups = x.shape[0], x.shape[1]
         if torch.jit.is_scripting():
             one_by_one = False
-        else:  # in inference on the CPU: half the time, as nothing is laid out anew
+        else:  # in inference on the CPU: nothing is laid out anew
             one_by_one = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if one_by_one:
             samples = zip(x.split(1), weight.split(groups))

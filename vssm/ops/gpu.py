@@ -23,7 +23,7 @@ SCAN_TILE: tuple[int, int] | None = None
 
 
 def interpreted() -> bool:
-    """Whether kernels are interpreted (TRITON_INTERPRET=1): on the CPU, for tests, thousands of times slower."""
+    """Whether kernels are interpreted (TRITON_INTERPRET=1): on the CPU, for tests, very slowly."""
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "on", "y", "yes")
 
 

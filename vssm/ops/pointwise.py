@@ -17,7 +17,7 @@ from vssm.ops.library import KERNELS, LIBRARY
 
 def call(op: torch._ops.OpOverload, *args):
     """Call an operator. In inference on the CPU with nobody looking on, its implementation at once: torch's dispatcher
-    takes 5 of the 10 microseconds of a small call, and one image makes two hundred."""
+    takes a good part of a small call, and a network makes many for one image."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return op(*args)
     if is_direct(*args):
@@ -119,7 +119,7 @@ def empty_map(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 # ---- calls into the compiled core (csrc/pointwise.h): arguments are packed, not built as a ctypes structure, which
-# ---- would cost a microsecond and a half more per call
+# ---- would take longer at every call
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ABSENT = (0, 0)

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a row, counted on the meta device: in tenths of a second, without memory."""
+"""Parameters and multiply-adds of a row, counted on the meta device: no memory is used and nothing computed."""
 
 import json
 from dataclasses import dataclass

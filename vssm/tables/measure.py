@@ -1,6 +1,6 @@
 """Throughput and peak memory of a table's rows on this machine.
 
-Speed drifts by many per cent within minutes. So each row runs in turns with the row that it is compared with, in one
+The speed of a machine drifts within minutes. So each row runs in turns with the row that it is compared with, in one
 process, and its ratio is the median over the turns. Memory is measured in a process of its own per row.
 """
 

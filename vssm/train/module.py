@@ -77,8 +77,8 @@ class TrainingModule(L.LightningModule):
         total = per_epoch * self.settings.trainer.max_epochs
         if trainer.max_steps >= 0:
             total = min(total, trainer.max_steps)
-        # By itself torch takes one tensor at a time on the CPU, which is several times slower. (With mixed precision
-        # Lightning does not clip the gradients of a fused optimizer.)
+        # By itself torch takes one tensor at a time on the CPU. (With mixed precision Lightning does not clip the
+        # gradients of a fused optimizer.)
         fused = self.device.type == "cpu" and "mixed" not in str(trainer.precision)
         optimizer = create_optimizer(self.task.model, optim, fused=fused or None)
         schedule = create_schedule(optimizer, optim, total, per_epoch)

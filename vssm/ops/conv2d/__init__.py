@@ -16,8 +16,8 @@ from vssm.ops.pointwise import is_direct, prefers_plain
 
 __all__ = ["conv2d"]
 
-# The product pays from this many weight elements per element of the map. Measured on VMamba-T's last downsampling,
-# one thread, time against the convolution's: B=1 (ratio 35) x0.2, B=2 (18) x0.7, B=4 (9) x0.85, B=8 (4) x1.05.
+# The product pays from this many weight elements per element of the map: VMamba-T's last downsampling has 9 at B=4,
+# where it is taken, and 4 at B=8 (`python benchmarks/pointwise.py --part downsampling --batch 1 2 4 8`).
 WEIGHT_PER_MAP = 8
 
 dispatch.register("conv2d", core=None, torch=None, reference=None)
@@ -44,7 +44,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
             return _product(x, weight, bias, stride, padding)
         turns = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() and weight.is_contiguous()
         if not plain and turns and x.dtype == torch.float32 and is_direct(x, weight):
-            weight = channels_last_weight(weight)  # torch would, ten times slower
+            weight = channels_last_weight(weight)  # else torch would, by its general copy
         return F.conv2d(x, weight, bias, stride, padding)
 
 

@@ -18,8 +18,8 @@ from vssm.ops.pointwise import call, check_per_channel, prefers_plain, result_dt
 
 __all__ = ["add_layer_norm", "layer_norm"]
 
-# Below this many elements torch's own operator wins: an operator defined in Python costs 10 microseconds more per call
-# (60 with its backward), which the core saves back at 0.2 ns per element (benchmarks/pointwise.py).
+# Below this many elements torch's own operator wins: a call of an operator defined in Python costs more than the core
+# saves on a small map (`python benchmarks/pointwise.py --part layer_norm`).
 SMALL = 1 << 16
 
 

@@ -18,8 +18,8 @@ CHUNK_ELEMENTS = 1 << 18
 MIN_ROWS = 256
 
 # Training below this size of the hidden tensor keeps it: the recomputed product would cost more than the memory
-# traffic it saves. Measured one thread, VMamba-T shapes at B=8, time against keeping it: 38 MB x0.73, 19 MB x1.04,
-# 10 MB x1.19 (benchmarks/pointwise.py --part mlp).
+# traffic it saves. At B=8 the first two stages of VMamba-T, 38 and 19 MB, are above it. With 0 or a large number here,
+# `python benchmarks/pointwise.py --part mlp --batch 8` shows both sides of the choice.
 RECOMPUTE_BYTES = 16 << 20
 
 
@@ -54,7 +54,7 @@ def forward(
         hidden = torch.mm(rows[part], w1, out=buffer[: part.stop - part.start])
         bias_act.forward(hidden, bias1, "gelu", out=hidden)
         if base is None:
-            # Not addmm: it writes the bias over all of y first and has the product read it back, 1 to 6 % slower here.
+            # Not addmm: it writes the bias over all of y first and has the product read it back.
             out = torch.mm(hidden, w2, out=y[part])
             bias_act.forward(out, bias2, "none", out=out)
         else:  # the pass that would copy the bias adds the residual

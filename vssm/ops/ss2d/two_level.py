@@ -50,7 +50,7 @@ class _Slab:
 
     def readout(self) -> Tensor:
         """<C, h> (B, K, L, C); may overwrite h."""
-        if self.h.shape[-1] == 1:  # a sum over one element costs three times the product
+        if self.h.shape[-1] == 1:  # a sum over one element would be one more pass
             return self.h.squeeze(-1).mul_(self.C)
         return (self.h * self.C.unsqueeze(3)).sum(-1)
 
