@@ -2,6 +2,7 @@
 
     python benchmarks/interpret_full.py                     hours: dtypes x routes x N x L up to 1000
     python benchmarks/interpret_full.py --lengths 1 49 --states 1
+    python benchmarks/interpret_full.py --list              the cases and their number, none of them run
 
 `make test` runs a pairwise cover of the short ones (tests/ops/test_triton_*.py). Prints one line per case, the largest
 error of the output and of the gradients relative to the largest number; ends with exit code 1 if any is too large.
@@ -99,17 +100,23 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--states", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--lengths", nargs="+", type=int, default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--list", action="store_true", help="print the cases and their number, run none")
     options = parser.parse_args()
-    wrong = 0
     kinds = depthwise, sequences, gathers, fusions, scans
-    for name, dtype, function, tensors in itertools.chain.from_iterable(kind(options) for kind in kinds):
+    cases = itertools.chain.from_iterable(kind(options) for kind in kinds)
+    if options.list:
+        names = [name for name, *_ in cases]
+        print(*names, f"{len(names)} cases", sep="\n")
+        return 0
+    count = wrong = 0
+    for name, dtype, function, tensors in cases:
         start = time.perf_counter()
         output, gradient = errors(function, tensors)
         fine = output <= ALLOWED[dtype][0] and gradient <= ALLOWED[dtype][1]
-        wrong += not fine
+        count, wrong = count + 1, wrong + (not fine)
         seconds = time.perf_counter() - start
         print(f"{'ok   ' if fine else 'WRONG'} {name:<48} {output:9.1e} {gradient:9.1e} {seconds:7.1f} s", flush=True)
-    print(f"{wrong} cases are wrong" if wrong else "every case agrees")
+    print(f"{wrong} of {count} cases are wrong" if wrong else f"{count} cases agree")
     return 1 if wrong else 0
 
 
