@@ -113,6 +113,18 @@ def compile_readout():
         readout.skip_backward(y, x.to(dtype), skip)
 
 
+def compile_norms():
+    from vssm.ops.layer_norm import triton as norm
+
+    for dtype, C in ((torch.float32, 33), (torch.bfloat16, 192), (torch.bfloat16, 8192)):
+        x, weight, bias = torch.zeros(50, C, dtype=dtype), torch.zeros(C), torch.zeros(C)
+        y = norm.forward(x, weight, bias, x, 1e-5)
+        norm.backward(y, x, weight, bias, x, 1e-5)
+        norm.backward(norm.forward(x, weight, None, None, 1e-5, False), x, weight, None, None, 1e-5, centred=False)
+        total, y = norm.add_forward(x.float(), x, weight, bias, 1e-5)
+        norm.add_backward(total, y, total, weight, bias, 1e-5)
+
+
 def compile_fusion():
     from vssm.ops.state_fusion import triton as fusion
 
@@ -159,6 +171,7 @@ def main():
         compile_scan()
         compile_sequences()
         compile_readout()
+        compile_norms()
         compile_fusion()
         compile_depthwise()
         compile_causal()

@@ -60,7 +60,8 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(processes):
     for sm in (80, 90):
         names = {k["kernel"] for k in compiled if k["sm"] == sm}
         scans, convolutions = "carries chain apply gradients", "fuse spread correlate convolve weigh slide slide_sums"
-        others = "blend place_gradients scatter read_out term_gradients skip_gradients"
+        others = "blend place_gradients scatter read_out term_gradients skip_gradients normalise"
+        others += " normalise_gradients"
         assert names == {*scans.split(), *convolutions.split(), *others.split()}
     for kernel in compiled:
         # Of an SM's shared memory a block may take 163 KiB on sm_80, the smaller of the two. Spills stay in the cache.

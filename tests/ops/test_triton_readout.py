@@ -12,6 +12,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from tests.ops import interpreter  # noqa: F401  (makes it fit)
 from tests.ops.agree import assert_agrees, evaluate, randn
 from vssm.ops import explain, ss2d_readout, use
+from vssm.ops.ss2d import triton_readout
 
 # (B, K, E, N, H, W): one number; samples that share a tile of 32 pixels; channels beyond a tile of 64; many states.
 SHAPES = [(1, 1, 3, 1, 1, 1), (2, 4, 20, 1, 5, 7), (1, 2, 67, 3, 4, 2), (2, 1, 5, 16, 3, 9)]
@@ -22,6 +23,12 @@ def arguments(shape, dtype=torch.float32, C_dtype=torch.float32):
     h = randn(B, K, N, H, W, E).to(dtype).permute(0, 1, 5, 2, 3, 4)
     tensors = {"h": h, "C": randn(B, K, N, H, W, seed=1).to(C_dtype), "x": randn(B, E, H, W, seed=2).to(C_dtype)}
     return tensors | {"D": randn(K * E, seed=3)}
+
+
+@pytest.fixture(autouse=True)
+def two_programs(monkeypatch):
+    """Share the sums of a backward, so that each goes through several tiles."""
+    monkeypatch.setattr(triton_readout, "SHARES", 2)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

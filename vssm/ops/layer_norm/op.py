@@ -8,11 +8,20 @@ from vssm.ops import dispatch, library
 from vssm.ops.layer_norm import core, torch_path
 from vssm.ops.pointwise import as_inputs, call, differentiable, result_dtype
 
-dispatch.register("layer_norm", core=None, torch=None, reference=None)
-dispatch.register("add_layer_norm", core=None, torch=None, reference=None)
+dispatch.register("layer_norm", core=None, triton=None, torch=None, reference=None)
+dispatch.register("add_layer_norm", core=None, triton=None, torch=None, reference=None)
 
 # Multiply-adds per element, the count of fvcore for a normalisation with weight and bias.
 _PER_ELEMENT = 5
+
+
+def _implementation(op: str, path: str, x: Tensor, *others: Tensor | None):
+    chosen = dispatch.choose(op, x, path, *others)
+    if chosen == "triton":
+        from vssm.ops.layer_norm import triton  # importing it takes a second, so it waits for the first call
+
+        return triton
+    return core if chosen == "core" else torch_path
 
 
 def _empty_like(*inputs: Tensor) -> list[Tensor]:
@@ -26,7 +35,7 @@ def _empty_like(*inputs: Tensor) -> list[Tensor]:
 
 
 def _layer_norm(x, weight, bias, gate, eps, path):
-    implementation = core if dispatch.choose("layer_norm", x, path) == "core" else torch_path
+    implementation = _implementation("layer_norm", path, x, weight, bias, gate)
     return implementation.forward(x, weight, bias, gate, eps)
 
 
@@ -35,7 +44,7 @@ def _layer_norm_fake(x, weight, bias, gate, eps, path):
 
 
 def _layer_norm_backward(gy, x, weight, bias, gate, eps, path):
-    implementation = core if dispatch.choose("layer_norm", x, path) == "core" else torch_path
+    implementation = _implementation("layer_norm", path, x, weight, bias, gate)
     return as_inputs((x, weight, bias, gate), implementation.backward(gy, x, weight, bias, gate, eps))
 
 
@@ -71,7 +80,7 @@ differentiable("layer_norm", _layer_norm_autograd, _layer_norm_setup)
 
 
 def _add_layer_norm(x, branch, weight, bias, eps, path):
-    implementation = core if dispatch.choose("add_layer_norm", x, path) == "core" else torch_path
+    implementation = _implementation("add_layer_norm", path, x, branch, weight, bias)
     return implementation.add_forward(x, branch, weight, bias, eps)
 
 
@@ -81,7 +90,7 @@ def _add_layer_norm_fake(x, branch, weight, bias, eps, path):
 
 
 def _add_layer_norm_backward(gsum, gy, total, weight, bias, eps, path):
-    implementation = core if dispatch.choose("add_layer_norm", total, path) == "core" else torch_path
+    implementation = _implementation("add_layer_norm", path, total, weight, bias)
     grads = implementation.add_backward(gsum, gy, total, weight, bias, eps)
     return as_inputs((total, weight, bias), grads)
 

@@ -7,18 +7,23 @@ from vssm.ops import dispatch, library
 from vssm.ops.pointwise import as_inputs, call, differentiable, result_dtype
 from vssm.ops.rms_norm import core, torch_path
 
-dispatch.register("rms_norm", core=None, torch=None, reference=None)
+dispatch.register("rms_norm", core=None, triton=None, torch=None, reference=None)
 
 # Multiply-adds per element: the count of a layer norm with weight and bias, less the mean and the bias.
 _PER_ELEMENT = 3
 
 
-def _implementation(x, path):
-    return core if dispatch.choose("rms_norm", x, path) == "core" else torch_path
+def _implementation(x, weight, path):
+    chosen = dispatch.choose("rms_norm", x, path, weight)
+    if chosen == "triton":
+        from vssm.ops.rms_norm import triton  # importing it takes a second, so it waits for the first call
+
+        return triton
+    return core if chosen == "core" else torch_path
 
 
 def _norm(x, weight, eps, path):
-    return _implementation(x, path).forward(x, weight, eps)
+    return _implementation(x, weight, path).forward(x, weight, eps)
 
 
 def _norm_fake(x, weight, eps, path):
@@ -26,7 +31,7 @@ def _norm_fake(x, weight, eps, path):
 
 
 def _norm_backward(gy, x, weight, eps, path):
-    return as_inputs((x, weight), _implementation(x, path).backward(gy, x, weight, eps))
+    return as_inputs((x, weight), _implementation(x, weight, path).backward(gy, x, weight, eps))
 
 
 def _norm_backward_fake(gy, x, weight, eps, path):

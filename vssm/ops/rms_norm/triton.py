@@ -1,0 +1,16 @@
+"""Root mean square normalisation on Triton: its layer norm without centring."""
+
+from torch import Tensor
+
+from vssm.ops.layer_norm import triton
+
+
+def forward(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """See the public function."""
+    return triton.forward(x, weight, None, None, eps, centred=False)
+
+
+def backward(gy: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor | None]:
+    """dx, dweight; dweight None without a weight."""
+    dx, dweight, _, _ = triton.backward(gy, x, weight, None, None, eps, centred=False)
+    return dx, dweight
