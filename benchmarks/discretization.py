@@ -1,7 +1,7 @@
 """Euler step and zero-order hold: a picture of what they compute, and what the second one costs.
 
     python benchmarks/discretization.py --figure docs/discretization.png
-    python benchmarks/discretization.py --cost [--batch 4] [--rounds 10]
+    python benchmarks/discretization.py --cost [--batch 4] [--rounds 5]
 
 The cost is that of whole models, both forms in turns in one process; the table shows medians and their ratio.
 """

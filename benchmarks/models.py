@@ -131,7 +131,7 @@ def _measure_memory(name: str, part: str, batch: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("eval", "train", "memory", "threads", "resolution")
     parser.add_argument("--part", nargs="+", default=parts, choices=parts)
     parser.add_argument("--runs", type=int, default=7)

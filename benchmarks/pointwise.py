@@ -173,7 +173,7 @@ def plain_fusion(h, alphas, *kernels):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--part", nargs="+", help="names of rows")
     parser.add_argument("--rounds", type=int, default=30)

@@ -1,7 +1,7 @@
 """The table of subcommands, and what becomes of an error.
 
 A subcommand is a module of this folder with `main(argv) -> exit code`. It parses its arguments first and imports
-torch, timm and Lightning only afterwards (seconds each), so that help and typing errors answer at once.
+torch, timm and Lightning only afterwards, so that help and typing errors answer at once.
 Exit codes: 0 done; 1 the command could not do it (one message, no traceback); 2 it was typed wrongly; 130 Ctrl-C;
 141 the reader of the output went away.
 """
