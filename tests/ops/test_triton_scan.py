@@ -1,6 +1,7 @@
 """The Triton scan, interpreted: outputs and every gradient against the reference in float64. Run by test_triton.py."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -152,12 +153,28 @@ def test_a_whole_model_with_and_without_gradients():
                 torch.testing.assert_close(mixer(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sizes_beyond_the_kernels_are_named():
-    tensors = {k: t.requires_grad_() for k, t in maps(PATTERNS["raster"], 1, (1, 1), C=1, R=257, batch=1).items()}
-    with use("triton"):
-        y = ss2d(*tensors.values(), routes=PATTERNS["raster"])
-    with pytest.raises(ValueError, match="R = 257 is too large for the Triton scan, which takes up to 256"):
-        y.sum().backward()
+def test_sizes_beyond_the_kernels_are_named(monkeypatch):
+    """Before anything runs: a forward refuses what its backward would."""
+    monkeypatch.setattr(gpu, "launch", None)
+    routes, message = PATTERNS["raster"], "{} = 257 is too large for the Triton scan, which takes up to 256; use the"
+    gy = torch.zeros(1, 1, 1, 1)
+    for name, N, R in (("R", 1, 257), ("N", 257, 1)):
+        given = tuple(maps(routes, N, (1, 1), C=1, R=R, batch=1).values())
+        projected = given[0], torch.zeros(1, 1, 1, R + 2 * N), *given[2:]
+        for scan, inputs in (
+            (partial(ss2d, routes=routes), given),
+            (partial(ss2d_states, routes=routes), given[:-1]),
+            (torch.ops.vssm.ss2d_backward, (gy, *projected, encode(routes), "triton")),
+        ):
+            with use("triton"), pytest.raises(ValueError, match=message.format(name)):
+                scan(*inputs)
+    t = sequences(1, 1, 257, 1, batch=1)
+    for scan, names in ((selective_scan, "u dt A B C D"), (selective_scan_states, "u dt A B")):
+        with use("triton"), pytest.raises(ValueError, match=message.format("N")):
+            scan(*(t[name] for name in names.split()))
+
+
+def test_a_grid_beyond_the_card_is_named():
     with pytest.raises(ValueError, match=r"\(70000, 65536, 1\) programs exceeds the card's"):
         gpu.launch(None, (70000, 1 << 16, 1), torch.device("cpu"))
 

@@ -6,6 +6,7 @@ launched, so that `import vssm` stays light. Kernels are in the `triton*.py` fil
 
 import contextlib
 import importlib.util
+import math
 import os
 from functools import cache
 from typing import Any
@@ -41,7 +42,7 @@ DIRECT_RANK = 12
 
 def scan_tiles(channels: int, rank: int, backward: bool) -> list[tuple[int, int]]:
     """(T, BC), pixels and channels, of the tiles that the scan may take. First the one to take without measuring: the
-    fewest instructions on sm_90 with few spills."""
+    fewest instructions on sm_90 with few spills. Those that the current card has no room for are left out."""
     if SCAN_TILE is not None:
         return [SCAN_TILE]
     if rank == 0:  # sequences: a thread's pixels are far apart, which takes registers for their addresses
@@ -50,7 +51,26 @@ def scan_tiles(channels: int, rank: int, backward: bool) -> list[tuple[int, int]
     first = 32 if direct and not backward else 16, 32 if direct or channels % 64 else 64
     lengths = (16,) if backward else (16, 32)
     others = [(T, BC) for BC in (32, 64, 128) if BC == 32 or channels % BC == 0 for T in lengths]
-    return [first, *(tile for tile in others if tile != first)]
+    tiles = [first, *(tile for tile in others if tile != first)]
+    return [(T, BC) for T, BC in tiles if direct or _shared_memory(T, BC, rank) <= _limit_of_shared_memory()]
+
+
+def _shared_memory(T: int, BC: int, rank: int) -> int:
+    """Bytes, at most, in which a tile's product on the tensor cores keeps its weights and its result. The only limit
+    that cards differ in and that a tile comes near: all others of this package take 20 KiB or less, and registers are
+    255 to a thread everywhere."""
+    return 4 * BC * (max(16, 1 << (rank - 1).bit_length()) + 2 * T)
+
+
+def _limit_of_shared_memory() -> float:
+    """Bytes that a program may take on the current card; none without one."""
+    return _shared_memory_of(torch.cuda.current_device()) if torch.cuda.is_initialized() else math.inf
+
+
+@cache
+def _shared_memory_of(card: int) -> int:
+    limits = torch.cuda.get_device_properties(card)
+    return getattr(limits, "shared_memory_per_block_optin", limits.shared_memory_per_block)  # ROCm has the second alone
 
 
 @cache
@@ -87,7 +107,8 @@ def launch(kernel: Any, grid: tuple[int, int, int], device: torch.device, **argu
 
 
 def check_scan_fits(state: int, rank: int) -> None:
-    """One ValueError for sizes beyond what a tile of the backward holds in registers."""
+    """One ValueError for sizes beyond what a tile of the backward holds in registers. Asked by the operators before
+    anything runs, forward and backward alike."""
     for name, size in (("N", state), ("R", rank)):
         if size > 256:
             raise ValueError(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vssm.ops import dispatch, library
+from vssm.ops import dispatch, gpu, library
 from vssm.ops.selective_scan import core, two_level
 
 dispatch.register("selective_scan", core=None, triton=None, torch=None, reference=None)
@@ -20,8 +20,9 @@ def as_inputs(grads, inputs) -> list[Tensor]:
     return [first.new_empty(0) if g is None or x is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)]
 
 
-def _triton():
-    """The Triton path; importing it takes a second, so it waits for the first call."""
+def _triton(A):
+    """The Triton path for sizes that it takes; importing it takes a second, so it waits for the first call."""
+    gpu.check_scan_fits(A.shape[1], 0)
     from vssm.ops.selective_scan import triton
 
     return triton
@@ -36,7 +37,7 @@ def _scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path):
     if chosen == "core":
         return core.forward(*args)
     if chosen == "triton":
-        return _triton().forward(*args)
+        return _triton(A).forward(*args)
     return two_level.forward(*library.widened(*args))
 
 
@@ -51,7 +52,7 @@ def _scan_backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_s
     if chosen == "core":
         grads = core.backward(*args)
     elif chosen == "triton":
-        grads = _triton().backward(*args)
+        grads = _triton(A).backward(*args)
     else:
         grads = two_level.backward(*library.widened(*args))
     return as_inputs(grads, (u, dt, A, B, C, D, dt_bias, initial_state))
@@ -100,7 +101,7 @@ def _states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path):
     if chosen == "core":
         return core.states_forward(*args)
     if chosen == "triton":
-        return _triton().states_forward(*args)
+        return _triton(A).states_forward(*args)
     return two_level.states_forward(*library.widened(*args))
 
 
@@ -115,7 +116,7 @@ def _states_backward(gh, u, dt, A, B, dt_bias, dt_softplus, initial_state, path)
     if chosen == "core":
         grads = core.states_backward(*args)
     elif chosen == "triton":
-        grads = _triton().states_backward(*args)
+        grads = _triton(A).states_backward(*args)
     else:
         grads = two_level.states_backward_op(*library.widened(*args))
     return as_inputs(grads, (u, dt, A, B, dt_bias, initial_state))

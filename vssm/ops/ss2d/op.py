@@ -3,7 +3,7 @@
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from vssm.ops import dispatch, library
+from vssm.ops import dispatch, gpu, library
 from vssm.ops.routes import visit_order
 from vssm.ops.selective_scan.op import as_inputs, scan_flops
 from vssm.ops.ss2d import core, two_level
@@ -18,8 +18,9 @@ def _order(x, routes):
     return visit_order(tuple(routes), x.shape[2], x.shape[3])
 
 
-def _triton():
-    """The Triton path; importing it takes a second, so it waits for the first call."""
+def _triton(dt_weight, A):
+    """The Triton path for sizes that it takes; importing it takes a second, so it waits for the first call."""
+    gpu.check_scan_fits(A.shape[1], dt_weight.shape[2])
     from vssm.ops.ss2d import triton
 
     return triton
@@ -40,7 +41,7 @@ def _ss2d(x, proj, dt_weight, dt_bias, A, D, routes, path):
     if chosen == "core":
         return core.forward(*args, _order(x, routes))
     if chosen == "triton":
-        return _triton().forward(*args, routes)
+        return _triton(dt_weight, A).forward(*args, routes)
     return two_level.forward(*library.widened(*args, _order(x, routes)))
 
 
@@ -54,7 +55,7 @@ def _ss2d_backward(gy, x, proj, dt_weight, dt_bias, A, D, routes, path):
     if chosen == "core":
         grads = core.backward(*args, _order(x, routes))
     elif chosen == "triton":
-        grads = _triton().backward(*args, routes)
+        grads = _triton(dt_weight, A).backward(*args, routes)
     else:
         grads = two_level.backward(*library.widened(*args, _order(x, routes)))
     return as_inputs(grads, (x, proj, dt_weight, dt_bias, A, D))
@@ -100,7 +101,7 @@ def _states(x, proj, dt_weight, dt_bias, A, routes, path):
     if chosen == "core":
         return core.states_forward(*args, _order(x, routes))
     if chosen == "triton":
-        return _triton().states_forward(*args, routes)
+        return _triton(dt_weight, A).states_forward(*args, routes)
     return two_level.states_forward(*library.widened(*args, _order(x, routes)))
 
 
@@ -116,7 +117,7 @@ def _states_backward(gh, x, proj, dt_weight, dt_bias, A, routes, path):
     if chosen == "core":
         grads = core.states_backward(*args, _order(x, routes))
     elif chosen == "triton":
-        grads = _triton().states_backward(*args, routes)
+        grads = _triton(dt_weight, A).states_backward(*args, routes)
     else:
         grads = two_level.states_backward_op(*library.widened(*args, _order(x, routes)))
     return as_inputs(grads, (x, proj, dt_weight, dt_bias, A))
