@@ -25,12 +25,13 @@ if "--smallest" in sys.argv and "cpu" in sys.argv:
 
 import timm
 import torch
-from gpu_bench import STAGES, Bench, Cell, scan_arguments, time_both
+from gpu_around import around
+from gpu_bench import STAGES, Bench, Cell, as_tuple, scan_arguments, time_both
 from gpu_official import official
 from torch import Tensor
 
 import vssm
-from vssm.ops import depthwise_conv3x3, ss2d, state_fusion, use
+from vssm.ops import ss2d, use
 
 OURS = ("vmamba_tiny", "spatial_mamba_tiny", "vmamba_small", "vmamba_base", "vanilla_vmamba_tiny")
 OURS += ("spatial_mamba_small", "spatial_mamba_base")
@@ -48,7 +49,8 @@ def check(bench: Bench) -> Iterator[Cell]:
             yield f"stage {stage} {dtype}", lambda s=size, d=dtype: compare_scan(bench, s, d)
         if bench.smallest:
             break
-    yield "state_fusion", lambda: compare_fusion(bench)
+    for name, (function, leaves) in around(bench, batch=2).items():
+        yield name, lambda f=function, t=leaves: compare(bench, f, t, torch.float32)
     yield "training follows the torch path", lambda: compare_training(bench)
 
 
@@ -59,9 +61,10 @@ def largest_errors(found: list[Tensor], expected: list[Tensor]) -> float:
 
 def run_and_differentiate(function, leaves: list[Tensor]) -> list[Tensor]:
     leaves = [t.detach().requires_grad_() for t in leaves]
-    y = function(*leaves)
-    weight = torch.cos(torch.arange(y.numel(), device=y.device, dtype=torch.float32)).view_as(y).to(y.dtype)
-    return [y.detach(), *torch.autograd.grad((y * weight).sum(), leaves)]
+    outputs = as_tuple(function(*leaves))
+    weights = [torch.cos(torch.arange(y.numel(), device=y.device, dtype=torch.float32)).view_as(y) for y in outputs]
+    loss = sum((y * weight.to(y.dtype)).sum() for y, weight in zip(outputs, weights, strict=True))
+    return [*(y.detach() for y in outputs), *torch.autograd.grad(loss, leaves)]
 
 
 def compare(bench: Bench, function, leaves: list[Tensor], dtype) -> dict[str, Any]:
@@ -76,14 +79,6 @@ def compare(bench: Bench, function, leaves: list[Tensor], dtype) -> dict[str, An
 
 def compare_scan(bench: Bench, size, dtype) -> dict[str, Any]:
     return compare(bench, ss2d, scan_arguments(bench, *size, batch=1 if bench.smallest else 8, dtype=dtype), dtype)
-
-
-def compare_fusion(bench: Bench) -> dict[str, Any]:
-    side, channels = (3, 4) if bench.smallest else (56, 128)
-    h = torch.randn(2, side, side, channels, device=bench.device).permute(0, 3, 1, 2)
-    kernels = [torch.randn(channels, 1, 3, 3, device=bench.device) for _ in range(3)]
-    alphas = torch.rand(3, device=bench.device)
-    return compare(bench, lambda h, a, *k: state_fusion(h, list(k), a), [h, alphas, *kernels], torch.float32)
 
 
 def compare_training(bench: Bench) -> dict[str, Any]:
@@ -128,9 +123,10 @@ def kernels(bench: Bench) -> Iterator[Cell]:
             yield f"ss2d {name} torch path", lambda s=shape: time_scan(bench, s, torch.float32, bandwidth, "torch")
         if name == "stage 1":
             yield "kernels of ss2d stage 1, slowest first", lambda s=shape: slowest(bench, s)
-    yield "state_fusion", lambda: time_fusion(bench, bandwidth)
-    for path in (bench.path,) if bench.smallest else (bench.path, "torch"):
-        yield f"depthwise_conv3x3 + SiLU {path}", lambda p=path: time_depthwise(bench, bandwidth, p)
+    for name, (function, leaves) in around(bench, bench.batch, half=True).items():
+        for path in (bench.path,) if bench.smallest else (bench.path, "torch"):
+            label = f"{name} {path}".strip()
+            yield label, lambda f=function, t=leaves, p=path: time_both(bench, f, t, bandwidth, p)
 
 
 def slowest(bench: Bench, shape) -> dict[str, Any]:
@@ -152,23 +148,8 @@ def slowest(bench: Bench, shape) -> dict[str, Any]:
     return dict(sorted(spent.items(), key=lambda item: -item[1])[:6])
 
 
-def time_depthwise(bench: Bench, bandwidth: float, path: str) -> dict[str, Any]:
-    side, channels = (3, 4) if bench.smallest else (56, 96)
-    x = torch.randn(bench.batch, side, side, channels, device=bench.device).bfloat16().permute(0, 3, 1, 2)
-    weight, bias = torch.randn(channels, 1, 3, 3, device=bench.device), torch.randn(channels, device=bench.device)
-    return time_both(bench, lambda x, w, b: depthwise_conv3x3(x, w, b, "silu"), [x, weight, bias], bandwidth, path)
-
-
 def time_scan(bench: Bench, shape, dtype, bandwidth: float, path: str) -> dict[str, Any]:
     return time_both(bench, ss2d, scan_arguments(bench, *shape, dtype=dtype), bandwidth, path)
-
-
-def time_fusion(bench: Bench, bandwidth: float) -> dict[str, Any]:
-    side, channels = (3, 4) if bench.smallest else (56, 128)
-    h = torch.randn(bench.batch, side, side, channels, device=bench.device).permute(0, 3, 1, 2)
-    weights = [torch.rand(3, device=bench.device)]
-    weights += [torch.randn(channels, 1, 3, 3, device=bench.device) for _ in range(3)]
-    return time_both(bench, lambda h, a, *k: state_fusion(h, list(k), a), [h, *weights], bandwidth, bench.path)
 
 
 # ---- models ----

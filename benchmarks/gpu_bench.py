@@ -89,6 +89,10 @@ def scan_arguments(bench: Bench, side, channels: int, rank: int, batch: int, dty
     return [x, *weights, normal(K, channels) - 2, -torch.exp(0.3 * normal(K * channels, 1)), normal(K * channels)]
 
 
+def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
 def tensor_bytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -99,14 +103,14 @@ def time_both(bench: Bench, function, leaves: list[Tensor], bandwidth: float, pa
     with bench.forced(path):
         with torch.no_grad():
             start = time.perf_counter()
-            y = function(*leaves)
+            outputs = as_tuple(function(*leaves))
             bench.synchronize()
             first = time.perf_counter() - start
             forward = bench.ms(lambda: function(*leaves))
-        out = function(*leaves)
-        gy = torch.ones_like(out)
+        out = as_tuple(function(*leaves))
+        gy = tuple(torch.ones_like(y) for y in out)
         backward = bench.ms(lambda: torch.autograd.grad(out, leaves, gy, retain_graph=True))
-    moved = tensor_bytes(y, *leaves)
+    moved = tensor_bytes(*outputs, *leaves)
     floor, floor_backward = (1e3 * n / bandwidth for n in (moved, moved + tensor_bytes(*leaves)))
     return {
         "forward ms": forward,

@@ -21,16 +21,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from tests.ops import interpreter  # noqa: F401  (makes it fit)
-from tests.ops.agree import draw_cotangents, evaluate, relative_error
+from tests.ops.agree import draw_cotangents, evaluate, randn, relative_error
 from tests.ops.test_causal_conv1d import arguments as causal_arguments
 from tests.ops.test_causal_conv1d import conv as causal
 from tests.ops.test_depthwise import arguments as depthwise_arguments
 from tests.ops.test_depthwise import conv
+from tests.ops.test_layer_norm import arguments as norm_arguments
 from tests.ops.test_ss2d import PATTERNS, arguments
 from tests.ops.test_state_fusion import arguments as fusion_arguments
 from tests.ops.test_state_fusion import fusion
 from tests.ops.test_state_gather import arguments as gather_arguments
-from vssm.ops import ss2d, state_gather
+from vssm.ops import add_layer_norm, layer_norm, rms_norm, ss2d, ss2d_readout, state_gather
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES = ("x", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
@@ -95,15 +96,38 @@ def gathers(options):
         yield f"state_gather {dtype} N={N} L={length}", DTYPES[dtype], state_gather, tensors
 
 
+def readouts(options):
+    for dtype, N, length in itertools.product(options.dtypes, options.states, options.lengths):
+        H, W = SHAPES[length]
+        tensors = {"h": randn(1, 4, 5, N, H, W), "C": randn(1, 4, N, H, W, seed=1).to(DTYPES[dtype])}
+        tensors |= {"x": randn(1, 5, H, W, seed=2).to(DTYPES[dtype]), "D": randn(20, seed=3)}
+        yield f"ss2d_readout {dtype} N={N} L={length}", DTYPES[dtype], ss2d_readout, tensors
+
+
+def norms(options):
+    for dtype, length in itertools.product(options.dtypes, options.lengths):
+        tensors = norm_arguments((length, 5), DTYPES[dtype], weight_dtype=torch.float32)
+        gated = norm_arguments((length, 5), DTYPES[dtype], gate=True, weight_dtype=torch.float32)
+        yield f"layer_norm {dtype} L={length}", DTYPES[dtype], layer_norm, tensors
+        yield f"layer_norm {dtype} gated L={length}", DTYPES[dtype], layer_norm, gated
+        weight = {name: tensors[name] for name in ("x", "weight")}
+        yield f"rms_norm {dtype} L={length}", DTYPES[dtype], rms_norm, weight
+        added = tensors | {"x": tensors["x"].float(), "branch": gated["gate"]}
+        yield f"add_layer_norm {dtype} L={length}", DTYPES[dtype], lambda **k: add_layer_norm(**k)[1], added
+
+
+KINDS = {f.__name__: f for f in (depthwise, sequences, norms, readouts, gathers, fusions, scans)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of operators")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--states", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--lengths", nargs="+", type=int, default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--list", action="store_true", help="print the cases and their number, run none")
     options = parser.parse_args()
-    kinds = depthwise, sequences, gathers, fusions, scans
-    cases = itertools.chain.from_iterable(kind(options) for kind in kinds)
+    cases = itertools.chain.from_iterable(KINDS[kind](options) for kind in options.kinds)
     if options.list:
         names = [name for name, *_ in cases]
         print(*names, f"{len(names)} cases", sep="\n")
