@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from vssm.models.mamba_adaptor import MambaAdaptorConfig
 from vssm.models.spatial_mamba import SpatialMambaConfig
 from vssm.models.vim import VimConfig
 from vssm.models.vmamba import VMambaConfig
-from vssm.nn import STATE_FNS
+from vssm.nn import STATE_FNS, DynamicFusion
 from vssm.weights import CATALOG
 from vssm.weights.rename import VMAMBA, to_official
 
@@ -181,6 +182,30 @@ def test_fusion_operators_are_what_the_command_counts():
     for name, (*_, params, macs) in table.items():
         counted = vssm.complexity(vssm.create_model("spatial_mamba_tiny", state_fn=name))
         assert (params, macs) == (f"{counted.params:,}", f"{counted.macs / 1e9:.3f}"), name
+
+
+@pytest.mark.full
+def test_models_derived_again_are_what_the_command_counts():
+    found = [row for row in rows(ROOT / "docs/models.md", 6) if row[3][:1].isdigit()]
+    assert len(found) == 5
+    for row in found:  # one of them has two names, and two numbers in every cell
+        for name, params, macs in zip(*(row[column].split(", ") for column in (0, 3, 5)), strict=True):
+            counted = vssm.complexity(vssm.create_model(name.strip("`")))
+            assert (params, macs) == (f"{counted.params:,}", f"{counted.macs / 1e9:.3f}"), name
+
+
+@pytest.mark.full
+def test_designs_of_the_dynamic_convolution_are_what_the_command_counts():
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    designs = re.findall(r"^\| [A-D]: [^|]+ \| ([^|]+) \| ([\d,]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(designs) == 4
+    for options, params, macs in designs:
+        call = ast.parse(f"f({'' if options == 'the defaults' else options.strip('`')})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        values = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        model = vssm.create_model("spatial_mamba_tiny", state_fn=partial(DynamicFusion, **values))
+        counted = vssm.complexity(model)
+        assert (params, macs) == (f"{counted.params:,}", f"{counted.macs / 1e9:.3f}"), options
 
 
 @pytest.mark.full
