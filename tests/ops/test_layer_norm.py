@@ -4,9 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
 from vssm.ops import add_layer_norm, layer_norm, native, use
+from vssm.ops.layer_norm import torch_path
 
 # Odd widths, less and more than a vector, more than one register block; more rows than one task takes.
 SHAPES = [(2, 3, 96), (1, 7), (3, 33), (2, 2, 5, 192), (7, 771), (600, 16)]
@@ -146,6 +149,37 @@ def test_add_layer_norm_with_one_output_unused(path):
     x.grad = None
     total.sum().backward()
     assert torch.equal(x.grad, torch.ones(3, 8))
+
+
+# ---- what the Triton kernel saves (docs/ops.md) ----
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes of every tensor that an operator of torch reads or writes; views are free."""
+
+    moved = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.moved += sum(t.nbytes for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor))
+        return out
+
+
+def bytes_per_number(x_dtype, gate_dtype=None):
+    x, weight = torch.zeros(4096, 64, dtype=x_dtype), torch.zeros(64)
+    gate = None if gate_dtype is None else torch.zeros(4096, 64, dtype=gate_dtype)
+    with Traffic() as forward:
+        y = torch_path.forward(x, weight, weight, gate, 1e-5)
+    with Traffic() as backward:
+        torch_path.backward(y, x, weight, weight, gate, 1e-5)
+    return forward.moved // x.numel(), backward.moved // x.numel()
+
+
+def test_bytes_that_torch_moves():
+    assert bytes_per_number(torch.float32) == (8, 20)
+    assert bytes_per_number(torch.bfloat16)[0] == 14
+    assert bytes_per_number(torch.float32, torch.bfloat16)[0] == 34
 
 
 # ---- as operators ----
