@@ -57,8 +57,8 @@ def scan_tiles(channels: int, rank: int, backward: bool) -> list[tuple[int, int]
 
 def _shared_memory(T: int, BC: int, rank: int) -> int:
     """Bytes, at most, in which a tile's product on the tensor cores keeps its weights and its result. The only limit
-    that cards differ in and that a tile comes near: all others of this package take 20 KiB or less, and registers are
-    255 to a thread everywhere."""
+    that cards differ in and that a tile comes near: the other tiles of this package fit in the 48 KiB that every card
+    gives, and a thread has 255 registers everywhere."""
     return 4 * BC * (max(16, 1 << (rank - 1).bit_length()) + 2 * T)
 
 
