@@ -40,7 +40,7 @@ class _Pick:
     """`pick` of the scan by an index: it is called for every pixel, and five interpreted operations are slow."""
 
     def __call__(self, tile, at):
-        row = np.ascontiguousarray(tile.handle.data[np.argmax(at.handle.data[:, 0])])
+        row = np.ascontiguousarray(tile.handle.data[np.argmax(at.handle.data.reshape(len(tile.handle.data), -1)[:, 0])])
         return interpreter.ReduceScanOpInterface(0, None).to_tensor(row, tile.dtype)
 
 

@@ -36,10 +36,6 @@ def missing_reason() -> str | None:
     return "Triton is not installed; `pip install triton` (Linux; it comes with torch's CUDA and ROCm builds)"
 
 
-# Up to this rank the step sizes of the scan are multiply-adds, beyond it a product on the tensor cores.
-DIRECT_RANK = 12
-
-
 def scan_tiles(channels: int, rank: int, backward: bool) -> list[tuple[int, int]]:
     """(T, BC), pixels and channels, of the tiles that the scan may take. First the one to take without measuring: the
     fewest instructions on sm_90 with few spills. Those that the current card has no room for are left out."""
@@ -47,19 +43,20 @@ def scan_tiles(channels: int, rank: int, backward: bool) -> list[tuple[int, int]
         return [SCAN_TILE]
     if rank == 0:  # sequences: a thread's pixels are far apart, which takes registers for their addresses
         return [(8 if backward else 16, 32)]
-    direct = rank <= DIRECT_RANK
-    first = 32 if direct and not backward else 16, 32 if direct or channels % 64 else 64
-    lengths = (16,) if backward else (16, 32)
-    others = [(T, BC) for BC in (32, 64, 128) if BC == 32 or channels % BC == 0 for T in lengths]
-    tiles = [first, *(tile for tile in others if tile != first)]
-    return [(T, BC) for T, BC in tiles if direct or _shared_memory(T, BC, rank) <= _limit_of_shared_memory()]
+    wide = [BC for BC in (32, 64, 128) if BC == 32 or channels % BC == 0]
+    if backward:  # products on the tensor cores take sixteen pixels
+        tiles = [(16, BC) for BC in wide if BC <= 64]
+        return [tile for tile in tiles if _shared_memory(*tile, rank) <= _limit_of_shared_memory()] or tiles[:1]
+    # A thread has BC / 32 channels: several of them share what they read of a pixel's row, few leave room for pixels.
+    tiles = [(1024 // BC, BC) for BC in wide]
+    return tiles if rank <= 12 else tiles[::-1]
 
 
 def _shared_memory(T: int, BC: int, rank: int) -> int:
-    """Bytes, at most, in which a tile's product on the tensor cores keeps its weights and its result. The only limit
-    that cards differ in and that a tile comes near: the other tiles of this package fit in the 48 KiB that every card
-    gives, and a thread has 255 registers everywhere."""
-    return 4 * BC * (max(16, 1 << (rank - 1).bit_length()) + 2 * T)
+    """Bytes, about, in which the backward's products keep their factors. The only limit that cards differ in and that
+    a tile comes near: the other tiles of this package fit in the 48 KiB that every card gives, and a thread has 255
+    registers everywhere."""
+    return 4 * BC * (2 * max(16, 1 << (rank + 1).bit_length()) + 3 * T)
 
 
 def _limit_of_shared_memory() -> float:

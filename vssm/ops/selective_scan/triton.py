@@ -31,11 +31,13 @@ class Walk:
     routes: tuple[int, ...]
     back: tuple[bool, ...]
 
-    def arguments(self, T: int) -> dict[str, Any]:
-        """As the kernels on tiles of T pixels take it."""
-        low = self.height if self.columns and self.height < T else 0
-        size = {"length": self.height * self.width, "height": self.height, "width": self.width}
-        return size | {"first": self.routes[0], "COLUMNS": self.columns, "LOW": low}
+    def arguments(self, tiles: int, P: int) -> dict[str, Any]:
+        """As the kernels take it when the map is cut into `tiles` of P pixels."""
+        if self.columns:
+            lines = {"pieces": -(-self.height // P), "line": self.height, "line_step": 1, "pixel_step": self.width}
+        else:
+            lines = {"pieces": tiles, "line": self.height * self.width, "line_step": 0, "pixel_step": 1}
+        return lines | {"first": self.routes[0]}
 
     def together(self) -> dict[str, Any]:
         """Which routes share a tile."""
@@ -66,13 +68,23 @@ class Geometry:
     walks: tuple[Walk, ...]
     # Routes with maps of their own are launched side by side: the grid's third dimension.
     separate: bool
-    # Pixels and channels of a tile.
+    # Places and channels of a tile.
     T: int
     BC: int
 
     @property
+    def P(self) -> int:
+        """Pixels of a tile: a column is cut evenly, and the rows into as many tiles."""
+        heights = [walk.height for walk in self.walks if walk.columns]
+        return -(-heights[0] // -(-heights[0] // self.T)) if heights else min(self.T, self.length)
+
+    @property
     def tiles(self) -> int:
-        return -(-self.length // self.T)
+        """Tiles of every route; the last ones of rows may be empty."""
+        for walk in self.walks:
+            if walk.columns:
+                return walk.width * -(-walk.height // self.P)
+        return -(-self.length // self.P)
 
     @property
     def channel_tiles(self) -> int:
@@ -83,13 +95,12 @@ class Geometry:
         """Size of the grid's third dimension."""
         return self.K if self.separate else 1
 
-    def arguments(self, device: torch.device) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Arguments common to the kernels that work on tiles of maps."""
         sizes = {"K": self.K, "tiles": self.tiles, "CHANNELS": self.channels, "R": self.rank, "N": self.state}
         strides = {"maps": self.maps, "rows": self.rows, "states": self.states, "STEPS": self.steps}
-        constants = {"SOFTPLUS": self.softplus, "PRECISION": gpu.dot_precision(device), "T": self.T, "BC": self.BC}
-        padded = {"RP": max(16, triton.next_power_of_2(self.rank)), "num_warps": max(1, self.BC // 32)}
-        return sizes | strides | constants | padded
+        tile = {"P": self.P, "WHOLE": self.tiles * self.P == self.length, "T": self.T, "BC": self.BC, "num_warps": 1}
+        return sizes | strides | tile | {"SOFTPLUS": self.softplus}
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,6 @@ def run_carries(
     ends = x.u.new_empty((g.batch, g.K, g.tiles, g.state, g.channels), dtype=torch.float32)
     starts = torch.empty_like(ends) if backward else None
     lasts = x.u.new_empty((g.batch, g.K, g.tiles, g.channels), dtype=torch.float32)
-    scratch = torch.empty_like(x.u, dtype=torch.float32) if g.rank > gpu.DIRECT_RANK else None
     grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
     for walk in g.walks:
         gpu.launch(
@@ -137,10 +147,9 @@ def run_carries(
             ends=ends,
             starts=starts,
             lasts=lasts,
-            scratch=scratch,
             **walk.together(),
-            **walk.arguments(g.T),
-            **g.arguments(x.u.device),
+            **walk.arguments(g.tiles, g.P),
+            **g.arguments(),
         )
     entering = _chain(g, ends, lasts, x, x.initial, backward=False)
     return entering, None if starts is None else _chain(g, starts, lasts, x, glast, backward=True)
@@ -148,7 +157,9 @@ def run_carries(
 
 def _chain(g: Geometry, passed: Tensor, lasts: Tensor, x: Inputs, initial: Tensor | None, backward: bool) -> Tensor:
     entering = passed.new_empty((g.batch, g.K, g.tiles + 1, g.state, g.channels))
-    grid = (g.batch * g.K, g.channel_tiles, g.state)
+    grid = (g.batch * g.K, -(-g.channels // 32), g.state)
+    per_warp = min(16, triton.next_power_of_2(g.tiles))
+    warps = min(16, triton.next_power_of_2(-(-g.tiles // per_warp)))
     gpu.launch(
         chain,
         grid,
@@ -163,17 +174,16 @@ def _chain(g: Geometry, passed: Tensor, lasts: Tensor, x: Inputs, initial: Tenso
         tiles=g.tiles,
         N=g.state,
         BACKWARD=backward,
-        J=min(64, triton.next_power_of_2(g.tiles)),
-        BC=g.BC,
+        J=per_warp,
+        S=warps,
+        BC=32,
+        num_warps=warps,
     )
     return entering
 
 
 def run_apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None, states: Tensor | None) -> None:
     """Fill y, the sum over routes, or every route's states."""
-    scratch = None
-    if g.rank > gpu.DIRECT_RANK:
-        scratch = torch.empty_like(x.u, dtype=torch.float32) if y is None else y
     grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
     for index, walk in enumerate(g.walks):
         gpu.launch(
@@ -185,11 +195,10 @@ def run_apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None,
             entering=entering,
             y=y,
             out=states,
-            scratch=scratch,
             ADD=y is not None and index > 0,
             **walk.together(),
-            **walk.arguments(g.T),
-            **g.arguments(x.u.device),
+            **walk.arguments(g.tiles, g.P),
+            **g.arguments(),
         )
 
 
@@ -223,9 +232,6 @@ def run_gradients(
     ddt = None if x.dt is None else torch.empty_like(x.dt)
     dB = rows["dB"]
     assert dB is not None
-    scratch = None
-    if g.rank > gpu.DIRECT_RANK:
-        scratch = x.u.new_empty((shares * g.channel_tiles * g.planes, g.T, g.BC), dtype=torch.float32)
     walks = [alone for walk in g.walks for alone in walk.alone()]
     so_far, du = None, x.u
     for index, walk in enumerate(walks):
@@ -248,14 +254,15 @@ def run_gradients(
             du_so_far=so_far,
             du=du,
             ddt=ddt,
-            scratch=scratch,
             samples=g.batch,
             part=dB.stride(0),
+            RP=max(16, triton.next_power_of_2(g.rank)),
             NP=triton.next_power_of_2(g.state),
+            PRECISION=gpu.dot_precision(x.u.device),
             BACK=walk.back[0],
             num_stages=1,
-            **walk.arguments(g.T),
-            **g.arguments(x.u.device),
+            **walk.arguments(g.tiles, g.P),
+            **g.arguments(),
         )
         so_far = du
     grads = {name: part.sum(0) for name, part in weights.items() if part is not None}

@@ -13,17 +13,16 @@ import triton
 import triton.language as tl
 
 from vssm.ops.selective_scan.triton_steps import (
-    LOG2_E,
+    LN_2,
     UNALIGNED,
     VARYING,
     channels_of,
-    low_rank,
     map_places,
     numbers,
     pixels,
-    recur,
     recur_gradient,
-    row_places,
+    recur_split,
+    row_place,
     state_places,
     step_sizes,
 )
@@ -54,15 +53,15 @@ def gradients(
     dbias,  # (programs, K, C); dD likewise
     dA,  # (programs, K, C, N)
     dD,
-    scratch,  # (programs, T, BC), or None: see step_sizes
     samples,
     K,
     tiles,
     first,
     part,  # numbers from one tile of channels to the next in dlow, dB and dC
-    length,
-    height,
-    width,
+    pieces,
+    line,
+    line_step,
+    pixel_step,
     maps,
     rows,
     states,
@@ -73,8 +72,8 @@ def gradients(
     NP: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     PRECISION: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    LOW: tl.constexpr,
+    P: tl.constexpr,
+    WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
     BACK: tl.constexpr,
     T: tl.constexpr,
@@ -95,51 +94,52 @@ def gradients(
     if D is not None:
         skip = tl.load(D + kc, mask=has, other=0.0)[None, :]
 
-    there = None
-    if scratch is not None:
-        program = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + share
-        in_tile = tl.arange(0, T)[:, None] * BC + tl.arange(0, BC)[None, :]
-        there = scratch + program.to(tl.int64) * (T * BC) + in_tile
-
     for item in range(share, samples * tiles, tl.num_programs(0)):
         b, tile = (item // tiles).to(tl.int64), item % tiles
         visit = tiles - 1 - tile if BACK else tile
-        at, exists = pixels(tile, length, height, width, COLUMNS, LOW, T)
+        start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
+        pixel_at, row_pixel = (steps * STEPS[0])[:, None], steps * STEPS[1]
         valid = exists[:, None] & has[None, :]
-        map_at = map_places(b, k, c, at, maps, STEPS)
-        row_at = row_places(b, k, at, rows, STEPS)
+        map_at = map_places(b, k, c, start, maps, STEPS)
+        row_at = row_place(b, k, start, rows, STEPS)
 
-        x = tl.load(u + map_at, mask=valid, other=0.0).to(tl.float32)
-        step, slope = step_sizes(
-            dt, low, weight, bias, kc, map_at, there, row_at, rows[2], exists, has, R, RP, SOFTPLUS, PRECISION
+        x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
+        step2, slope = step_sizes(
+            dt, low, weight, bias, kc, map_at, pixel_at, row_at, row_pixel, rows[2], exists, has, R, SOFTPLUS
         )
+        step = step2 * LN_2
+        driven = step * x
         through_drive = tl.zeros((T, BC), tl.float32)  # dL / d(dt u)
         through_decay = tl.zeros((T, BC), tl.float32)  # dL / d(dt) along exp(dt A)
         if gy is not None:
-            g_y = tl.load(gy + map_at, mask=valid, other=0.0).to(tl.float32)
+            g_y = tl.load(gy + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
         for n in range(N):
             rate = tl.load(A + kc * N + n, mask=has, other=0.0)
-            B_n = numbers(B, row_at, n, rows[2], exists)
-            drive = step * x * B_n
-            decay = tl.exp2(step * (rate[None, :] * LOG2_E))
+            B_n = numbers(B + row_at, row_pixel, n, rows[2], exists)
+            drive = driven * B_n
+            decay = tl.exp2(step2 * rate[None, :])
             h = tl.zeros((BC,), tl.float32)
             if entering is not None:
                 slot = (b * K + k) * (tiles + 1) + visit
                 h += tl.load(entering + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
-            arrived, last = recur(decay, drive, h, BACK)
+            arrived, last = recur_split(decay, drive, h, BACK)
 
             if gy is not None:
-                incoming = g_y * numbers(C, row_at, n, rows[2], exists)
-                tl.store(dC + to_part + row_at + n * rows[2], tl.sum(g_y * (arrived + drive), 1), mask=exists)
+                incoming = g_y * numbers(C + row_at, row_pixel, n, rows[2], exists)
+                tl.store(
+                    dC + to_part + row_at + n * rows[2] + row_pixel, tl.sum(g_y * (arrived + drive), 1), mask=exists
+                )
             else:
-                state_at = state_places(b, k, n, c, at, states, STEPS)
-                incoming = tl.load(gstates + state_at, mask=valid, other=0.0).to(tl.float32)
+                state_at = state_places(b, k, n, c, start, states, STEPS)
+                incoming = tl.load(gstates + state_at + (steps * STEPS[2])[:, None], mask=valid, other=0.0).to(
+                    tl.float32
+                )
             g_last = tl.zeros((BC,), tl.float32)
             if arriving is not None:
                 slot = (b * K + k) * (tiles + 1) + tiles - 1 - visit
                 g_last += tl.load(arriving + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
             g, leaving = recur_gradient(decay, incoming, g_last, BACK)
-            tl.store(dB + to_part + row_at + n * rows[2], tl.sum(g * step * x, 1), mask=exists)
+            tl.store(dB + to_part + row_at + n * rows[2] + row_pixel, tl.sum(g * driven, 1), mask=exists)
             through_drive += g * B_n
             along = g * arrived
             through_decay += along * rate[None, :]
@@ -153,19 +153,20 @@ def gradients(
             dx += skip * g_y
             sum_D += tl.sum(g_y * x, 0)
         if du_so_far is not None:
-            dx += tl.load(du_so_far + map_at, mask=valid, other=0.0)
-        tl.store(du + map_at, dx, mask=valid)
+            dx += tl.load(du_so_far + map_at + pixel_at, mask=valid, other=0.0)
+        tl.store(du + map_at + pixel_at, dx, mask=valid)
         dz = (through_drive * x + through_decay) * slope
         sum_bias += tl.sum(dz, 0)
         if R > 0:
-            low_at = row_at[:, None] + r.to(tl.int64)[None, :] * rows[2]
-            rows_low = low_rank(low, row_at, rows[2], exists, R, RP)
+            low_at = row_at + r.to(tl.int64)[None, :] * rows[2] + row_pixel[:, None]
+            in_rank = exists[:, None] & (r < R)[None, :]
+            rows_low = tl.load(low + low_at, mask=in_rank, other=0.0).to(tl.float32)
             sum_weight = tl.dot(tl.trans(dz), rows_low, sum_weight, input_precision=PRECISION)
             weights = tl.load(weight + kc[:, None] * R + r[None, :], mask=has[:, None] & (r < R)[None, :], other=0.0)
             dlow_rows = tl.dot(dz, weights, input_precision=PRECISION)
-            tl.store(dlow + to_part + low_at, dlow_rows, mask=exists[:, None] & (r < R)[None, :])
+            tl.store(dlow + to_part + low_at, dlow_rows, mask=in_rank)
         else:
-            tl.store(ddt + map_at, dz, mask=valid)
+            tl.store(ddt + map_at + pixel_at, dz, mask=valid)
 
     at_share = share.to(tl.int64) * K * CHANNELS + kc
     n_all = tl.arange(0, NP)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from vssm.ops.selective_scan.triton_steps import (
-    LOG2_E,
+    LN_2,
     UNALIGNED,
     VARYING,
     channels_of,
@@ -24,7 +24,7 @@ from vssm.ops.selective_scan.triton_steps import (
     pixels,
     recur,
     recur_gradient,
-    row_places,
+    row_place,
     state_places,
     step_sizes,
     then,
@@ -46,24 +46,22 @@ def carries(
     ends,  # (B, K, tiles, N, C): the state at the end of each tile
     starts,  # like it, or None: the gradient that flows out of the beginning of each tile
     lasts,  # (B, K, tiles, C): the sum of the steps of each tile
-    scratch,  # like u, float32, or None: see step_sizes
     K,
     tiles,
     first,
-    length,
-    height,
-    width,
+    pieces,
+    line,
+    line_step,
+    pixel_step,
     maps,
     rows,
     states,
     CHANNELS: tl.constexpr,
     R: tl.constexpr,
-    RP: tl.constexpr,
     N: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    LOW: tl.constexpr,
+    P: tl.constexpr,
+    WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
     ROUTES: tl.constexpr,
     BACK: tl.constexpr,
@@ -78,41 +76,45 @@ def carries(
     b, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     plane = tl.program_id(2)
     c, has = channels_of(tl.program_id(1), CHANNELS, BC)
-    at, exists = pixels(tile, length, height, width, COLUMNS, LOW, T)
+    start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
+    pixel_at, row_pixel = (steps * STEPS[0])[:, None], steps * STEPS[1]
     valid = exists[:, None] & has[None, :]
-    map_at = map_places(b, plane, c, at, maps, STEPS)
-    x = tl.load(u + map_at, mask=valid, other=0.0).to(tl.float32)
+    map_at = map_places(b, plane, c, start, maps, STEPS)
+    x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
+    scaled = x * LN_2  # steps are in units of ln 2
     if gy is not None:
-        g_y = tl.load(gy + map_at, mask=valid, other=0.0).to(tl.float32)
+        g_y = tl.load(gy + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
     nothing = tl.zeros((BC,), tl.float32)
-    there = None if scratch is None else scratch + map_at
     for i in tl.static_range(len(ROUTES)):
         k = (first + plane + ROUTES[i]).to(tl.int64)
-        row_at = row_places(b, k, at, rows, STEPS)
+        row_at = row_place(b, k, start, rows, STEPS)
         kc = k * CHANNELS + c
         visit = tiles - 1 - tile if BACK[i] else tile
         slot = (b * K + k) * tiles + visit
         step, slope = step_sizes(
-            dt, low, weight, bias, kc, map_at, there, row_at, rows[2], exists, has, R, RP, SOFTPLUS, PRECISION
+            dt, low, weight, bias, kc, map_at, pixel_at, row_at, row_pixel, rows[2], exists, has, R, SOFTPLUS
         )
         tl.store(lasts + slot * CHANNELS + c, tl.sum(step, 0), mask=has)
+        driven = step * scaled
         for n in range(N):
-            rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :] * LOG2_E
+            rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :]
             decay = tl.exp2(step * rate)
             to = (slot * N + n) * CHANNELS + c
-            arrived, h = recur(decay, step * x * numbers(B, row_at, n, rows[2], exists), nothing, BACK[i])
+            reached, h = recur(decay, driven * numbers(B + row_at, row_pixel, n, rows[2], exists), nothing, BACK[i])
             tl.store(ends + to, h, mask=has)
             if starts is not None:
                 if gy is not None:
-                    incoming = g_y * numbers(C, row_at, n, rows[2], exists)
+                    incoming = g_y * numbers(C + row_at, row_pixel, n, rows[2], exists)
                 else:
-                    state_at = state_places(b, k, n, c, at, states, STEPS)
-                    incoming = tl.load(gstates + state_at, mask=valid, other=0.0).to(tl.float32)
+                    state_at = state_places(b, k, n, c, start, states, STEPS)
+                    incoming = tl.load(gstates + state_at + (steps * STEPS[2])[:, None], mask=valid, other=0.0).to(
+                        tl.float32
+                    )
                 flowing, g = recur_gradient(decay, incoming, nothing, BACK[i])
                 tl.store(starts + to, g, mask=has)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=("passed", "lasts", "entering", "channels"))
 def chain(
     passed,  # (B, K, tiles, N, C) of `carries`
     lasts,
@@ -125,38 +127,57 @@ def chain(
     N: tl.constexpr,
     BACKWARD: tl.constexpr,
     J: tl.constexpr,
+    S: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Program (sample and route, channels, state): entering[0] = initial, entering[j + 1] = what leaves tile j.
 
-    BACKWARD counts tiles from the last one of the route.
+    BACKWARD counts tiles from the last one of the route. S warps take J tiles each: first what their tiles do to a
+    state, then, knowing what the warps before them pass on, the states. The axes are (J, S, BC) since the slowest one
+    is what a thread keeps to itself.
     """
     bk = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     n = tl.program_id(2)
     has = c < channels
     kc = (bk % K) * channels + c
-    rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :] * LOG2_E
+    rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, None, :]
+    to = entering + (bk * (tiles + 1) * N + n) * channels + c  # of tile 0
     if initial is not None:
         h = tl.load(initial + (bk * channels + c) * N + n, mask=has, other=0.0).to(tl.float32)
     else:
         h = tl.zeros((BC,), tl.float32)
-    tl.store(entering + (bk * (tiles + 1) * N + n) * channels + c, h, mask=has)
-    for first in range(0, tiles, J):
-        j = first + tl.arange(0, J)
+    tl.store(to, h, mask=has)
+    s = tl.arange(0, S)
+    for first in range(0, tiles, J * S):
+        j = first + (s * J)[None, :] + tl.arange(0, J)[:, None]
         if BACKWARD:
             slot = bk * tiles + tiles - 1 - j
         else:
             slot = bk * tiles + j
-        valid = (j < tiles)[:, None] & has[None, :]
-        last = tl.load(lasts + slot[:, None] * channels + c[None, :], mask=valid, other=0.0)
-        end = tl.load(passed + (slot[:, None] * N + n) * channels + c[None, :], mask=valid, other=0.0)
-        decay, state = tl.associative_scan((tl.exp2(last * rate), end), 0, then)
-        state += decay * h[None, :]
-        to = ((bk * (tiles + 1) + j + 1)[:, None] * N + n) * channels + c[None, :]
-        tl.store(entering + to, state, mask=valid)
-        # Tiles past the end change nothing, so the last row is what the next block starts from.
-        h = tl.sum(tl.where(tl.arange(0, J)[:, None] == J - 1, state, 0.0), 0)
+        valid = (j < tiles)[:, :, None] & has[None, None, :]
+        last = tl.load(lasts + slot[:, :, None] * channels + c[None, None, :], mask=valid, other=0.0)
+        end = tl.load(passed + (slot[:, :, None] * N + n) * channels + c[None, None, :], mask=valid, other=0.0)
+        decay = tl.exp2(last * rate)
+        at = to[None, None, :] + ((j + 1).to(tl.int64) * N)[:, :, None] * channels
+        before = tl.broadcast_to(h[None, :], (S, BC))
+        if S > 1:
+            alone, passing = recur(decay, end, tl.zeros((S, BC), tl.float32), False)
+            lasting = tl.exp2(tl.sum(last, 0) * tl.sum(rate, 0))
+            lasting, passing = tl.associative_scan((lasting, passing), 0, then)
+            # What the warps up to s pass on is what enters warp s + 1: handed over through its place in memory.
+            behind = first + (s + 1) * J
+            there = to[None, :] + (behind.to(tl.int64) * N)[:, None] * channels
+            inside = (behind <= tiles)[:, None] & has[None, :]
+            tl.store(there, lasting * before + passing, mask=inside)
+            tl.debug_barrier()
+            there = to[None, :] + ((first + s * J).to(tl.int64) * N)[:, None] * channels
+            before = tl.load(there, mask=(first + s * J <= tiles)[:, None] & has[None, :], other=0.0)
+            tl.debug_barrier()
+        state, left = recur(decay, end, before, False)
+        tl.store(at, state, mask=valid)
+        # Tiles past the end change nothing, so the last warp has what the next block starts from.
+        h = tl.sum(tl.where((s == S - 1)[:, None], left, 0.0), 0)
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
@@ -173,24 +194,22 @@ def apply(
     entering,  # (B, K, tiles + 1, N, C) of `chain`, or None: nothing enters
     y,
     out,  # states, or None
-    scratch,  # like u, float32, may be y; or None: see step_sizes
     K,
     tiles,
     first,
-    length,
-    height,
-    width,
+    pieces,
+    line,
+    line_step,
+    pixel_step,
     maps,
     rows,
     states,
     CHANNELS: tl.constexpr,
     R: tl.constexpr,
-    RP: tl.constexpr,
     N: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    LOW: tl.constexpr,
+    P: tl.constexpr,
+    WHOLE: tl.constexpr,
     STEPS: tl.constexpr,
     ROUTES: tl.constexpr,
     BACK: tl.constexpr,
@@ -202,10 +221,12 @@ def apply(
     b, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     plane = tl.program_id(2)
     c, has = channels_of(tl.program_id(1), CHANNELS, BC)
-    at, exists = pixels(tile, length, height, width, COLUMNS, LOW, T)
+    start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
+    pixel_at, row_pixel = (steps * STEPS[0])[:, None], steps * STEPS[1]
     valid = exists[:, None] & has[None, :]
-    map_at = map_places(b, plane, c, at, maps, STEPS)
-    x = tl.load(u + map_at, mask=valid, other=0.0).to(tl.float32)
+    map_at = map_places(b, plane, c, start, maps, STEPS)
+    x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
+    scaled = x * LN_2  # steps are in units of ln 2
     total = tl.zeros((T, BC), tl.float32)
     if D is not None:
         skip = tl.zeros((BC,), tl.float32)
@@ -213,27 +234,31 @@ def apply(
             skip += tl.load(D + (first + plane + ROUTES[i]).to(tl.int64) * CHANNELS + c, mask=has, other=0.0)
         total = skip[None, :] * x
     if ADD:
-        total += tl.load(y + map_at, mask=valid, other=0.0)
-    there = None if scratch is None else scratch + map_at
+        total += tl.load(y + map_at + pixel_at, mask=valid, other=0.0)
     for i in tl.static_range(len(ROUTES)):
         k = (first + plane + ROUTES[i]).to(tl.int64)
-        row_at = row_places(b, k, at, rows, STEPS)
+        row_at = row_place(b, k, start, rows, STEPS)
         kc = k * CHANNELS + c
         visit = tiles - 1 - tile if BACK[i] else tile
         step, slope = step_sizes(
-            dt, low, weight, bias, kc, map_at, there, row_at, rows[2], exists, has, R, RP, SOFTPLUS, PRECISION
+            dt, low, weight, bias, kc, map_at, pixel_at, row_at, row_pixel, rows[2], exists, has, R, SOFTPLUS
         )
+        driven = step * scaled
         for n in range(N):
-            rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :] * LOG2_E
-            drive = step * x * numbers(B, row_at, n, rows[2], exists)
+            rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :]
+            drive = driven * numbers(B + row_at, row_pixel, n, rows[2], exists)
             h = tl.zeros((BC,), tl.float32)
             if entering is not None:
                 slot = (b * K + k) * (tiles + 1) + visit
                 h += tl.load(entering + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
-            arrived, last = recur(tl.exp2(step * rate), drive, h, BACK[i])
+            reached, last = recur(tl.exp2(step * rate), drive, h, BACK[i])
             if out is None:
-                total += (arrived + drive) * numbers(C, row_at, n, rows[2], exists)
+                total += reached * numbers(C + row_at, row_pixel, n, rows[2], exists)
             else:
-                tl.store(out + state_places(b, k, n, c, at, states, STEPS), arrived + drive, mask=valid)
+                tl.store(
+                    out + state_places(b, k, n, c, start, states, STEPS) + (steps * STEPS[2])[:, None],
+                    reached,
+                    mask=valid,
+                )
     if out is None:
-        tl.store(y + map_at, total, mask=valid)
+        tl.store(y + map_at + pixel_at, total, mask=valid)

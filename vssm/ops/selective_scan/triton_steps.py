@@ -1,16 +1,21 @@
 """What the Triton kernels of the scan share: the tile of a walk, its step sizes, and the recurrence through it.
 
-A tile is T consecutive pixels of a walk by BC channels. A walk goes over the map along its rows or its columns; a
-route follows it or comes back, and meets the same tiles and pixels in the opposite order. With 32 channels per warp
-and loads of one channel per thread a thread holds all T pixels of its channel: the recurrence in either direction and
-sums over pixels stay in the thread's registers, without shuffles or shared memory. That is why alignment is not
-specialised on (it would spread a pixel's channels over a thread).
+A tile is T places of a walk, of which P hold consecutive pixels, by BC channels; one warp works on it. A walk follows
+lines of the map: one line, all pixels row by row, or the columns, each in pieces of its own. A route follows the walk
+or comes back, and meets the same tiles and pixels in the opposite order. With loads of one channel per thread a thread
+holds all pixels of its BC / 32 channels: the recurrence in either direction and sums over pixels stay in its registers,
+without shuffles or shared memory. That is why alignment is not specialised on (it would spread a pixel's channels over
+a thread).
 
-Pixels and channels that do not exist get step size 0: the state passes them unchanged, and their gradients are 0.
+Places without a pixel and channels that do not exist get step size 0: the state passes them unchanged, and their
+gradients are 0. WHOLE says that every tile has P pixels, which spares the question.
 
-Strides arrive as tuples: of maps (sample, route, channel), of rows, that is of low-rank dt, B and C (sample, route,
-number), of states (sample, route, state, channel). STEPS are the strides from pixel to pixel in maps, rows and states:
-constants, so that the pixels of a tile differ by constants in the addresses. Offsets are 64 bits wide.
+Step sizes are counted in units of ln 2, so that e^(dt A) = 2^(step A): the softplus that is wanted comes out so.
+
+A tile begins anywhere, offset 64 bits wide; from there its pixels are within 32 bits. Strides arrive as tuples: of
+maps (sample, route, channel), of rows, that is of low-rank dt, B and C (sample, route, number), of states (sample,
+route, state, channel). STEPS are the strides from pixel to pixel in maps, rows and states: constants, so that the
+addresses of pixels along rows differ by constants.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -20,33 +25,28 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
-# What differs between routes: specialising on it would only multiply the kernels to compile.
-VARYING = ("first",)
+# What differs between routes and sizes of maps: specialising on it would only multiply the kernels to compile.
+VARYING = ("first", "pieces", "line", "line_step")
 # Arguments of the kernels on tiles whose alignment Triton shall not know.
-UNALIGNED = ("u", "dt", "low", "B", "C", "gy", "gstates", "y", "out", "du_so_far", "du", "ddt", "scratch")
-UNALIGNED += ("maps", "states")
+UNALIGNED = ("u", "dt", "low", "B", "C", "gy", "gstates", "y", "out", "du_so_far", "du", "ddt", "maps", "states")
 
 
 @triton.jit
-def pixels(tile, length, height, width, COLUMNS: tl.constexpr, LOW: tl.constexpr, T: tl.constexpr):
-    """Positions (T,) on the map of a tile's pixels in the order of the walk, and which exist.
+def pixels(tile, pieces, line, line_step, pixel_step, P: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr):
+    """Where a tile begins on the map, how far from there its pixels (T,) are in the order of the walk, and which exist.
 
-    LOW is the height of a map lower than a tile, whose columns follow each other within it, and 0 of a higher one.
+    A line of `line` pixels, `pixel_step` apart, is cut into `pieces` tiles; lines begin `line_step` apart.
     """
     t = tl.arange(0, T)
-    begin = tile * T
-    exists = begin + t < length
-    if COLUMNS:
-        row = begin % height + t
-        if LOW > 0:
-            columns = row // LOW
-        else:
-            columns = (row >= height).to(tl.int32)
-        at = row.to(tl.int64) * width + columns.to(tl.int64) * (1 - height * width) + begin // height
+    begin = tile % pieces * P
+    start = tl.cast(tile // pieces, tl.int64) * line_step + tl.cast(begin, tl.int64) * pixel_step
+    if WHOLE:
+        exists = t < P
     else:
-        at = tl.cast(begin, tl.int64) + t
-    return at, exists
+        exists = (t < P) & (begin + t < line)
+    return start, t * pixel_step, exists
 
 
 @triton.jit
@@ -61,56 +61,45 @@ def channels_of(block, C: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
-def map_places(b, k, c, at, maps, STEPS: tl.constexpr):
-    """Offsets (T, BC) into a map: of sample b, of route k where routes have maps of their own."""
-    start = b * maps[0] + tl.cast(k, tl.int64) * maps[1]
-    return start + c.to(tl.int64)[None, :] * maps[2] + at[:, None] * STEPS[0]
+def map_places(b, k, c, start, maps, STEPS: tl.constexpr):
+    """Offsets (1, BC) into a map of a tile's beginning: of sample b, of route k where routes have maps of their own."""
+    return (b * maps[0] + tl.cast(k, tl.int64) * maps[1] + start * STEPS[0] + c.to(tl.int64) * maps[2])[None, :]
 
 
 @triton.jit
-def row_places(b, k, at, rows, STEPS: tl.constexpr):
-    """Offsets (T,) of the first number of every pixel's row."""
-    return b * rows[0] + k * rows[1] + at * STEPS[1]
+def row_place(b, k, start, rows, STEPS: tl.constexpr):
+    """Offset of the first number of the row in which a tile begins."""
+    return b * rows[0] + k * rows[1] + start * STEPS[1]
 
 
 @triton.jit
-def state_places(b, k, n, c, at, states, STEPS: tl.constexpr):
-    """Offsets (T, BC) into the map of state n of route k."""
-    start = b * states[0] + k * states[1] + tl.cast(n, tl.int64) * states[2]
-    return start + c.to(tl.int64)[None, :] * states[3] + at[:, None] * STEPS[2]
+def state_places(b, k, n, c, start, states, STEPS: tl.constexpr):
+    """Offsets (1, BC) of a tile's beginning into the map of state n of route k."""
+    begin = b * states[0] + k * states[1] + tl.cast(n, tl.int64) * states[2] + start * STEPS[2]
+    return (begin + c.to(tl.int64) * states[3])[None, :]
 
 
 @triton.jit
-def log1p_ratio(q):
-    """log(1 + q) / q for q in [0, 1], relative error below 1 ulp: a degree-8 polynomial in q - 1/2.
+def log2p1_ratio(q):
+    """log2(1 + q) / q for q in [0, 1], relative error below 4e-7: a polynomial of degree 7.
 
-    log(1 + q) itself would lose the small q, from which the small steps come.
+    log2(1 + q) itself would lose the small q, from which the small steps come.
     """
-    s = q - 0.5
-    p = s * 0.00512610214 - 0.00856965611
-    p = p * s + 0.0116395754
-    p = p * s - 0.0202303406
-    p = p * s + 0.036625606
-    p = p * s - 0.0677111866
-    p = p * s + 0.132609494
-    p = p * s - 0.288526673
-    return p * s + 0.810930216
+    p = q * -0.012319459579885006 + 0.0636078417301178
+    p = p * q - 0.15535180270671844
+    p = p * q + 0.25600966811180115
+    p = p * q - 0.3533948063850403
+    p = p * q + 0.48006370663642883
+    p = p * q - 0.7213100790977478
+    return p * q + 1.4426947832107544
 
 
 @triton.jit
-def softplus(z):
-    """log(1 + e^z), and its derivative 1 / (1 + e^-z)."""
-    q = tl.exp2(tl.abs(z) * -LOG2_E)
+def softplus2(z):
+    """log2(1 + 2^z), and its derivative 1 / (1 + 2^-z)."""
+    q = tl.exp2(tl.abs(z) * -1.0)
     r = 1.0 / (q + 1.0)
-    return q * log1p_ratio(q) + tl.maximum(z, 0.0), tl.where(z < 0, q * r, r)
-
-
-@triton.jit
-def low_rank(low, row_at, stride, exists, R: tl.constexpr, RP: tl.constexpr):
-    """The low-rank step sizes (T, RP) of a tile's pixels."""
-    r = tl.arange(0, RP)
-    at = row_at[:, None] + r.to(tl.int64)[None, :] * stride
-    return tl.load(low + at, mask=exists[:, None] & (r < R)[None, :], other=0.0).to(tl.float32)
+    return q * log2p1_ratio(q) + tl.maximum(z, 0.0), tl.where(z < 0, q * r, r)
 
 
 @triton.jit
@@ -121,64 +110,74 @@ def step_sizes(
     bias,
     kc,
     map_at,
-    scratch,
+    pixel_at,
     row_at,
+    row_pixel,
     stride,
     exists,
     has,
     R: tl.constexpr,
-    RP: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """Step sizes (T, BC) and their derivative by the raw ones.
+    """Step sizes (T, BC) in units of ln 2, and the derivative of the steps by the raw ones.
 
     Raw ones are read from dt, or are the product of low (T, R) and weight (R, BC); `kc` are the channels' (BC,) places
-    among the parameters of all routes. With multiply-adds every thread reads all R numbers of every pixel, so with a
-    higher rank the tensor cores are quicker. They scatter a channel's pixels over threads; `scratch`, memory (T, BC) of
-    this program alone, gathers them again.
+    among the parameters of all routes.
     """
     valid = exists[:, None] & has[None, :]
-    if R == 0:
-        z = tl.load(dt + map_at, mask=valid, other=0.0).to(tl.float32)
-    elif scratch is None:
-        z = tl.zeros(valid.shape, tl.float32)
-        for r in tl.static_range(R):
-            z += numbers(low, row_at, r, stride, exists) * tl.load(weight + kc * R + r, mask=has, other=0.0)[None, :]
-    else:
-        r = tl.arange(0, RP)
-        weights = tl.load(weight + kc[None, :] * R + r[:, None], mask=(r < R)[:, None] & has[None, :], other=0.0)
-        z = tl.dot(low_rank(low, row_at, stride, exists, R, RP), weights, input_precision=PRECISION)
-        tl.debug_barrier()
-        tl.store(scratch, z, mask=valid)
-        tl.debug_barrier()
-        z = tl.load(scratch, mask=valid, other=0.0)
+    # Of the two factors the one with fewer numbers is scaled: the weights of a thread, or its raw steps.
+    SCALED: tl.constexpr = R > 0 and valid.shape[0] > R
     if bias is not None:
-        z += tl.load(bias + kc, mask=has, other=0.0)[None, :]
+        start = tl.load(bias + kc, mask=has, other=0.0)[None, :] * LOG2_E
+    else:
+        start = tl.zeros((1, valid.shape[1]), tl.float32)
+    if R == 0:
+        z = tl.load(dt + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
+    else:
+        z = tl.broadcast_to(start, valid.shape) if SCALED else tl.zeros(valid.shape, tl.float32)
+        for r in tl.static_range(R):
+            weight_r = tl.load(weight + kc * R + r, mask=has, other=0.0)[None, :]
+            z += numbers(low + row_at, row_pixel, r, stride, exists) * (weight_r * LOG2_E if SCALED else weight_r)
+    if not SCALED:
+        z = z * LOG2_E + start
     if SOFTPLUS:
-        step, slope = softplus(z)
+        step, slope = softplus2(z)
     else:
         step, slope = z, tl.full(z.shape, 1.0, tl.float32)
     return tl.where(valid, step, 0.0), tl.where(valid, slope, 0.0)
 
 
 @triton.jit
-def numbers(pointer, row_at, n, stride, exists):
+def numbers(row, row_pixel, n, stride, exists):
     """Number n of every pixel's B or C: (T, 1)."""
-    return tl.load(pointer + row_at + n * stride, mask=exists, other=0.0).to(tl.float32)[:, None]
+    return tl.load(row + n * stride + row_pixel, mask=exists, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
 def pick(tile, at):
-    """The row of a tile where `at` (T, 1) is true. A sum of bits with zeros, which a compiler removes; adding 0.0 to a
-    float it must not."""
+    """The row of a tile where `at` is true. A sum of bits with zeros, which a compiler removes; adding 0.0 to a float
+    it must not."""
     return tl.sum(tl.where(at, tile.to(tl.int32, bitcast=True), 0), 0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def recur(decay, drive, h, BACK: tl.constexpr):
-    """h = decay h + drive through a tile, from its last pixel if BACK: what arrives at each pixel, decay h (T, BC),
-    before its drive is added, and the last state (BC,)."""
+    """h = decay h + drive through a tile (T, ...), from its last pixel if BACK: every state, and the last one."""
+    T: tl.constexpr = decay.shape[0]
+    t = tl.arange(0, T)
+    for _ in tl.static_range(len(decay.shape) - 1):
+        t = tl.expand_dims(t, -1)
+    reached = drive
+    for i in tl.static_range(T):
+        at = t == (T - 1 - i if BACK else i)
+        h = h * pick(decay, at) + pick(drive, at)
+        reached = tl.where(at, tl.expand_dims(h, 0), reached)
+    return reached, h
+
+
+@triton.jit
+def recur_split(decay, drive, h, BACK: tl.constexpr):
+    """`recur`, but what arrives at each pixel, decay h, before its drive is added."""
     T: tl.constexpr = decay.shape[0]
     t = tl.arange(0, T)[:, None]
     arrived = drive

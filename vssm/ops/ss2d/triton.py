@@ -22,7 +22,8 @@ def _walks(routes: list[int], height: int, width: int) -> tuple[Walk, ...]:
     """The walks that the routes take: rows, columns or both, the direction of the first route first."""
     taken: dict[str, list[tuple[int, bool]]] = {}
     for k, (direction, step) in enumerate(decode(routes)):
-        taken.setdefault(direction, []).append((k, step < 0))
+        # In a map of one row the columns follow each other as its pixels do.
+        taken.setdefault("rows" if height == 1 else direction, []).append((k, step < 0))
     return tuple(
         Walk(direction == "columns", height, width, tuple(k for k, _ in by), tuple(back for _, back in by))
         for direction, by in taken.items()
