@@ -4,7 +4,9 @@
 
 Triton is told of a card that is absent, and the operators are called on CPU tensors with the launch replaced: a kernel
 is compiled for the arguments it was given, as its launcher would, and not run. One line of JSON per kernel: name,
-target, registers, bytes spilled, bytes of shared memory, warps.
+target, registers, bytes spilled, bytes of shared memory, warps. For the scan of one state also what a warp executes
+for each pixel, channel and route of its tile: instructions in all, and those that move data (a loop's body counts
+once: with one state there is none over states; what is around the tile is shared out).
 """
 
 import json
@@ -33,22 +35,34 @@ class AbsentCard:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return self.target.arch  # by which a kernel remembers what it has compiled
 
     def get_current_stream(self, device: int = 0) -> int:
         return 0
 
 
-def resources(cubin):
-    """(registers, spilled bytes) of a compiled kernel, by the cuobjdump that comes with Triton."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+def dissect(tool, cubin, *options):
+    """What a tool that comes with Triton says of a compiled kernel."""
+    command = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([command, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def resources(cubin):
+    """(registers, spilled bytes) of a compiled kernel."""
+    text = dissect("cuobjdump", cubin, "-res-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert found is not None, text
     return int(found[1]), int(found[2])
+
+
+def executed(cubin, elements):
+    """Instructions of a compiled kernel per element, and those that move data."""
+    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w+)", dissect("nvdisasm", cubin, "-c"), re.M)
+    moving = [name for name in lines if name.startswith(("LD", "ST", "SHFL"))]
+    return {"instructions": round(len(lines) / elements, 1), "moving": round(len(moving) / elements, 1)}
 
 
 class Compiler:
@@ -64,8 +78,13 @@ class Compiler:
             return
         self.seen.add(compiled.hash)
         registers, spilled = resources(compiled.asm["cubin"])
+        assert compiled.metadata.target.arch == self.capability
         line = {"kernel": kernel.fn.__name__, "sm": self.capability, "registers": registers, "spilled": spilled}
         line |= {"shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps}
+        if "STEPS" in arguments and arguments["N"] == 1:
+            line |= {"columns": arguments["pixel_step"] > 1, "C": arguments["CHANNELS"], "R": arguments["R"]}
+            elements = arguments["P"] * arguments["BC"] // 32 * len(arguments.get("ROUTES", [0]))
+            line |= executed(compiled.asm["cubin"], elements)
         print(json.dumps(line), flush=True)
 
 
@@ -76,17 +95,18 @@ def scan_arguments(dtype, C, R, N, side, routes):
     return [x, proj, torch.zeros(K, C, R), torch.zeros(K, C), torch.zeros(K * C, N), torch.zeros(K * C)], encode(routes)
 
 
-def compile_scan():
+def compile_scan(every: bool):
     from vssm.ops.ss2d import triton as ss2d
 
-    # A low rank; a high one with more states, columns lower than a tile and channels that fill none.
-    there, back = Route("rows", 1), Route("columns", -1)
-    low, high = (torch.bfloat16, 96, 6, 1, 56), (torch.float32, 72, 24, 4, 14)
-    tensors, routes = scan_arguments(*low, CROSS)
-    y = ss2d.forward(*tensors, routes)
-    tensors, routes = scan_arguments(*low, (there, back))  # the backward takes routes one by one
-    ss2d.backward(y, *tensors, routes)
-    tensors, routes = scan_arguments(*high, (back,))
+    # VMamba-T's first and third stage; more states, columns lower than a tile and channels that fill none. Routes back
+    # are other kernels of the backward: only for the first card.
+    pattern = CROSS if every else (Route("rows", 1), Route("columns", 1))
+    tensors, routes = scan_arguments(torch.bfloat16, 96, 6, 1, 56, pattern)
+    ss2d.backward(ss2d.forward(*tensors, routes), *tensors, routes)
+    if every:
+        tensors, routes = scan_arguments(torch.bfloat16, 384, 24, 1, 14, CROSS)
+        ss2d.forward(*tensors, routes)
+    tensors, routes = scan_arguments(torch.float32, 72, 24, 4, 14, (Route("columns", -1),))
     ss2d.backward(ss2d.forward(*tensors, routes), *tensors, routes)
     ss2d.states_backward(ss2d.states_forward(*tensors[:-1], routes), *tensors[:-1], routes)
 
@@ -165,10 +185,10 @@ def compile_gather():
 
 
 def main():
-    gpu.dot_precision = lambda device: "tf32x3"
-    for name in sys.argv[1:]:
+    gpu.dot_precision = lambda device, half=False: "tf32" if half else "tf32x3"
+    for index, name in enumerate(sys.argv[1:]):
         gpu.launch = Compiler(int(name.removeprefix("sm_")))
-        compile_scan()
+        compile_scan(every=index == 0)
         compile_sequences()
         compile_readout()
         compile_norms()

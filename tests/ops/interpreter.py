@@ -45,3 +45,25 @@ class _Pick:
 
 
 triton_steps.pick = _Pick()
+
+
+# Before every function of the device that a kernel calls, Triton patches its language anew: once per module will do.
+_patched: set[int] = set()
+_run = interpreter.InterpretedFunction.run
+
+
+def _run_anew(self, *args, **kwargs):
+    _patched.clear()
+    return _run(self, *args, **kwargs)
+
+
+def _call(self, *args, **kwargs):
+    module = id(self.fn.__globals__)
+    if module not in _patched:
+        interpreter._patch_lang(self.fn)
+        _patched.add(module)
+    return self.rewrite()(*args, **kwargs)
+
+
+interpreter.InterpretedFunction.run = _run_anew
+interpreter.InterpretedFunction.__call__ = _call

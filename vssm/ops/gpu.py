@@ -71,10 +71,11 @@ def _shared_memory_of(card: int) -> int:
 
 
 @cache
-def dot_precision(device: torch.device) -> str:
-    """How tl.dot multiplies float32: three tf32 products where there are tensor cores for them, to 1e-6."""
+def dot_precision(device: torch.device, half: bool = False) -> str:
+    """How tl.dot multiplies float32 where there are tensor cores: as three tf32 products, to 1e-6, or as one, to 5e-4,
+    if the gradients are `half` anyway."""
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
-        return "tf32x3"
+        return "tf32" if half else "tf32x3"
     return "ieee"
 
 

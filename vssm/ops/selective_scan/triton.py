@@ -18,7 +18,7 @@ from vssm.ops.selective_scan.triton_forward import apply, carries, chain
 
 # Programs that share the tiles of a backward: enough to fill a large card, few enough for the parts they leave.
 # A constant, not the card's size, so that sums are cut alike everywhere.
-SHARES = 512
+SHARES = 1024
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,18 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors of one call; weights float32 and contiguous, the others as `Geometry` says."""
+    """The tensors of one call; weights float32 and contiguous, the others as `Geometry` says.
+
+    Either dt, B and C, or the rows (low-rank dt, B, C) of all pixels as `low`, and `weight`.
+    """
 
     u: Tensor
-    B: Tensor
     A: Tensor
     dt: Tensor | None = None
     low: Tensor | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
+    B: Tensor | None = None
     C: Tensor | None = None
     D: Tensor | None = None
     initial: Tensor | None = None
@@ -207,13 +210,14 @@ def run_gradients(
     x: Inputs,
     entering: Tensor | None,
     arriving: Tensor | None,
-    rows: dict[str, Tensor | None],
+    drows: Tensor,
+    gradient_rows: tuple[int, ...],
     gy: Tensor | None = None,
     gstates: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients by u (in its dtype), dt and the weights that are present; those of the rows are written into `rows`.
+    """Gradients by u (in its dtype), dt and the weights that are present; those of the rows are written into `drows`.
 
-    rows: where dlow, dB and dC of the first tile of channels begin; dim 0 leads from one tile of channels to the next.
+    drows (tiles of channels, ...): the gradients of low-rank dt, B and C, their strides `gradient_rows` as `rows`.
     """
     gpu.check_scan_fits(g.state, g.rank)
     shares = max(1, min(g.batch * g.tiles, SHARES // (g.channel_tiles * g.planes)))
@@ -230,8 +234,7 @@ def run_gradients(
         "dD": parts(x.D),
     }
     ddt = None if x.dt is None else torch.empty_like(x.dt)
-    dB = rows["dB"]
-    assert dB is not None
+    half = x.u.element_size() < 4
     walks = [alone for walk in g.walks for alone in walk.alone()]
     so_far, du = None, x.u
     for index, walk in enumerate(walks):
@@ -245,7 +248,8 @@ def run_gradients(
             x.u.device,
             **x.scanned(),
             **weights,
-            **rows,
+            drows=drows,
+            gradient_rows=gradient_rows,
             D=x.D,
             gy=gy,
             gstates=gstates,
@@ -255,10 +259,11 @@ def run_gradients(
             du=du,
             ddt=ddt,
             samples=g.batch,
-            part=dB.stride(0),
+            part=drows.stride(0),
             RP=max(16, triton.next_power_of_2(g.rank)),
             NP=triton.next_power_of_2(g.state),
-            PRECISION=gpu.dot_precision(x.u.device),
+            WP=max(16, triton.next_power_of_2(g.rank + 2 * g.state)),
+            PRECISION=gpu.dot_precision(x.u.device, half),
             BACK=walk.back[0],
             num_stages=1,
             **walk.arguments(g.tiles, g.P),
@@ -313,10 +318,10 @@ class _Sequences:
         incoming = {name: t.contiguous() for name, t in incoming.items()}
         entering, arriving = run_carries(g, x, **incoming, glast=dense(glast, torch.float32))
         assert arriving is not None
-        rows = x.u.new_empty((g.channel_tiles, 2, *x.B.shape), dtype=torch.float32)
-        dC = None if x.C is None else rows[:, 1]
-        grads = run_gradients(g, x, entering, arriving, {"dlow": None, "dB": rows[:, 0], "dC": dC}, **incoming)
-        dB, dC = rows.sum(0) if dC is not None else (rows[:, 0].sum(0), None)
+        numbers = g.state if x.C is None else 2 * g.state
+        drows = x.u.new_empty((g.channel_tiles, g.batch, g.K, numbers, g.length), dtype=torch.float32)
+        grads = run_gradients(g, x, entering, arriving, drows, tuple(drows.stride()[1:4]), **incoming)
+        dB, dC = drows.sum(0).split(g.state, 2) if x.C is not None else (drows.sum(0), None)
         # What leaves the route's beginning is the gradient of the state before it.
         return grads | {"dB": dB, "dC": dC, "dinitial": arriving[:, :, -1].transpose(2, 3)}
 

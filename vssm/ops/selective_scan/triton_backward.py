@@ -19,6 +19,7 @@ from vssm.ops.selective_scan.triton_steps import (
     channels_of,
     map_places,
     numbers,
+    of_rows,
     pixels,
     recur_gradient,
     recur_split,
@@ -26,6 +27,41 @@ from vssm.ops.selective_scan.triton_steps import (
     state_places,
     step_sizes,
 )
+
+
+@triton.jit
+def product(a, b, total, PRECISION: tl.constexpr):
+    """total + a b on the tensor cores. "tf32x3" here: what a card cuts off of each factor is multiplied separately.
+
+    tl.dot's own "tf32x3" spends four times the instructions on numbers that are not finite.
+    """
+    if PRECISION == "tf32x3":
+        low_a, low_b = cut_off(a), cut_off(b)
+        total = tl.dot(low_a, b, total, input_precision="tf32")
+        total = tl.dot(a, low_b, total, input_precision="tf32")
+        total = tl.dot(a, b, total, input_precision="tf32")
+    else:
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def cut_off(x):
+    """The bits of x that a tf32 number has no room for."""
+    return x - (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def add_sums(row_sums, tile, column, place, PRECISION: tl.constexpr):
+    """row_sums (T, WP) with the sums over the channels of a tile (T, BC) added in column `place`: a product with ones,
+    since sums across threads take five exchanges each."""
+    ones = tl.broadcast_to((column == place)[None, :], (tile.shape[1], column.shape[0])).to(tl.float32)
+    if PRECISION == "tf32x3":
+        row_sums = tl.dot(cut_off(tile), ones, row_sums, input_precision="tf32")
+        row_sums = tl.dot(tile, ones, row_sums, input_precision="tf32")
+    else:
+        row_sums = tl.dot(tile, ones, row_sums, input_precision=PRECISION)
+    return row_sums
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
@@ -46,9 +82,7 @@ def gradients(
     du_so_far,
     du,
     ddt,
-    dlow,  # of the first tile of channels; dB and dC likewise
-    dB,
-    dC,
+    drows,  # of the first tile of channels: gradients of the rows (low, B, C)
     dweight,  # (programs, K, C, R)
     dbias,  # (programs, K, C); dD likewise
     dA,  # (programs, K, C, N)
@@ -57,19 +91,21 @@ def gradients(
     K,
     tiles,
     first,
-    part,  # numbers from one tile of channels to the next in dlow, dB and dC
+    part,  # numbers from one tile of channels to the next in drows
     pieces,
     line,
     line_step,
     pixel_step,
     maps,
     rows,
+    gradient_rows,  # strides of drows, as rows
     states,
     CHANNELS: tl.constexpr,
     R: tl.constexpr,
-    RP: tl.constexpr,  # R and N padded to what a tile can have
+    RP: tl.constexpr,  # R, N and R + 2 N padded to what a tile can have
     N: tl.constexpr,
     NP: tl.constexpr,
+    WP: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     PRECISION: tl.constexpr,
     P: tl.constexpr,
@@ -82,12 +118,14 @@ def gradients(
     """Program (share of the tiles, channels, route): du = du_so_far + this route's, and all its other gradients."""
     share = tl.program_id(0)
     k = (tl.program_id(2) + first).to(tl.int64)
+    B, C = of_rows(low, B, C, rows[2], R, N)
     c, has = channels_of(tl.program_id(1), CHANNELS, BC)
     kc = k * CHANNELS + c
     to_part = tl.program_id(1).to(tl.int64) * part
     sum_A = tl.zeros((BC, NP), tl.float32)
     sum_bias = tl.zeros((BC,), tl.float32)
     sum_D = tl.zeros((BC,), tl.float32)
+    column = tl.arange(0, WP)
     if R > 0:
         r = tl.arange(0, RP)
         sum_weight = tl.zeros((BC, RP), tl.float32)
@@ -98,9 +136,9 @@ def gradients(
         b, tile = (item // tiles).to(tl.int64), item % tiles
         visit = tiles - 1 - tile if BACK else tile
         start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
-        pixel_at, row_pixel = (steps * STEPS[0])[:, None], steps * STEPS[1]
+        row_pixel = steps * STEPS[1]
         valid = exists[:, None] & has[None, :]
-        map_at = map_places(b, k, c, start, maps, STEPS)
+        map_at, pixel_at = map_places(b, k, c, start, steps, maps, STEPS, R)
         row_at = row_place(b, k, start, rows, STEPS)
 
         x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
@@ -109,6 +147,7 @@ def gradients(
         )
         step = step2 * LN_2
         driven = step * x
+        row_sums = tl.zeros((T, WP), tl.float32)
         through_drive = tl.zeros((T, BC), tl.float32)  # dL / d(dt u)
         through_decay = tl.zeros((T, BC), tl.float32)  # dL / d(dt) along exp(dt A)
         if gy is not None:
@@ -126,9 +165,7 @@ def gradients(
 
             if gy is not None:
                 incoming = g_y * numbers(C + row_at, row_pixel, n, rows[2], exists)
-                tl.store(
-                    dC + to_part + row_at + n * rows[2] + row_pixel, tl.sum(g_y * (arrived + drive), 1), mask=exists
-                )
+                row_sums = add_sums(row_sums, g_y * (arrived + drive), column, R + N + n, PRECISION)
             else:
                 state_at = state_places(b, k, n, c, start, states, STEPS)
                 incoming = tl.load(gstates + state_at + (steps * STEPS[2])[:, None], mask=valid, other=0.0).to(
@@ -139,7 +176,7 @@ def gradients(
                 slot = (b * K + k) * (tiles + 1) + tiles - 1 - visit
                 g_last += tl.load(arriving + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
             g, leaving = recur_gradient(decay, incoming, g_last, BACK)
-            tl.store(dB + to_part + row_at + n * rows[2] + row_pixel, tl.sum(g * driven, 1), mask=exists)
+            row_sums = add_sums(row_sums, g * driven, column, R + n, PRECISION)
             through_drive += g * B_n
             along = g * arrived
             through_decay += along * rate[None, :]
@@ -158,15 +195,19 @@ def gradients(
         dz = (through_drive * x + through_decay) * slope
         sum_bias += tl.sum(dz, 0)
         if R > 0:
-            low_at = row_at + r.to(tl.int64)[None, :] * rows[2] + row_pixel[:, None]
             in_rank = exists[:, None] & (r < R)[None, :]
+            low_at = row_at + r.to(tl.int64)[None, :] * rows[2] + row_pixel[:, None]
             rows_low = tl.load(low + low_at, mask=in_rank, other=0.0).to(tl.float32)
-            sum_weight = tl.dot(tl.trans(dz), rows_low, sum_weight, input_precision=PRECISION)
-            weights = tl.load(weight + kc[:, None] * R + r[None, :], mask=has[:, None] & (r < R)[None, :], other=0.0)
-            dlow_rows = tl.dot(dz, weights, input_precision=PRECISION)
-            tl.store(dlow + to_part + low_at, dlow_rows, mask=in_rank)
+            sum_weight = product(tl.trans(dz), rows_low, sum_weight, PRECISION)
+            in_weight = has[:, None] & (column < R)[None, :]
+            weights = tl.load(weight + kc[:, None] * R + column[None, :], mask=in_weight, other=0.0)
+            row_sums = product(dz, weights, row_sums, PRECISION)
         else:
             tl.store(ddt + map_at + pixel_at, dz, mask=valid)
+        begin = to_part + row_place(b, k, start, gradient_rows, STEPS)
+        place = begin + column.to(tl.int64)[None, :] * gradient_rows[2] + row_pixel[:, None]
+        count: tl.constexpr = R + N if gy is None else R + 2 * N
+        tl.store(drows + place, row_sums, mask=exists[:, None] & (column < count)[None, :])
 
     at_share = share.to(tl.int64) * K * CHANNELS + kc
     n_all = tl.arange(0, NP)

@@ -21,6 +21,7 @@ from vssm.ops.selective_scan.triton_steps import (
     channels_of,
     map_places,
     numbers,
+    of_rows,
     pixels,
     recur,
     recur_gradient,
@@ -75,11 +76,12 @@ def carries(
     """
     b, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     plane = tl.program_id(2)
+    B, C = of_rows(low, B, C, rows[2], R, N)
     c, has = channels_of(tl.program_id(1), CHANNELS, BC)
     start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
-    pixel_at, row_pixel = (steps * STEPS[0])[:, None], steps * STEPS[1]
+    row_pixel = steps * STEPS[1]
     valid = exists[:, None] & has[None, :]
-    map_at = map_places(b, plane, c, start, maps, STEPS)
+    map_at, pixel_at = map_places(b, plane, c, start, steps, maps, STEPS, R)
     x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
     scaled = x * LN_2  # steps are in units of ln 2
     if gy is not None:
@@ -220,11 +222,12 @@ def apply(
     """Program (sample and tile, channels, route of its own): y (+)= the sum over ROUTES, or each route's states."""
     b, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     plane = tl.program_id(2)
+    B, C = of_rows(low, B, C, rows[2], R, N)
     c, has = channels_of(tl.program_id(1), CHANNELS, BC)
     start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
-    pixel_at, row_pixel = (steps * STEPS[0])[:, None], steps * STEPS[1]
+    row_pixel = steps * STEPS[1]
     valid = exists[:, None] & has[None, :]
-    map_at = map_places(b, plane, c, start, maps, STEPS)
+    map_at, pixel_at = map_places(b, plane, c, start, steps, maps, STEPS, R)
     x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
     scaled = x * LN_2  # steps are in units of ln 2
     total = tl.zeros((T, BC), tl.float32)

@@ -61,9 +61,16 @@ def channels_of(block, C: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
-def map_places(b, k, c, start, maps, STEPS: tl.constexpr):
-    """Offsets (1, BC) into a map of a tile's beginning: of sample b, of route k where routes have maps of their own."""
-    return (b * maps[0] + tl.cast(k, tl.int64) * maps[1] + start * STEPS[0] + c.to(tl.int64) * maps[2])[None, :]
+def map_places(b, k, c, start, steps, maps, STEPS: tl.constexpr, R: tl.constexpr):
+    """Where a tile begins in a map of sample b, of route k where routes have maps of their own; from there offsets to
+    its numbers (T, BC). With a rank maps are channels-last and one begin serves all channels, else each has its own."""
+    begin = b * maps[0] + tl.cast(k, tl.int64) * maps[1] + start * STEPS[0]
+    offsets = (steps * STEPS[0])[:, None]
+    if R > 0:
+        offsets += c[None, :]
+    else:
+        begin = (begin + c.to(tl.int64) * maps[2])[None, :]
+    return begin, offsets
 
 
 @triton.jit
@@ -98,8 +105,9 @@ def log2p1_ratio(q):
 def softplus2(z):
     """log2(1 + 2^z), and its derivative 1 / (1 + 2^-z)."""
     q = tl.exp2(tl.abs(z) * -1.0)
-    r = 1.0 / (q + 1.0)
-    return q * log2p1_ratio(q) + tl.maximum(z, 0.0), tl.where(z < 0, q * r, r)
+    rest = q * log2p1_ratio(q)  # log2(1 + q)
+    r = tl.exp2(rest * -1.0)  # 1 / (1 + q)
+    return rest + tl.maximum(z, 0.0), tl.where(z < 0, q * r, r)
 
 
 @triton.jit
@@ -149,8 +157,17 @@ def step_sizes(
 
 @triton.jit
 def numbers(row, row_pixel, n, stride, exists):
-    """Number n of every pixel's B or C: (T, 1)."""
-    return tl.load(row + n * stride + row_pixel, mask=exists, other=0.0).to(tl.float32)[:, None]
+    """Number n of every pixel's low-rank dt, B or C: (T, 1)."""
+    return tl.load(row + row_pixel + n * stride, mask=exists, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit
+def of_rows(low, B, C, stride, R: tl.constexpr, N: tl.constexpr):
+    """Where the numbers of B and C begin: behind low-rank dt where there is one, so that a pixel has one address."""
+    if R > 0:
+        B = low + R * stride
+        C = low + (R + N) * stride
+    return B, C
 
 
 @triton.jit

@@ -65,14 +65,10 @@ def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int], tile: 
 
 
 def _inputs(x, proj, dt_weight, dt_bias, A, D) -> Inputs:
-    R, N = dt_weight.shape[2], A.shape[1]
     # Every thread reads the numbers of its pixels: a conversion once is cheaper than one in each of them.
-    rows = proj.float().contiguous().flatten()
     return Inputs(
         u=gpu.map_rows(x),
-        low=rows,
-        B=rows[R:],
-        C=rows[R + N :],
+        low=proj.float().contiguous(),
         A=dense(A, torch.float32),
         D=dense(D, torch.float32),
         weight=dense(dt_weight, torch.float32),
@@ -139,8 +135,7 @@ def _gradients(kind, x, proj, dt_weight, dt_bias, A, D, routes, **incoming) -> t
         readout = "gy" in incoming
         new = x.new_empty if readout else x.new_zeros
         parts = new((g.channel_tiles, proj.numel()), dtype=torch.float32)
-        rows = {"dlow": parts, "dB": parts[:, g.rank :], "dC": parts[:, g.rank + g.state :] if readout else None}
-        grads = run_gradients(g, inputs, entering, arriving, rows, **incoming)
+        grads = run_gradients(g, inputs, entering, arriving, parts, g.rows, **incoming)
         weights = (grads["dweight"], grads["dbias"], grads["dA"], grads.get("dD"))
         return _as_map(grads["du"], x), *like((parts.sum(0), *weights), (proj, dt_weight, dt_bias, A, D))
 
