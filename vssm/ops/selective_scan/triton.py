@@ -262,7 +262,7 @@ def run_gradients(
             part=drows.stride(0),
             RP=max(16, triton.next_power_of_2(g.rank)),
             NP=triton.next_power_of_2(g.state),
-            WP=max(16, triton.next_power_of_2(g.rank + 2 * g.state)),
+            WP=max(16, triton.next_power_of_2(g.rank + 2 * g.state if g.state <= 16 else g.rank)),
             PRECISION=gpu.dot_precision(x.u.device, half),
             BACK=walk.back[0],
             num_stages=1,

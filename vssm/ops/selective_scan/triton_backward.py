@@ -102,7 +102,7 @@ def gradients(
     states,
     CHANNELS: tl.constexpr,
     R: tl.constexpr,
-    RP: tl.constexpr,  # R, N and R + 2 N padded to what a tile can have
+    RP: tl.constexpr,  # R, N and the sums over channels padded to what a tile can have
     N: tl.constexpr,
     NP: tl.constexpr,
     WP: tl.constexpr,
@@ -125,6 +125,14 @@ def gradients(
     sum_A = tl.zeros((BC, NP), tl.float32)
     sum_bias = tl.zeros((BC,), tl.float32)
     sum_D = tl.zeros((BC,), tl.float32)
+    # Sums over the channels of a tile: of low-rank dt, and of B and C while they are few enough to stay in registers.
+    FEW: tl.constexpr = N <= 16
+    if not FEW:
+        SUMS: tl.constexpr = R
+    elif gy is None:
+        SUMS: tl.constexpr = R + N
+    else:
+        SUMS: tl.constexpr = R + 2 * N
     column = tl.arange(0, WP)
     if R > 0:
         r = tl.arange(0, RP)
@@ -147,6 +155,7 @@ def gradients(
         )
         step = step2 * LN_2
         driven = step * x
+        row = drows + to_part + row_place(b, k, start, gradient_rows, STEPS) + row_pixel
         row_sums = tl.zeros((T, WP), tl.float32)
         through_drive = tl.zeros((T, BC), tl.float32)  # dL / d(dt u)
         through_decay = tl.zeros((T, BC), tl.float32)  # dL / d(dt) along exp(dt A)
@@ -165,7 +174,11 @@ def gradients(
 
             if gy is not None:
                 incoming = g_y * numbers(C + row_at, row_pixel, n, rows[2], exists)
-                row_sums = add_sums(row_sums, g_y * (arrived + drive), column, R + N + n, PRECISION)
+                read = g_y * (arrived + drive)
+                if FEW:
+                    row_sums = add_sums(row_sums, read, column, R + N + n, PRECISION)
+                else:
+                    tl.store(row + (R + N + n) * gradient_rows[2], tl.sum(read, 1), mask=exists)
             else:
                 state_at = state_places(b, k, n, c, start, states, STEPS)
                 incoming = tl.load(gstates + state_at + (steps * STEPS[2])[:, None], mask=valid, other=0.0).to(
@@ -176,7 +189,10 @@ def gradients(
                 slot = (b * K + k) * (tiles + 1) + tiles - 1 - visit
                 g_last += tl.load(arriving + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
             g, leaving = recur_gradient(decay, incoming, g_last, BACK)
-            row_sums = add_sums(row_sums, g * driven, column, R + n, PRECISION)
+            if FEW:
+                row_sums = add_sums(row_sums, g * driven, column, R + n, PRECISION)
+            else:
+                tl.store(row + (R + n) * gradient_rows[2], tl.sum(g * driven, 1), mask=exists)
             through_drive += g * B_n
             along = g * arrived
             through_decay += along * rate[None, :]
@@ -204,10 +220,9 @@ def gradients(
             row_sums = product(dz, weights, row_sums, PRECISION)
         else:
             tl.store(ddt + map_at + pixel_at, dz, mask=valid)
-        begin = to_part + row_place(b, k, start, gradient_rows, STEPS)
-        place = begin + column.to(tl.int64)[None, :] * gradient_rows[2] + row_pixel[:, None]
-        count: tl.constexpr = R + N if gy is None else R + 2 * N
-        tl.store(drows + place, row_sums, mask=exists[:, None] & (column < count)[None, :])
+        if R > 0 or FEW:
+            place = row[:, None] + column.to(tl.int64)[None, :] * gradient_rows[2]
+            tl.store(place, row_sums, mask=exists[:, None] & (column < SUMS)[None, :])
 
     at_share = share.to(tl.int64) * K * CHANNELS + kc
     n_all = tl.arange(0, NP)
