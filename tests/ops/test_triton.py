@@ -75,19 +75,19 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(processes):
 
 def test_tiles_that_a_card_has_no_room_for_are_left_out(monkeypatch):
     """Stand-ins for a card of 227 KiB a program, one of 64, and one whose properties say so under another name."""
-    large = [(16, 64), (16, 32), (32, 32), (32, 64), (16, 128), (32, 128)]
-    assert gpu.scan_tiles(1024, 256, backward=False) == large
-    small = [(16, 32), (32, 32)]
+    both, narrow = [(16, 32), (16, 64)], [(16, 32)]
+    assert gpu.scan_tiles(1024, 256, backward=True) == both
     cards = {0: SimpleNamespace(shared_memory_per_block_optin=227 << 10, shared_memory_per_block=48 << 10)}
     cards |= {1: SimpleNamespace(shared_memory_per_block_optin=64 << 10, shared_memory_per_block=48 << 10)}
     cards |= {2: SimpleNamespace(shared_memory_per_block=64 << 10)}
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
-    for card, tiles in ((0, large), (1, small), (2, small)):
+    for card, of_rank_64 in ((0, both), (1, narrow), (2, narrow)):
         gpu._shared_memory_of.cache_clear()
         monkeypatch.setattr(torch.cuda, "current_device", lambda card=card: card)
-        assert gpu.scan_tiles(1024, 256, backward=False) == tiles
-        assert len(gpu.scan_tiles(1024, 64, backward=False)) == 6  # the largest models' rank fits everywhere
+        assert gpu.scan_tiles(1024, 64, backward=True) == of_rank_64
+        assert gpu.scan_tiles(1024, 256, backward=True) == narrow  # one is left: its launch says what is missing
+        assert gpu.scan_tiles(1024, 256, backward=False) == [(8, 128), (16, 64), (32, 32)]
     gpu._shared_memory_of.cache_clear()
 
 

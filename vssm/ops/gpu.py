@@ -56,7 +56,7 @@ def _shared_memory(T: int, BC: int, rank: int) -> int:
     """Bytes, about, in which the backward's products keep their factors. The only limit that cards differ in and that
     a tile comes near: the other tiles of this package fit in the 48 KiB that every card gives, and a thread has 255
     registers everywhere."""
-    return 4 * BC * (2 * max(16, 1 << (rank + 1).bit_length()) + 3 * T)
+    return 4 * BC * (3 * max(16, 1 << (rank + 1).bit_length()) + T)
 
 
 def _limit_of_shared_memory() -> float:
