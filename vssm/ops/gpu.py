@@ -21,6 +21,8 @@ class KernelError(RuntimeError):
 
 # (T, BC), the pixels and channels of a tile of the scan, instead of the choice below. Tests and tuning set it.
 SCAN_TILE: tuple[int, int] | None = None
+# Whether the forward scan sweeps along the routes, instead of asking the card. Tests set it.
+SCAN_SWEEPS: bool | None = None
 
 
 def interpreted() -> bool:
@@ -68,6 +70,13 @@ def _limit_of_shared_memory() -> float:
 def _shared_memory_of(card: int) -> int:
     limits = torch.cuda.get_device_properties(card)
     return getattr(limits, "shared_memory_per_block_optin", limits.shared_memory_per_block)  # ROCm has the second alone
+
+
+def fills_card(programs: int, device: torch.device) -> bool:
+    """Whether so many programs of one warp keep the four schedulers of every multiprocessor busy."""
+    if SCAN_SWEEPS is not None or device.type != "cuda":
+        return bool(SCAN_SWEEPS)
+    return programs >= 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import Tensor
 from vssm.ops import gpu
 from vssm.ops.pointwise import dense
 from vssm.ops.selective_scan.triton_backward import gradients
-from vssm.ops.selective_scan.triton_forward import apply, carries, chain
+from vssm.ops.selective_scan.triton_forward import apply, carries, chain, sweep
 
 # Programs that share the tiles of a backward: enough to fill a large card, few enough for the parts they leave.
 # A constant, not the card's size, so that sums are cut alike everywhere.
@@ -185,8 +185,22 @@ def _chain(g: Geometry, passed: Tensor, lasts: Tensor, x: Inputs, initial: Tenso
     return entering
 
 
-def run_apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None, states: Tensor | None) -> None:
-    """Fill y, the sum over routes, or every route's states."""
+def run_forward(
+    g: Geometry, x: Inputs, y: Tensor | None = None, states: Tensor | None = None, last: Tensor | None = None
+) -> None:
+    """Fill y, the sum over routes, or every route's states; and the states (B, K, C, N) that leave the routes."""
+    if g.tiles == 1 and x.initial is None and last is None:
+        _apply(g, x, None, y, states)
+    elif gpu.fills_card(g.batch * g.channel_tiles * g.planes, x.u.device):
+        _sweep(g, x, y, states, last)
+    else:
+        entering, _ = run_carries(g, x)
+        _apply(g, x, entering, y, states)
+        if last is not None:
+            last.copy_(entering[:, :, -1].transpose(2, 3))
+
+
+def _apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None, states: Tensor | None) -> None:
     grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
     for index, walk in enumerate(g.walks):
         gpu.launch(
@@ -198,6 +212,26 @@ def run_apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None,
             entering=entering,
             y=y,
             out=states,
+            ADD=y is not None and index > 0,
+            **walk.together(),
+            **walk.arguments(g.tiles, g.P),
+            **g.arguments(),
+        )
+
+
+def _sweep(g: Geometry, x: Inputs, y: Tensor | None, states: Tensor | None, last: Tensor | None) -> None:
+    for index, walk in enumerate(g.walks):
+        gpu.launch(
+            sweep,
+            (g.batch, g.channel_tiles, g.planes),
+            x.u.device,
+            **x.scanned(),
+            D=x.D,
+            initial=x.initial,
+            last=last,
+            y=y,
+            out=states,
+            NP=triton.next_power_of_2(g.state),
             ADD=y is not None and index > 0,
             **walk.together(),
             **walk.arguments(g.tiles, g.P),
@@ -329,18 +363,18 @@ class _Sequences:
 def forward(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state) -> tuple[Tensor, Tensor]:
     """(y (B, K*C, L), last state (B, K*C, N)), float32."""
     call = _Sequences(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
-    entering, _ = run_carries(call.geometry, call.inputs)
-    y = torch.empty_like(call.inputs.u, dtype=torch.float32)
-    run_apply(call.geometry, call.inputs, entering, y, None)
-    return y, entering[:, :, -1].transpose(2, 3).flatten(1, 2)
+    g, x = call.geometry, call.inputs
+    y = torch.empty_like(x.u, dtype=torch.float32)
+    last = y.new_empty((g.batch, g.K, g.channels, g.state))
+    run_forward(g, x, y, last=last)
+    return y, last.flatten(1, 2)
 
 
 def states_forward(u, dt, A, B, dt_bias, dt_softplus, initial_state) -> Tensor:
     """h (B, K*C, N, L), float32."""
     call = _Sequences(u, dt, A, B, None, None, dt_bias, dt_softplus, initial_state)
-    entering, _ = run_carries(call.geometry, call.inputs)
     h = u.new_empty((*u.shape[:2], A.shape[1], u.shape[2]), dtype=torch.float32)
-    run_apply(call.geometry, call.inputs, entering, None, h)
+    run_forward(call.geometry, call.inputs, states=h)
     return h
 
 

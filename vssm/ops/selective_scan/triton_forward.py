@@ -1,11 +1,17 @@
-"""Triton kernels of the forward scan, in three passes over tiles (see triton_steps.py), all tiles at once.
+"""Triton kernels of the forward scan on tiles (see triton_steps.py).
+
+Where samples and channels fill the card, one pass:
+
+    sweep     along the tiles of each route, the state in registers: readout y summed over the routes, or the states
+
+Where they do not, three, over all tiles at once; a route of one tile needs `apply` alone:
 
     carries   every tile on its own, from zero: the state it ends with, and how long it lasts (the sum of its steps)
     chain     along the tiles of each route: the state that enters each of them
-    apply     every tile again, now from the state that enters it: readout y summed over the routes, or the states
+    apply     every tile again, now from the state that enters it
 
-A route of one tile needs `apply` alone. Nothing is written per route and pixel; routes along the same walk, there and
-back, share a tile in registers, and the others add to their y. Sums have a fixed order: the same bits in every run.
+Nothing is written per route and pixel. In `apply` routes along the same walk, there and back, share a tile in
+registers; the others add to their y. Sums have a fixed order: the same bits in every run.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -265,3 +271,97 @@ def apply(
                 )
     if out is None:
         tl.store(y + map_at + pixel_at, total, mask=valid)
+
+
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
+def sweep(
+    u,
+    dt,
+    low,
+    B,
+    C,
+    weight,
+    bias,
+    A,
+    D,
+    initial,  # (B, K, C, N) or None
+    last,  # (B, K, C, N), or None: the state that leaves each route
+    y,
+    out,  # states, or None
+    K,
+    tiles,
+    first,
+    pieces,
+    line,
+    line_step,
+    pixel_step,
+    maps,
+    rows,
+    states,
+    CHANNELS: tl.constexpr,
+    R: tl.constexpr,
+    N: tl.constexpr,
+    NP: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    P: tl.constexpr,
+    WHOLE: tl.constexpr,
+    STEPS: tl.constexpr,
+    ROUTES: tl.constexpr,
+    BACK: tl.constexpr,
+    ADD: tl.constexpr,
+    T: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Program (sample, channels, route of its own): y (+)= the sum over ROUTES, or each route's states."""
+    b = tl.program_id(0).to(tl.int64)
+    plane = tl.program_id(2)
+    B, C = of_rows(low, B, C, rows[2], R, N)
+    c, has = channels_of(tl.program_id(1), CHANNELS, BC)
+    all_n = tl.arange(0, NP)
+    if D is not None:
+        skip = tl.zeros((BC,), tl.float32)
+        for i in tl.static_range(len(ROUTES)):
+            skip += tl.load(D + (first + plane + ROUTES[i]).to(tl.int64) * CHANNELS + c, mask=has, other=0.0)
+    for i in tl.static_range(len(ROUTES)):
+        k = (first + plane + ROUTES[i]).to(tl.int64)
+        kc = k * CHANNELS + c
+        ends = ((b * K + k) * CHANNELS + c)[None, :] * N + all_n[:, None]
+        inside = (all_n < N)[:, None] & has[None, :]
+        if initial is not None:
+            state = tl.load(initial + ends, mask=inside, other=0.0).to(tl.float32)
+        else:
+            state = tl.zeros((NP, BC), tl.float32)
+        for visit in range(tiles):
+            tile = tiles - 1 - visit if BACK[i] else visit
+            start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
+            row_pixel = steps * STEPS[1]
+            valid = exists[:, None] & has[None, :]
+            map_at, pixel_at = map_places(b, plane, c, start, steps, maps, STEPS, R)
+            x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
+            row_at = row_place(b, k, start, rows, STEPS)
+            step, slope = step_sizes(
+                dt, low, weight, bias, kc, map_at, pixel_at, row_at, row_pixel, rows[2], exists, has, R, SOFTPLUS
+            )
+            driven = step * (x * LN_2)
+            if out is None:
+                total = tl.zeros((T, BC), tl.float32)
+                if D is not None and i == 0:
+                    total = skip[None, :] * x
+                if ADD or i > 0:
+                    total += tl.load(y + map_at + pixel_at, mask=valid, other=0.0)
+            for n in range(N):
+                rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :]
+                drive = driven * numbers(B + row_at, row_pixel, n, rows[2], exists)
+                here = (all_n == n)[:, None]
+                h = tl.sum(tl.where(here, state, 0.0), 0)
+                reached, h = recur(tl.exp2(step * rate), drive, h, BACK[i])
+                state = tl.where(here, h[None, :], state)
+                if out is None:
+                    total += reached * numbers(C + row_at, row_pixel, n, rows[2], exists)
+                else:
+                    place = state_places(b, k, n, c, start, states, STEPS) + (steps * STEPS[2])[:, None]
+                    tl.store(out + place, reached, mask=valid)
+            if out is None:
+                tl.store(y + map_at + pixel_at, total, mask=valid)
+        if last is not None:
+            tl.store(last + ends, state, mask=inside)

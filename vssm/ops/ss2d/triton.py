@@ -14,7 +14,7 @@ from torch import Tensor
 from vssm.ops import gpu, tuning
 from vssm.ops.pointwise import dense
 from vssm.ops.routes import decode
-from vssm.ops.selective_scan.triton import Geometry, Inputs, Walk, like, run_apply, run_carries, run_gradients
+from vssm.ops.selective_scan.triton import Geometry, Inputs, Walk, like, run_carries, run_forward, run_gradients
 from vssm.ops.tuning import Tile
 
 
@@ -81,11 +81,6 @@ def _as_map(rows: Tensor, like: Tensor) -> Tensor:
     return rows.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
-def _entering(g: Geometry, inputs: Inputs) -> Tensor | None:
-    """The state that enters each tile, or None where a route is one tile."""
-    return None if g.tiles == 1 else run_carries(g, inputs)[0]
-
-
 def forward(x, proj, dt_weight, dt_bias, A, D, routes: list[int]) -> Tensor:
     """y (B, C, H, W) in channels_last memory, float32."""
     inputs = _inputs(x, proj, dt_weight, dt_bias, A, D)
@@ -93,7 +88,7 @@ def forward(x, proj, dt_weight, dt_bias, A, D, routes: list[int]) -> Tensor:
     def run(tile: Tile) -> Tensor:
         g = _geometry(x, dt_weight, A, routes, tile)
         y = torch.empty_like(inputs.u, dtype=torch.float32)
-        run_apply(g, inputs, _entering(g, inputs), y, None)
+        run_forward(g, inputs, y)
         return _as_map(y, x)
 
     return _tuned("ss2d", x, dt_weight, A, run)
@@ -106,7 +101,7 @@ def states_forward(x, proj, dt_weight, dt_bias, A, routes: list[int]) -> Tensor:
     def run(tile: Tile) -> Tensor:
         g = _geometry(x, dt_weight, A, routes, tile)
         h = x.new_empty((g.batch, g.K, g.state, *x.shape[2:], g.channels), dtype=torch.float32)
-        run_apply(g, inputs, _entering(g, inputs), None, h)
+        run_forward(g, inputs, states=h)
         return h.permute(0, 1, 5, 2, 3, 4)
 
     return _tuned("ss2d_states", x, dt_weight, A, run)
