@@ -54,6 +54,10 @@ def test_ss2d(dtype, pattern, N, shape, monkeypatch):
             max(coarse, GRADIENTS[dtype]),
         )
         assert y.dtype == torch.float32
+        monkeypatch.setattr(gpu, "SCAN_SWEEPS", True)
+        with use("triton"):
+            torch.testing.assert_close(function(*tensors.values(), routes=routes), y, rtol=1e-5, atol=1e-5)
+        monkeypatch.setattr(gpu, "SCAN_SWEEPS", None)
 
 
 def sequences(K, C, N, L, dtype=torch.float32, batch=2):
@@ -65,7 +69,7 @@ def sequences(K, C, N, L, dtype=torch.float32, batch=2):
 
 
 @pytest.mark.parametrize("dtype, N, L", pairwise(list(DTYPES), [1, 4, 16], [1, 15, 49]))
-def test_selective_scan(dtype, N, L):
+def test_selective_scan(dtype, N, L, monkeypatch):
     dtype = DTYPES[dtype]
     tensors = sequences(2, 3, N, L, dtype, batch=1)
     tolerance = GRADIENTS[dtype]
@@ -75,6 +79,9 @@ def test_selective_scan(dtype, N, L):
 
     y, last = assert_agrees(scan, tensors, "triton", grad_tolerance=tolerance)
     assert y.dtype == last.dtype == torch.float32
+    with monkeypatch.context() as patch, use("triton"):
+        patch.setattr(gpu, "SCAN_SWEEPS", True)
+        torch.testing.assert_close(scan(**tensors), (y, last), rtol=1e-5, atol=1e-5)
     if N > 1:
         return
     for name in ("D", "dt_bias", "initial_state"):
