@@ -64,7 +64,10 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(processes):
     compiled = [json.loads(line) for line in done.stdout.splitlines()]
     for sm in (80, 90):
         names = {k["kernel"] for k in compiled if k["sm"] == sm}
-        scans, convolutions = "carries chain apply gradients", "fuse spread correlate convolve weigh slide slide_sums"
+        scans, convolutions = (
+            "sweep carries chain apply gradients",
+            "fuse spread correlate convolve weigh slide slide_sums",
+        )
         others = "blend place_gradients scatter read_out term_gradients skip_gradients normalise"
         others += " normalise_gradients"
         assert names == {*scans.split(), *convolutions.split(), *others.split()}

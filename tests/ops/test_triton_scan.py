@@ -23,6 +23,13 @@ NAMES = ("x", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
 # The sums over channels are products of three tf32 products on a card; the interpreter multiplies in float32.
 GRADIENTS = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 4e-3}
 
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """An interpreted tile takes as long as it has places."""
+    monkeypatch.setattr(gpu, "SCAN_TILE", (8, 32))
+
+
 # Maps of odd size: one pixel, one tile, several, one row, one column; the last has a tile of one pixel.
 MAPS = {"1x1": (1, 1), "7x7": (7, 7), "3x5": (3, 5), "1x17": (1, 17), "9x1": (9, 1)}
 # In the order in which the cover meets the dearest values seldom together.
@@ -35,10 +42,10 @@ def maps(pattern, N, shape, dtype=torch.float32, C=5, R=3, batch=2):
     return dict(zip(NAMES, given, strict=True)) | {"x": given[0].to(dtype)}
 
 
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("dtype, pattern, N, shape", CASES)
 def test_ss2d(dtype, pattern, N, shape, monkeypatch):
     """Under autocast x and its projection are half and the weights float32: so here."""
-    monkeypatch.setattr(gpu, "SCAN_TILE", (8, 32))  # an interpreted tile takes as long as it has places
     routes, dtype = PATTERNS[pattern], DTYPES[dtype]
     tensors = maps(routes, N, MAPS[shape], dtype, batch=2 if shape == "3x5" else 1)
     tensors["x_proj_weight"] = tensors["x_proj_weight"].to(dtype).float()  # what the projection sees
@@ -110,6 +117,7 @@ def test_chained_tiles_beyond_a_block():
     torch.testing.assert_close(last.double(), expected_last, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("small_tiles")
 def test_memory_formats_and_the_same_bits_twice():
     tensors = maps(PATTERNS["cross"], 1, (3, 6), batch=1)
     first, grads = evaluate(lambda **k: ss2d(*k.values()), tensors, "triton")
@@ -187,6 +195,7 @@ def test_a_grid_beyond_the_card_is_named():
         gpu.launch(None, (70000, 1 << 16, 1), torch.device("cpu"))
 
 
+@pytest.mark.usefixtures("small_tiles")
 def test_opcheck():
     tensors = maps(PATTERNS["raster"], 1, (1, 2), C=2, R=1, batch=1)
     x, _, dt_weight, dt_bias, A, D = (t.requires_grad_() for t in tensors.values())
@@ -196,6 +205,7 @@ def test_opcheck():
     opcheck(torch.ops.vssm.ss2d_states, (x, proj, dt_weight, dt_bias, A, codes, "triton"))
 
 
+@pytest.mark.usefixtures("small_tiles")
 def test_not_a_number_stays_in_its_sample():
     tensors = maps(PATTERNS["cross"], 1, (5, 5), batch=3)
     tensors["x"][1, 2, 1, 1] = float("nan")
