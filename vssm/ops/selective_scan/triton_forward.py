@@ -323,6 +323,8 @@ def sweep(
         for i in tl.static_range(len(ROUTES)):
             skip += tl.load(D + (first + plane + ROUTES[i]).to(tl.int64) * CHANNELS + c, mask=has, other=0.0)
     for i in tl.static_range(len(ROUTES)):
+        if i > 0:
+            tl.debug_barrier()  # y of the route before is read
         k = (first + plane + ROUTES[i]).to(tl.int64)
         kc = k * CHANNELS + c
         ends = ((b * K + k) * CHANNELS + c)[None, :] * N + all_n[:, None]
