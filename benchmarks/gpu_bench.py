@@ -3,7 +3,7 @@
 import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vssm.ops import use
-from vssm.ops.gpu import interpreted
+from vssm.ops import gpu, use
 
 Cell = tuple[str, Callable[[], dict[str, Any]]]
 STAGES = {1: (56, 96, 6), 2: (28, 192, 12), 3: (14, 384, 24), 4: (7, 768, 48)}  # side, channels, rank of VMamba-T
@@ -28,7 +27,7 @@ class Bench:
     path: str = field(init=False)
 
     def __post_init__(self):
-        self.path = "triton" if interpreted() else ""
+        self.path = "triton" if gpu.interpreted() else ""
 
     @property
     def batch(self) -> int:
@@ -74,6 +73,15 @@ class Bench:
 
     def forced(self, path: str) -> contextlib.AbstractContextManager:
         return use(path) if path else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def scanning(self, sweeps: bool | None) -> Iterator[None]:
+        """The forward scan sweeps, or goes in three passes; None leaves it to the card."""
+        gpu.SCAN_SWEEPS = sweeps
+        try:
+            yield
+        finally:
+            gpu.SCAN_SWEEPS = None
 
 
 def scan_arguments(bench: Bench, side, channels: int, rank: int, batch: int, dtype=torch.float32, K: int = 4):

@@ -253,7 +253,6 @@ def run_gradients(
 
     drows (tiles of channels, ...): the gradients of low-rank dt, B and C, their strides `gradient_rows` as `rows`.
     """
-    gpu.check_scan_fits(g.state, g.rank)
     shares = max(1, min(g.batch * g.tiles, SHARES // (g.channel_tiles * g.planes)))
 
     def parts(weight: Tensor | None, *shape: int) -> Tensor | None:

@@ -35,8 +35,8 @@ def _tuned(kind: str, x: Tensor, dt_weight: Tensor, A: Tensor, run: Callable[[Ti
     batch, channels, height, width = x.shape
     K, _, R = dt_weight.shape
     tiles = gpu.scan_tiles(channels, R, kind.endswith("backward"))
-    size = tuning.size_class(batch * height * width)
-    key = f"{kind} {x.dtype} C={channels} K={K} R={R} N={A.shape[1]} pixels<=2^{size}"
+    samples, pixels = tuning.size_class(batch), tuning.size_class(height * width)
+    key = f"{kind} {x.dtype} C={channels} K={K} R={R} N={A.shape[1]} samples<=2^{samples} pixels<=2^{pixels}"
     return run(tuning.choose(key, x.device, tiles, run))
 
 
@@ -124,7 +124,6 @@ def _gradients(kind, x, proj, dt_weight, dt_bias, A, D, routes, **incoming) -> t
 
     def run(tile: Tile) -> tuple[Tensor | None, ...]:
         g = _geometry(x, dt_weight, A, routes, tile)
-        gpu.check_scan_fits(g.state, g.rank)
         entering, arriving = (None, None) if g.tiles == 1 else run_carries(g, inputs, **incoming)
         # Without a readout C has no gradient, and nobody writes its part.
         readout = "gy" in incoming
