@@ -72,9 +72,19 @@ def test_off_by_the_flag_for_determinism_in_a_capture_and_on_the_cpu(card, monke
     with monkeypatch.context() as m:
         m.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         assert choose(card) == (16, 32)
-    monkeypatch.setenv("VSSM_TUNE", "0")
-    assert choose(card) == (16, 32)
+    with monkeypatch.context() as m:
+        m.setenv("VSSM_TUNE", "0")
+        assert choose(card) == (16, 32)
     assert card == [] and not tuning.cache_file().exists()
+
+
+def test_a_capture_takes_the_tile_of_the_calls_before(card, monkeypatch):
+    """Its kernels are loaded, those of another tile may not be; a capture cannot load any."""
+    tuning.cache_file().parent.mkdir()
+    tuning.cache_file().write_text('{"A card | case": [16, 64]}')
+    assert choose(card) == (16, 64)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert choose(card) == (16, 64) and card == []
 
 
 def test_a_tile_that_the_card_cannot_take_is_not_chosen():

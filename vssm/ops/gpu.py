@@ -81,11 +81,16 @@ def fills_card(programs: int, device: torch.device) -> bool:
 
 @cache
 def dot_precision(device: torch.device, half: bool = False) -> str:
-    """How tl.dot multiplies float32 where there are tensor cores: as three tf32 products, to 1e-6, or as one, to 5e-4,
-    if the gradients are `half` anyway."""
+    """How tl.dot multiplies float32 where there are tensor cores: as three tf32 products, to 1e-6, or as one, to 2e-3,
+    if the gradients are `half` anyway. A card cuts off what a tf32 number has no room for."""
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
         return "tf32" if half else "tf32x3"
     return "ieee"
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager:
+    """A context in which `device` is the current card."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def launch(kernel: Any, grid: tuple[int, int, int], device: torch.device, **arguments: Any) -> None:
@@ -95,9 +100,8 @@ def launch(kernel: Any, grid: tuple[int, int, int], device: torch.device, **argu
     from triton.errors import TritonError
     from triton.runtime.errors import OutOfResources
 
-    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     try:
-        with guard:
+        with current(device):
             kernel[grid](**arguments)
     except OutOfResources as error:
         raise ValueError(

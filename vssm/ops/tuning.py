@@ -1,8 +1,9 @@
 """Which of a few tiles is the quickest on the card at hand: measured at a first call, kept on disk.
 
 Off with `VSSM_TUNE=0`, under torch.use_deterministic_algorithms (tiles decide how sums are cut, so that another choice
-gives other bits), while a CUDA graph is captured, and on the CPU: then the first candidate is taken. The file is
-`vssm/tiles.json` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`); deleting it is safe.
+gives other bits) and on the CPU: then the first candidate is taken. While a CUDA graph is captured nothing is measured:
+the tile is that of the calls before, whose kernels are loaded; a capture cannot load any. The file is `vssm/tiles.json`
+in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`); deleting it is safe.
 """
 
 import json
@@ -28,10 +29,9 @@ def cache_file() -> Path:
 
 
 def is_on(device: torch.device) -> bool:
-    """Whether tiles are measured on `device` now."""
-    if device.type != "cuda" or os.environ.get("VSSM_TUNE") == "0" or torch.are_deterministic_algorithms_enabled():
-        return False
-    return not torch.cuda.is_current_stream_capturing()
+    """Whether tiles are measured on `device`."""
+    wanted = os.environ.get("VSSM_TUNE") != "0" and not torch.are_deterministic_algorithms_enabled()
+    return wanted and device.type == "cuda"
 
 
 def size_class(count: int) -> int:
@@ -45,6 +45,8 @@ def choose(key: str, device: torch.device, tiles: Sequence[Tile], run: Callable[
         return tiles[0]
     name = f"{torch.cuda.get_device_name(device)} | {key}"
     if name not in _chosen:
+        if torch.cuda.is_current_stream_capturing():
+            return tiles[0]
         kept = _read().get(name)
         if kept is None or kept not in tiles:
             kept = min(tiles, key=lambda tile: milliseconds(lambda: run(tile), device))

@@ -178,7 +178,7 @@ def gradients(
                 if FEW:
                     row_sums = add_sums(row_sums, read, column, R + N + n, PRECISION)
                 else:
-                    tl.store(row + (R + N + n) * gradient_rows[2], tl.sum(read, 1), mask=exists)
+                    tl.store(row + tl.cast(R + N + n, tl.int64) * gradient_rows[2], tl.sum(read, 1), mask=exists)
             else:
                 state_at = state_places(b, k, n, c, start, states, STEPS)
                 incoming = tl.load(gstates + state_at + (steps * STEPS[2])[:, None], mask=valid, other=0.0).to(
@@ -192,7 +192,7 @@ def gradients(
             if FEW:
                 row_sums = add_sums(row_sums, g * driven, column, R + n, PRECISION)
             else:
-                tl.store(row + (R + n) * gradient_rows[2], tl.sum(g * driven, 1), mask=exists)
+                tl.store(row + tl.cast(R + n, tl.int64) * gradient_rows[2], tl.sum(g * driven, 1), mask=exists)
             through_drive += g * B_n
             along = g * arrived
             through_decay += along * rate[None, :]

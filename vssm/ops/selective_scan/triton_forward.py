@@ -11,7 +11,8 @@ Where they do not, three, over all tiles at once; a route of one tile needs `app
     apply     every tile again, now from the state that enters it
 
 Nothing is written per route and pixel. In `apply` routes along the same walk, there and back, share a tile in
-registers; the others add to their y. Sums have a fixed order: the same bits in every run.
+registers; the others add to their y. Sums have a fixed order: the same bits in every run. The three passes multiply
+decays over many tiles, so a decay above 1 (A > 0, which no model has) overflows sooner than in the recurrence.
 """
 
 # pyright: reportGeneralTypeIssues=false

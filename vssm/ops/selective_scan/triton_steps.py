@@ -31,6 +31,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 VARYING = ("first", "pieces", "line", "line_step")
 # Arguments of the kernels on tiles whose alignment Triton shall not know.
 UNALIGNED = ("u", "dt", "low", "B", "C", "gy", "gstates", "y", "out", "du_so_far", "du", "ddt", "maps", "states")
+UNALIGNED += ("weight", "bias", "A", "D", "entering", "ends", "starts", "lasts", "initial", "last")
 
 
 @triton.jit
@@ -158,7 +159,7 @@ def step_sizes(
 @triton.jit
 def numbers(row, row_pixel, n, stride, exists):
     """Number n of every pixel's low-rank dt, B or C: (T, 1)."""
-    return tl.load(row + row_pixel + n * stride, mask=exists, other=0.0).to(tl.float32)[:, None]
+    return tl.load(row + row_pixel + tl.cast(n, tl.int64) * stride, mask=exists, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit

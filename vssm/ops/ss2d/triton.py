@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from vssm.ops import gpu, tuning
@@ -34,10 +35,12 @@ def _tuned(kind: str, x: Tensor, dt_weight: Tensor, A: Tensor, run: Callable[[Ti
     """What `run` gives with the best tile for such sizes."""
     batch, channels, height, width = x.shape
     K, _, R = dt_weight.shape
-    tiles = gpu.scan_tiles(channels, R, kind.endswith("backward"))
     samples, pixels = tuning.size_class(batch), tuning.size_class(height * width)
-    key = f"{kind} {x.dtype} C={channels} K={K} R={R} N={A.shape[1]} samples<=2^{samples} pixels<=2^{pixels}"
-    return run(tuning.choose(key, x.device, tiles, run))
+    sizes = f"C={channels} K={K} R={R} N={A.shape[1]} samples<=2^{samples} pixels<=2^{pixels}"
+    key = f"{kind} triton={triton.__version__} {x.dtype} {sizes}"
+    with gpu.current(x.device):
+        tiles = gpu.scan_tiles(channels, R, kind.endswith("backward"))
+        return run(tuning.choose(key, x.device, tiles, run))
 
 
 def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int], tile: Tile) -> Geometry:
