@@ -16,7 +16,7 @@ ALLOWED = {
     "data": set(),
     "tasks": {"ops", "nn", "weights", "models", "data"},
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
-    "tables": {"nn", "models", "analysis"},
+    "tables": {"models", "analysis", "tasks"},
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis"},
     "report": {"tasks", "data", "train"},
     "cli": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "train", "report", "recipes", "tables"},

@@ -5,7 +5,8 @@ import timm
 import torch
 
 import vssm
-from vssm.nn import AdaptorS, AdaptorT, UPerNet
+from vssm.nn import AdaptorS, AdaptorT
+from vssm.tasks.segmentation import UPerNet
 
 SMALL = {"dims": (16, 24), "depths": (1, 1), "patch_size": 2, "num_classes": 5}
 

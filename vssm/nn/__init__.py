@@ -14,7 +14,6 @@ from vssm.nn.ss2d import SS2D
 from vssm.nn.state_fns import STATE_FNS, resolve_state_fn
 from vssm.nn.state_fusion import StateFusion
 from vssm.nn.stem import ConvStem, PatchStem, PositionEmbedding, ResidualStem
-from vssm.nn.upernet import FCNHead, UPerNet, UPerNetHead
 
 __all__ = [
     "SS2D",
@@ -29,7 +28,6 @@ __all__ = [
     "DeformableFusion",
     "DepthwiseConv3x3",
     "DynamicFusion",
-    "FCNHead",
     "LayerNorm",
     "LocalAttentionFusion",
     "Mlp",
@@ -39,8 +37,6 @@ __all__ = [
     "RMSNorm",
     "ResidualStem",
     "StateFusion",
-    "UPerNet",
-    "UPerNetHead",
     "init_linear",
     "init_ssm",
     "resolve_state_fn",

@@ -10,8 +10,8 @@ from torch import nn
 
 from vssm.analysis.complexity import complexity
 from vssm.models.build import create_model
-from vssm.nn import UPerNet
 from vssm.tables.table import Row
+from vssm.tasks.segmentation import UPerNet
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import vssm
-from vssm.nn import FCNHead, UPerNet, UPerNetHead
+from vssm.tasks.segmentation import FCNHead, UPerNet, UPerNetHead
 
 WIDTHS = (4, 6, 8, 10)
 
