@@ -4,10 +4,11 @@ import dataclasses
 from importlib.resources import files
 
 import pytest
+import torch
 
 import vssm
 from vssm.tables import NAMES, load_table
-from vssm.tables.count import count, prints_as
+from vssm.tables.count import build, count, prints_as
 
 OURS = set(vssm.list_models())
 
@@ -36,6 +37,34 @@ def test_a_row_prints_as_its_paper_or_says_why_not(name, row):
         assert found.params / 1e6 == pytest.approx(float(row.params), rel=0.06)
     if row.gmacs is not None and name != "sasf":
         assert found.macs / 1e9 == pytest.approx(float(row.gmacs), rel=0.02)
+
+
+XCIT = [(name, row) for name in NAMES for row in load_table(name).rows if "xcit" in row.notes]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        pytest.param(name, row, id=f"{name}: {row.name}", marks=[] if row.name == "xcit_s12_16" else [pytest.mark.full])
+        for name, row in XCIT
+    ],
+)
+def test_xcit_prints_with_what_its_note_names(name, row):
+    assert isinstance(row.size, int)
+    with torch.device("meta"):
+        network = build(row)
+    counted = vssm.complexity(network, row.size, batch_norm="eval").macs
+    queries = len(network.cls_attn_blocks) * (row.size // 16) ** 2 * network.embed_dim**2
+    assert len(network.cls_attn_blocks) == 2 and not prints_as(counted / 1e9, row.gmacs)
+    assert prints_as((counted + queries) / 1e9, row.gmacs)
+
+
+def test_footnotes_of_vmamba_are_notes():
+    vim = load_table("imagenet").row("vim_small")
+    assert vim.train_throughput == 344 and "232" in load_table("imagenet").notes["vim_float32"]
+    assert "vim_float32" in vim.notes
+    hivit = load_table("resolution").row("hivit_tiny@768")
+    assert hivit.train_throughput == 37 and "memory" in hivit.notes
 
 
 def test_few_rows_of_ours_deviate():
