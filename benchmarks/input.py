@@ -22,9 +22,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import create_dataset, create_loader
 
+from vssm.settings import DataSettings, Settings, TrainerSettings
 from vssm.train.fit import create_trainer
 from vssm.train.loaders import Loaders
-from vssm.train.settings import DataSettings, Settings, TrainerSettings
 from vssm.train.splits import load_splits
 
 BATCH = 32

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from vssm.settings import DataSettings, ModelSettings, OptimSettings, Settings, TrainerSettings
 from vssm.tasks.classification import create_classifier
 from vssm.train.fit import build, fit, start_run
 from vssm.train.optim import create_optimizer, create_schedule
 from vssm.train.progress import LiveProgress
-from vssm.train.settings import DataSettings, ModelSettings, OptimSettings, Settings, TrainerSettings
 
 BLOCK = 10  # batches between turns
 Clock = Callable[[], float]

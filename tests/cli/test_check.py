@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vssm.__main__ import main
-from vssm.train.settings import DataSettings
+from vssm.settings import DataSettings
 from vssm.train.splits import load_splits
 
 

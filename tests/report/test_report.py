@@ -20,9 +20,9 @@ from vssm.report.measures import Measure
 from vssm.report.page import run_page
 from vssm.report.words import percent
 from vssm.report.write import write_report
+from vssm.settings import Settings
 from vssm.train.fit import build, fit, start_run
 from vssm.train.run_dir import RunDir
-from vssm.train.settings import Settings
 
 NAMES = ("<b>bold<b> & 'co'", 'a"quote', "Ünïcode 漢字")
 

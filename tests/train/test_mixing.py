@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from vssm.data.sampling import seed_all
+from vssm.settings import DataSettings
 from vssm.train.mixing import Mixing
-from vssm.train.settings import DataSettings
 
 
 def mix(images, labels, seed=0, **settings):

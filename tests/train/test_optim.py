@@ -6,8 +6,8 @@ import timm
 import torch
 
 import vssm  # noqa: F401 (registers the models)
+from vssm.settings import OptimSettings
 from vssm.train.optim import create_optimizer, create_schedule, warmup_cosine
-from vssm.train.settings import OptimSettings
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from vssm.settings import DataSettings, Settings, TrainerSettings
 from vssm.train.fit import create_trainer
 from vssm.train.loaders import Loaders
-from vssm.train.settings import DataSettings, Settings, TrainerSettings
 from vssm.train.splits import load_splits
 
 

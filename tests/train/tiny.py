@@ -1,6 +1,6 @@
 """A run of seconds: a small VMamba with stochastic depth on a few batches of digits."""
 
-from vssm.train.settings import DataSettings, ModelSettings, OptimSettings, Settings, TrainerSettings
+from vssm.settings import DataSettings, ModelSettings, OptimSettings, Settings, TrainerSettings
 
 MODEL_ARGS = {"dims": [8, 16], "depths": [1, 1]}
 

@@ -38,7 +38,7 @@ def _check(args: argparse.Namespace) -> int:
         import_timm()
         from vssm.data.imagefolder import ImageFolder
         from vssm.data.inspection import inspect_images, summarise
-        from vssm.train.settings import DataSettings
+        from vssm.settings import DataSettings
         from vssm.train.splits import load_splits
 
     found = load_splits(DataSettings("imagefolder", root=args.folder), "vmamba_tiny")

@@ -18,10 +18,10 @@ from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.preprocess import Preprocess
 from vssm.report.history import History, read_history
 from vssm.report.measures import Measure, Mistake, Quality
+from vssm.settings import Settings
 from vssm.train.checkpoint import TrainedModel, read_checkpoint
 from vssm.train.plan import multiply_adds
 from vssm.train.run_dir import RunDir, checkpoint_file
-from vssm.train.settings import Settings
 from vssm.train.splits import load_splits
 from vssm.train.unreadable import read_unreadable
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vssm.data.imagefolder import some
 from vssm.data.preprocess import Preprocess
+from vssm.settings import Settings
 from vssm.tasks.classification import create_classifier
 from vssm.train.run_dir import checkpoint_file
-from vssm.train.settings import Settings
 from vssm.weights.read import read_content
 
 PREFIX = "task.model."

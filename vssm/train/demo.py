@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vssm.data.digits import MEAN, STD, Digits
+from vssm.settings import Settings
 from vssm.train.callbacks import read_metrics
 from vssm.train.fit import Experiment, build, fit, start_run
-from vssm.train.settings import Settings
 
 
 @dataclass(frozen=True)

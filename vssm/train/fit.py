@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from vssm.settings import Settings
 from vssm.tasks.classification import (
     Classification,
     balanced_weights,
@@ -30,7 +31,6 @@ from vssm.train.loaders import Loaders
 from vssm.train.mixing import Mixing
 from vssm.train.module import TrainingModule
 from vssm.train.run_dir import RunDir, is_first_process
-from vssm.train.settings import Settings
 from vssm.train.splits import Splits, load_splits
 from vssm.train.stopping import StopAtNonFinite, StopEarly
 from vssm.train.tensorboard import TensorBoard

@@ -8,7 +8,7 @@ from vssm.data.batches import Batch, Forgiving, collate
 from vssm.data.imagefolder import ImageFolder
 from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
 from vssm.data.transforms import PixelTransform
-from vssm.train.settings import DataSettings
+from vssm.settings import DataSettings
 from vssm.train.splits import Splits
 
 

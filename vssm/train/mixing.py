@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor
 
-from vssm.train.settings import DataSettings
+from vssm.settings import DataSettings
 
 
 class Mixing:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from vssm.data.batches import Batch
 from vssm.data.sampling import seed_all
+from vssm.settings import Settings
 from vssm.tasks.classification import Classification
 from vssm.train.mixing import Mixing
 from vssm.train.optim import create_optimizer, create_schedule
-from vssm.train.settings import Settings
 
 
 class TrainingModule(L.LightningModule):

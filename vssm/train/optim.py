@@ -7,7 +7,7 @@ import torch
 from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-from vssm.train.settings import OptimSettings
+from vssm.settings import OptimSettings
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, start: float, minimum: float) -> float:

@@ -15,7 +15,7 @@ from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.preprocess import Preprocess, published_preprocess
 from vssm.data.split import hold_out, training_and_validation
 from vssm.data.transforms import ImageTransform
-from vssm.train.settings import DataSettings
+from vssm.settings import DataSettings
 
 
 @dataclass(frozen=True)

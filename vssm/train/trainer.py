@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vssm._words import nearest
+from vssm.settings import Settings, TrainerSettings
 from vssm.train.callbacks import AtomicCheckpointIO, SaveCheckpoints
-from vssm.train.settings import Settings, TrainerSettings
 
 # What a run directory and exact resumption depend on.
 _OURS = (

@@ -1,4 +1,6 @@
 import inspect
+import subprocess
+import sys
 from dataclasses import fields
 
 import lightning
@@ -6,8 +8,9 @@ import pytest
 import yaml
 
 from vssm.cli.settings import recipes
+from vssm.settings import Settings, TrainerSettings
+from vssm.settings import __file__ as settings_file
 from vssm.train.run_dir import read_yaml
-from vssm.train.settings import Settings, TrainerSettings
 
 
 def test_trainer_settings_are_lightning_arguments():
@@ -57,3 +60,18 @@ def test_numbers_that_make_no_sense_are_named(section, key, value, message):
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_are_valid(name):
     Settings.from_dict(read_yaml(recipes()[name])).check()
+
+
+def test_settings_need_the_standard_library_only():
+    """The command loads this file by its path, before anything heavy: `vssm` itself would import torch."""
+    code = """
+import importlib.util, sys
+before = set(sys.modules)
+spec = importlib.util.spec_from_file_location("settings_alone", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module.Settings(seed=3).check()
+print(sorted({name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))
+"""
+    run = subprocess.run([sys.executable, "-c", code, settings_file], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "['settings_alone']"
