@@ -22,6 +22,7 @@ from vssm.__main__ import main
 from vssm.cli.predictions import Csv, JsonLines, Lines, Screen
 from vssm.data.preprocess import Preprocess
 from vssm.train.predict import Prediction, predict
+from vssm.weights.rename import VIM, to_official
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +279,17 @@ def test_bad_comparisons(photos, capsys, argv, code, words):
     assert main(["predict", *argv]) == code
     assert words in capsys.readouterr().err
     assert not Path("x.png").exists() and not Path("x.csv").exists()
+
+
+def test_an_official_file_of_vim(tmp_path, capsys):
+    official = to_official(timm.create_model("vim_nano").state_dict(), VIM)
+    torch.save({"model": official, "epoch": 299}, tmp_path / "official.pth")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    chosen = ["--model", "vim_nano", "--checkpoint"]
+    assert main(["predict", str(tmp_path / "red.png"), *chosen, str(tmp_path / "official.pth"), "--json"]) == 0
+    before = capsys.readouterr().out
+    assert len(json.loads(before)["classes"]) == 5
+    assert main(["convert", str(tmp_path / "official.pth"), str(tmp_path / "ours.safetensors")]) == 0
+    assert f"{len(official)} tensors" in capsys.readouterr().out
+    assert main(["predict", str(tmp_path / "red.png"), *chosen, str(tmp_path / "ours.safetensors"), "--json"]) == 0
+    assert capsys.readouterr().out == before

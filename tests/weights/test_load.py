@@ -202,9 +202,9 @@ def test_missing_unexpected_and_misshaped_names_are_listed_and_nothing_is_loaded
 
 
 def test_long_lists_are_cut():
-    from vssm.weights.load import _some
+    from vssm.weights.match import some
 
-    assert _some([f"n{i}" for i in range(20)]).endswith("n7, and 12 more")
+    assert some([f"n{i}" for i in range(20)]).endswith("n7, and 12 more")
 
 
 @pytest.mark.parametrize("name, other", [("vmamba_nano", "spatial_mamba_nano"), ("spatial_mamba_nano", "vmamba_nano")])

@@ -3,9 +3,7 @@
 from vssm.cli.lean import import_timm
 from vssm.cli.parsing import Parser, parse
 
-DESCRIPTION = (
-    "Writes the weights of an official VMamba or Spatial-Mamba .pth as .safetensors under this package's names."
-)
+DESCRIPTION = "Writes the weights of an official VMamba, Spatial-Mamba or Vim file as .safetensors under our names."
 
 
 def main(argv: list[str]) -> int:

@@ -1,6 +1,5 @@
 """Reading the checkpoints that `vssm fit` wrote. Needs torch and timm, not Lightning."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,8 @@ from vssm.data.preprocess import Preprocess
 from vssm.settings import Settings
 from vssm.tasks.classification import create_classifier
 from vssm.train.run_dir import checkpoint_file
+from vssm.weights import load_checkpoint
+from vssm.weights.match import check_match
 from vssm.weights.read import read_content
 
 PREFIX = "task.model."
@@ -50,7 +51,7 @@ class TrainedModel:
         model.load_state_dict(self.weights)
 
     def check_fits(self, model: nn.Module) -> None:
-        _check_names(self.file, self.weights, model.state_dict())
+        check_match(self.file, self.weights, model.state_dict())
 
 
 def read_checkpoint(path: str | Path) -> TrainedModel:
@@ -119,44 +120,5 @@ def is_ours(path: str | Path) -> bool:
 
 
 def load_weights(model: nn.Module, path: str | Path, head: str = "strict") -> None:
-    """Starts `model` from a checkpoint: of ours, official, or (other timm models) a state dict under timm's names.
-
-    `head="reset"` keeps the model's own fresh classifier. Raises OSError or ValueError that names the file and the
-    first names that differ; nothing is loaded in part.
-    """
-    from vssm.models import Hierarchy
-    from vssm.weights import load_checkpoint
-
-    file = checkpoint_file(path)
-    if isinstance(model, Hierarchy):
-        load_checkpoint(model, file, head=head)
-    else:
-        _load_timm(model, file, head)
-
-
-def _load_timm(model: nn.Module, file: Path, head: str) -> None:
-    from vssm.weights import read_checkpoint
-
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in read_checkpoint(file).tensors.items()}
-    own = model.state_dict()
-    if head == "reset":
-        classifier = model.pretrained_cfg["classifier"]  # type: ignore[index]
-        prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        prefixes = tuple(f"{prefix}." for prefix in prefixes)
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
-        tensors |= {name: tensor for name, tensor in own.items() if name.startswith(prefixes)}
-    _check_names(file, tensors, own)
-    model.load_state_dict(tensors)
-
-
-def _check_names(file: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for names or shapes that are not the model's own."""
-    for problem, names in {
-        "lacks": own.keys() - tensors.keys(),
-        "has, beyond the model,": tensors.keys() - own.keys(),
-        "has in another shape": {n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape},
-    }.items():
-        if names:
-            raise ValueError(
-                f"{file} {problem} {len(names)} names, the first {min(names)}; another model or class count"
-            )
+    """Starts `model` from the weights of a run or a file, as `vssm.load_checkpoint` does."""
+    load_checkpoint(model, checkpoint_file(path), head=head)

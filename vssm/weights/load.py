@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vssm.weights.match import check_match, classifier_prefixes, some, to_names_of
 from vssm.weights.position import resize_map, resize_positions, square_grid
 from vssm.weights.read import MAX_BYTES, CheckpointError, read_checkpoint, take_state_dict
 from vssm.weights.rename import OURS, SPATIAL_MAMBA, VIM, VMAMBA, family_of, to_ours
-
-SHOWN = 8
 
 _HEAD = "head.fc."
 _POSITIONS = ("pos_embed.weight", "pos_embed")  # a map; the tokens of Vim
@@ -42,9 +41,9 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{self.loaded} tensors from {self.path}" + (f" ({self.entry})" if self.entry else "")]
         if self.unused:
-            lines.append(f"not used, {len(self.unused)}: {_some(self.unused)}")
+            lines.append(f"not used, {len(self.unused)}: {some(self.unused)}")
         if self.initialised:
-            lines.append(f"left at their initial values, {len(self.initialised)}: {_some(self.initialised)}")
+            lines.append(f"left at their initial values, {len(self.initialised)}: {some(self.initialised)}")
         if self.resized:
             lines.append(self.resized)
         return "\n".join(lines)
@@ -53,12 +52,14 @@ class LoadReport:
 def load_checkpoint(
     model: nn.Module, path: str | Path, head: str = "strict", ema: bool = False, max_bytes: int = MAX_BYTES
 ) -> LoadReport:
-    """Load official or own weights into a model of this package, or into timm's feature wrapper around one.
+    """Load a weights file into a model: of this package, timm's feature wrapper around one, or any other timm model.
 
     Args:
-        model: a VMamba, Spatial-Mamba or Vim model, or the result of `features_only=True`.
+        model: a VMamba, Spatial-Mamba, Vim or Mamba-Adaptor model, the result of `features_only=True`, or another model
+            of timm, which takes files under its own names.
         path: .pth or .safetensors: the authors' classification files, mmdet / mmseg files (their "backbone." part),
-            plain state dicts, our own files. See `vssm.weights.read.read_checkpoint`.
+            checkpoints of `vssm fit` and of timm, plain state dicts. Prefixes of wrappers ("module.", "_orig_mod.",
+            "model.") do not matter. See `vssm.weights.read.read_checkpoint`.
         head: "strict", or "reset": leave the file's classifier out and keep the model's own, for other classes.
         ema: take the averaged weights ("model_ema", "state_dict_ema") that a training file keeps beside the raw ones.
             The default is the entry that the official loaders read ("model").
@@ -77,27 +78,37 @@ def load_checkpoint(
         raise ValueError(f"unknown head {head!r}: choose one of strict, reset")
     checkpoint = read_checkpoint(path, ema, max_bytes)
     target = _target(model)
-    source, foreign, family = to_our_names(checkpoint.tensors)
-    _check_family(checkpoint.path, family, target, source)
+    ours = family_of(target) == OURS
+    if ours:
+        source, foreign, family = to_our_names(checkpoint.tensors)
+        _check_family(checkpoint.path, family, target, source)
+    else:
+        source, foreign = to_names_of(target, checkpoint.tensors)
+        family = type(model).__name__
+    classifiers = (_HEAD,) if ours else classifier_prefixes(model)
 
     unused = list(foreign)
     if head == "reset":
-        unused += [name for name in source if name.startswith(_HEAD)]
-        source = {name: tensor for name, tensor in source.items() if not name.startswith(_HEAD)}
+        if not classifiers:
+            raise ValueError(f"{type(model).__name__} names no classifier to reset (pretrained_cfg['classifier'])")
+        unused += [name for name in source if name.startswith(classifiers)]
+        source = {name: tensor for name, tensor in source.items() if not name.startswith(classifiers)}
     no_place = [name for name in source if name not in target]
-    tolerated = [name for name in no_place if _is_beyond(name, target)]
-    unused += tolerated
-    unexpected = [name for name in no_place if name not in set(tolerated)]
+    tolerated = {name for name in no_place if ours and _is_beyond(name, target)}
+    unused += [name for name in no_place if name in tolerated]
     absent = [name for name in target if name not in source]
-    initialised = [name for name in absent if _may_be_absent(name, source, head)]
-    missing = [name for name in absent if name not in set(initialised)]
+    initialised = [name for name in absent if _may_be_absent(name, source, classifiers if head == "reset" else ())]
 
-    resized = _resize_positions(source, {name: tensor for name, (_, tensor) in target.items()}, model)
+    own = {name: tensor for name, (_, tensor) in target.items()}
+    resized = _resize_positions(source, own, model) if ours else ""
+    left_alone = tolerated | set(initialised)
+    check_match(
+        checkpoint.path,
+        {name: tensor for name, tensor in source.items() if name not in left_alone},
+        {name: tensor for name, tensor in own.items() if name not in left_alone},
+        classifiers,
+    )
     found = {name: source[name] for name in target if name in source}
-    misshaped = {n: (t, target[n][1]) for n, t in found.items() if t.shape != target[n][1].shape}
-    if missing or unexpected or misshaped:
-        raise CheckpointError(_mismatch(checkpoint.path, missing, unexpected, misshaped))
-
     model.load_state_dict({target[name][0]: tensor for name, tensor in found.items()}, strict=False)
     return LoadReport(
         checkpoint.path, family or "", checkpoint.entry, len(found), tuple(unused), tuple(initialised), resized
@@ -140,18 +151,19 @@ def _canonical(name: str, prefix: str) -> str:
 
 
 def _target(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
-    """Canonical name -> (name in the model, tensor)."""
+    """Name of the network -> (name in the model, tensor); for one of ours without what is wrapped around it."""
     state = model.state_dict()
     prefix = _prefix(state)
-    return {_canonical(n, prefix): (n, t) for n, t in state.items() if n.startswith(prefix)}
+    ours = {_canonical(n, prefix): (n, t) for n, t in state.items() if n.startswith(prefix)}
+    return ours if family_of(ours) == OURS else {name: (name, tensor) for name, tensor in state.items()}
 
 
 def _check_family(path: Path, family: str | None, target: Mapping[str, object], source: Mapping[str, object]) -> None:
     expected = VIM if any(".forward_branch." in name for name in target) else VMAMBA
     expected = SPATIAL_MAMBA if any(".cpe1." in name for name in target) else expected
-    if family is None and family_of(target) == OURS:
+    if family is None:
         raise CheckpointError(
-            f"{path} holds no VMamba, Spatial-Mamba or Vim weights; its names begin with {_some(list(source))}"
+            f"{path} holds no VMamba, Spatial-Mamba or Vim weights; its names begin with {some(list(source))}"
         )
     if family in (VMAMBA, SPATIAL_MAMBA, VIM) and family != expected:
         raise CheckpointError(f"{path} holds {family} weights, the model is a {expected}")
@@ -171,10 +183,11 @@ def _is_beyond(name: str, target: Mapping[str, object]) -> bool:
     return stage is not None and not any(n.startswith(stage[0]) for n in target)
 
 
-def _may_be_absent(name: str, source: Mapping[str, object], head: str) -> bool:
+def _may_be_absent(name: str, source: Mapping[str, object], classifiers: tuple[str, ...]) -> bool:
+    """Output norms, which classifiers do not have, and the classifiers that are left out."""
     if name.startswith("out_norms."):
         return not any(n.startswith("out_norms.") for n in source)
-    return head == "reset" and name.startswith(_HEAD)
+    return name.startswith(classifiers)
 
 
 def _resize_positions(source: dict[str, Tensor], target: Mapping[str, Tensor], model: nn.Module) -> str:
@@ -197,24 +210,3 @@ def _resize_positions(source: dict[str, Tensor], target: Mapping[str, Tensor], m
             source[name] = resize_positions(have, *old, *new)
         return f"position embedding resized from {old[0]}x{old[1]} to {new[0]}x{new[1]}"
     return ""
-
-
-def _mismatch(path: Path, missing: list, unexpected: list, misshaped: dict[str, tuple[Tensor, Tensor]]) -> str:
-    lines = [f"{path} does not fit the model; nothing was loaded."]
-    if missing:
-        lines.append(f"missing, {len(missing)}: {_some(missing)}")
-    if unexpected:
-        lines.append(f"unexpected, {len(unexpected)}: {_some(unexpected)}")
-    if misshaped:
-        shapes = [f"{n} {tuple(got.shape)} instead of {tuple(want.shape)}" for n, (got, want) in misshaped.items()]
-        lines.append(f"other shapes, {len(shapes)}: {_some(shapes)}")
-    if f"{_HEAD}weight" in misshaped:
-        got, want = misshaped[f"{_HEAD}weight"]
-        lines.append(
-            f"The file has {len(got)} classes, the model {len(want)}: head='reset' keeps the model's classifier."
-        )
-    return "\n".join(lines)
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -78,7 +78,8 @@ def read_checkpoint(path: str | Path, ema: bool = False, max_bytes: int = MAX_BY
     """Read a .pth or .safetensors file on the CPU, never running code from it (`weights_only=True`).
 
     Args:
-        path: the file. Weights are looked for under "model", then "state_dict", then at the top level.
+        path: the file. Weights are looked for under "model", then "state_dict", then at the top level; in a file of
+            averaged weights alone also where `ema` looks.
         ema: take the averaged weights ("model_ema" or "state_dict_ema") instead.
         max_bytes: refuse a larger file.
 
@@ -103,15 +104,13 @@ def take_state_dict(content: Any, ema: bool, origin: str) -> tuple[dict[str, Ten
     """The state dict inside a file's content, and the entry that held it."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{origin} holds a {type(content).__name__}, not a dictionary of weights")
-    entry = ""
     wanted = _EMA_ENTRIES if ema else _ENTRIES
-    for name in wanted:
-        if isinstance(content.get(name), Mapping):
-            content, entry = content[name], name
-            break
-    else:
-        if ema:
-            raise CheckpointError(f"{origin} has no averaged weights ({' or '.join(_EMA_ENTRIES)}); pass ema=False")
+    if not ema and not any(isinstance(value, Tensor) for value in content.values()):
+        wanted += _EMA_ENTRIES  # a file of averaged weights alone
+    entry = next((name for name in wanted if isinstance(content.get(name), Mapping)), "")
+    if ema and not entry:
+        raise CheckpointError(f"{origin} has no averaged weights ({' or '.join(_EMA_ENTRIES)}); pass ema=False")
+    content = content[entry] if entry else content
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         names = ", ".join(list(map(str, content))[:5]) or "nothing"

@@ -112,17 +112,21 @@ _MERGING: Pairs = [("norm", "norm"), ("reduction", "proj"), ("1", "norm"), ("2",
 _LINEAR = re.compile(r"(.+\.)?(in_proj|out_proj|fc1|fc2|proj|fc)\.weight")
 
 
+# What only the names of one family have: other networks have stages, blocks and mixers too.
+_SIGNATURES = {
+    OURS: r"(stages\.\d+\.)?blocks\.\d+\.mixer\.((forward|backward)_branch\.)?(A_log|x_proj_weight|dt_proj_weight)",
+    VIM: r"layers\.\d+\.mixer\.(A_b_log|D_b|(conv1d|x_proj|dt_proj)_b\.\w+)",
+    SPATIAL_MAMBA: r"layers\.\d+\.blocks\.\d+\.(cpe[12]|self_attention\.state_fusion)\..+",
+    VMAMBA: r"layers\.\d+\.blocks\.\d+\.(op|self_attention)\.(A_logs|x_proj_weight|x_proj\.weight|dt_projs[_.]weight)",
+}
+
+
 def family_of(names: Iterable[str]) -> str | None:
     """Whose names these are: VMAMBA, SPATIAL_MAMBA, VIM, OURS, or None when no family's."""
     names = list(names)
-    if any(re.match(r"stem\.conv1\.|stages\.\d+\.blocks\.\d+\.|blocks\.\d+\.mixer\.", name) for name in names):
-        return OURS
-    if any(re.match(r"layers\.\d+\.mixer\.", name) for name in names):
-        return VIM
-    if any(re.match(r"layers\.\d+\.blocks\.\d+\.cpe1\.", name) for name in names):
-        return SPATIAL_MAMBA
-    if any(re.match(r"layers\.\d+\.blocks\.\d+\.(op|self_attention)\.", name) for name in names):
-        return VMAMBA
+    for family, signature in _SIGNATURES.items():
+        if any(re.fullmatch(signature, name) for name in names):
+            return family
     return None
 
 
