@@ -1,4 +1,4 @@
-"""Fine-tune on a folder of images (FOLDER/CLASS/IMAGE) in plain torch, from official weights or from nothing.
+"""Fine-tune on a folder of images (FOLDER/CLASS/IMAGE) in plain PyTorch, from official weights or from scratch.
 
 python examples/finetune_torch.py FOLDER --weights vssm1_tiny_0230s_ckpt_epoch_264.pth
 """
@@ -29,7 +29,7 @@ def main() -> list[float]:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model = vssm.create_model(args.model, num_classes=len(images.classes)).to(device)
     if args.weights:
-        print(vssm.load_checkpoint(model, args.weights, head="reset"))  # all but the classifier
+        print(vssm.load_checkpoint(model, args.weights, head="reset"))  # everything except the classifier
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.05)
     losses = []
     for epoch in range(args.epochs):

@@ -1,4 +1,4 @@
-"""A backbone's four maps into the neck of a detector: torchvision's feature pyramid network.
+"""Feed the four feature maps of a backbone into the neck of a detector: torchvision's feature pyramid network.
 
 python examples/fpn_neck.py --model spatial_mamba_tiny --height 480 --width 640
 """
@@ -15,7 +15,7 @@ import vssm  # noqa: F401 (registers the models with timm)
 
 
 class BackboneWithFPN(nn.Module):
-    """Images (B, 3, H, W) -> maps of `out_channels` channels by name; what torchvision's detectors ask for."""
+    """Images (B, 3, H, W) -> a dict of maps with `out_channels` channels, as torchvision's detectors expect."""
 
     def __init__(self, name: str, out_channels: int = 256):
         super().__init__()

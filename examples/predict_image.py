@@ -1,4 +1,4 @@
-"""Load a model and name what is in one picture.
+"""Load a model and classify one image.
 
 python examples/predict_image.py photo.jpg --weights vssm1_tiny_0230s_ckpt_epoch_264.pth
 """
@@ -17,13 +17,13 @@ def main() -> list[str]:
     parser = argparse.ArgumentParser()
     parser.add_argument("image")
     parser.add_argument("--model", default="vmamba_tiny")
-    parser.add_argument("--weights", help="a checkpoint of the authors; without one the answers are random")
+    parser.add_argument("--weights", help="a checkpoint of the authors; without one the predictions are random")
     args = parser.parse_args()
 
     model = vssm.create_model(args.model).eval()
     if args.weights:
         print(vssm.load_checkpoint(model, args.weights))
-    image = published_preprocess(args.model)(args.image)  # resize, crop and normalise as the model was trained
+    image = published_preprocess(args.model)(args.image)  # resize, crop and normalize as in the training of the model
     probabilities = model(image[None]).softmax(-1)[0]
     names = class_names(model)
     best = probabilities.topk(5)

@@ -1,4 +1,4 @@
-"""SS2D as the token mixer of a network that is not ours: here a small MetaFormer whose mixer was average pooling.
+"""SS2D as the token mixer of your own network: here a small MetaFormer that used average pooling.
 
 python examples/swap_mixer.py --scan bidirectional
 """
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
 
 class ChannelsFirst(nn.Module):
-    """SS2D takes maps (B, H, W, C); this gives it those of a convolutional network."""
+    """Adapts SS2D, which takes maps (B, H, W, C), to a network with maps (B, C, H, W)."""
 
     def __init__(self, mixer: SS2D):
         super().__init__()

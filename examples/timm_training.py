@@ -1,4 +1,4 @@
-"""timm's own training script (or its validate.py, or yours) with our models: importing vssm registers them.
+"""Run timm's training script (or its validate.py, or your own script) with our models: importing vssm registers them.
 
 git clone https://github.com/huggingface/pytorch-image-models
 python examples/timm_training.py pytorch-image-models/train.py --data-dir FOLDER --model vmamba_tiny --num-classes 10 \
@@ -16,7 +16,7 @@ def main() -> None:
     del sys.argv[0]
     if not sys.argv or not Path(sys.argv[0]).is_file():
         sys.exit("usage: python examples/timm_training.py SCRIPT ARGUMENTS...; SCRIPT is timm's train.py")
-    sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))  # as if the script had been started itself
+    sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))  # as if the script had been started directly
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

@@ -29,7 +29,8 @@ from vssm.weights import CATALOG
 from vssm.weights.rename import VMAMBA, to_official
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
 FENCE = re.compile(r"^```(\w*)[ ]*([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IDS = [path.name for path in DOCUMENTS]
 
@@ -119,7 +120,16 @@ def _slug(heading):
 
 def test_readme_links_every_document():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in DOCUMENTS[1:] if f"docs/{path.name}" not in text] == []
+    assert [path.name for path in PAGES if f"docs/{path.name}" not in text] == []
+
+
+def test_changelog_and_citation_are_of_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[([\d.]+)\] - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)[0] == vssm.__version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [vssm.__version__]
+    for number in ("2401.10166", "2410.15091", "2505.12685", "2401.09417"):
+        assert f"arxiv.org/abs/{number}" in citation
 
 
 def rows(path, columns):
@@ -185,10 +195,10 @@ def test_fusion_operators_are_what_the_command_counts():
 
 
 @pytest.mark.full
-def test_models_derived_again_are_what_the_command_counts():
+def test_reimplemented_models_are_what_the_command_counts():
     found = [row for row in rows(ROOT / "docs/models.md", 6) if row[3][:1].isdigit()]
     assert len(found) == 5
-    for row in found:  # one of them has two names, and two numbers in every cell
+    for row in found:  # one row has two names, and two values per cell
         for name, params, macs in zip(*(row[column].split(", ") for column in (0, 3, 5)), strict=True):
             counted = vssm.complexity(vssm.create_model(name.strip("`")))
             assert (params, macs) == (f"{counted.params:,}", f"{counted.macs / 1e9:.3f}"), name
@@ -215,7 +225,7 @@ def test_candidates_for_the_adaptor_backbones_are_what_the_block_counts():
     (text,) = (text for _, language, _, text in runnable(path) if language == "python" and "def candidate" in text)
     exec(text, namespace)
     table = [row for row in rows(path, 4) if re.match(r'`"\w+", \d', row[0])]
-    assert len(table) == 14
+    assert len(table) == 17
     for arguments, params, macs, _ in table:
         exec(f"counted = count(candidate({arguments[1:-1]}))", namespace)
         counted = namespace["counted"]
