@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/families.py [--batch 4] [--rounds 5] [--models NAME ...]
 
-All models are run in turns in one process; the medians of processor time are compared. Multiply-adds are those of
+All models alternate in one process; the medians of processor time are compared. Multiply-adds are those of
 `vssm.complexity`, which counts neither exp nor element-wise products: a family with more of these is slower by this
 measure.
 """
@@ -34,8 +34,8 @@ MODELS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=4, help="images of 224 x 224 at a time")
-    parser.add_argument("--rounds", type=int, default=5, help="turns after one that is not counted")
+    parser.add_argument("--batch", type=int, default=4, help="batch size, at 224 x 224")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, after one warm-up round")
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="names of rows, or of timm models")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What this package does on a GPU: correctness, kernels, models, torch.compile, and the official code beside it.
+"""Checks and benchmarks on a GPU: correctness, kernels, models, torch.compile, and a comparison with the official code.
 
     python benchmarks/gpu.py --part check            against float64, the same bits twice, 200 steps of training
     python benchmarks/gpu.py --part kernels          ms and share of the copy bandwidth, forward and backward
@@ -103,7 +103,7 @@ def compare_training(bench: Bench) -> dict[str, Any]:
             out.append(loss.item())
         return out
 
-    # Interpreting a whole model takes minutes; without a GPU the core stands in.
+    # Interpreting a whole model takes minutes; without a GPU the core is used instead.
     found, expected = losses(""), losses("torch")
     error = max(abs(f - e) / max(e, 0.1) for f, e in zip(found, expected, strict=True))
     return {"ok": error < 0.05, "error": error, "steps": steps, "first": found[0], "last": found[-1]}
@@ -136,7 +136,7 @@ def kernels(bench: Bench) -> Iterator[Cell]:
 
 
 def slowest(bench: Bench, shape) -> dict[str, Any]:
-    """Milliseconds that each kernel takes in one forward and backward, by the profiler: what to work on next."""
+    """Milliseconds of each kernel in one forward and backward, from the profiler: the next candidates to optimize."""
     leaves = [t.detach().requires_grad_() for t in scan_arguments(bench, *shape, dtype=torch.bfloat16)]
 
     def step():
@@ -248,7 +248,7 @@ def compile_part(bench: Bench) -> Iterator[Cell]:
 
 
 def one_graph(bench: Bench, name: str) -> dict[str, Any]:
-    """One graph, also for sizes not seen before, with the numbers of the eager model."""
+    """One graph, also for new sizes, with the outputs of the eager model."""
     model = timm.create_model(name).to(bench.device).eval()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager" if bench.smallest else "inductor")
     errors = []
@@ -271,7 +271,7 @@ def exported(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def graphed(bench: Bench, name: str) -> dict[str, Any]:
-    """A captured forward gives the numbers of the eager one, for images that it was not captured with."""
+    """A captured forward gives the outputs of the eager one, for images that it was not captured with."""
     if bench.device.type != "cuda":
         return {"not measured": "CUDA graphs need a GPU"}
     model = timm.create_model(name).to(bench.device).eval()
@@ -315,7 +315,7 @@ PARTS = {"check": check, "kernels": kernels, "models": models, "compile": compil
 
 
 def run_part(name: str, bench: Bench, minutes: float) -> dict[str, Any]:
-    """Measure the cells of a part until time is up. A cell that fails says why; the others go on."""
+    """Measure the cells of a part until the time is up. A failed cell stores its error; the others continue."""
     deadline = time.monotonic() + 60 * minutes
     measured: dict[str, Any] = {}
     left_out = []
@@ -343,7 +343,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--smallest", action="store_true", help="tiny sizes; with --device cpu kernels are interpreted")
     parser.add_argument("--official", type=Path, help="a checkout of the official repository")
-    parser.add_argument("--minutes", type=float, default=6.5, help="per part; a cell that has begun is finished")
+    parser.add_argument("--minutes", type=float, default=6.5, help="limit per part; a started cell is finished")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -373,7 +373,7 @@ def main() -> int:
     return 1 if failures else 0
 
 
-# What was aimed at: (part, cell, value, cell to divide by or None, goal).
+# Targets: (part, cell, value, cell to divide by or None, goal).
 SWIN = PEERS[0]
 GOALS = [
     *[("kernels", f"ss2d stage {s} torch.bfloat16", "of floor", None, 0.60) for s in (1, 2)],

@@ -1,4 +1,4 @@
-"""The operators around the scan for gpu.py: one call of each, as the models make it at their first stage."""
+"""The operators around the scan for gpu.py: one call of each, as in the first stage of the models."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ def around(bench: Bench, batch: int, half: bool = False) -> dict[str, Call]:
     C = normal(batch, 4, 1, side, side).to(dtype)
     kernels = [normal(channels, 1, 3, 3) for _ in range(3)]
     tokens = normal(batch, side**2, 2 * channels).to(dtype).mT
-    # Between pixels and exact in float32: on a pixel the gradient of a place jumps.
+    # Between pixels and exact in float32: on a pixel the gradient of an offset is discontinuous.
     offsets = (64 * normal(batch, 4, 4, 2, side, side)).round() / 64 + 1 / 128
     mixture = torch.softmax(normal(batch, 4, 4, side, side), 2)
     return {

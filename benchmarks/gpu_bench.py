@@ -76,7 +76,7 @@ class Bench:
 
     @contextlib.contextmanager
     def scanning(self, sweeps: bool | None) -> Iterator[None]:
-        """The forward scan sweeps, or goes in three passes; None leaves it to the card."""
+        """The forward scan sweeps, or uses three passes; None lets the GPU decide."""
         gpu.SCAN_SWEEPS = sweeps
         try:
             yield
@@ -85,7 +85,7 @@ class Bench:
 
 
 def scan_arguments(bench: Bench, side, channels: int, rank: int, batch: int, dtype=torch.float32, K: int = 4):
-    """Arguments of ss2d in channels_last memory; side is one number or (height, width)."""
+    """Arguments of ss2d in channels_last memory; side is an int or (height, width)."""
     g = torch.Generator().manual_seed(0)
     height, width = (side, side) if isinstance(side, int) else side
 

@@ -1,4 +1,4 @@
-"""The official VMamba beside ours, for gpu.py: its scan with cross-scan and merge, and its VMamba-T.
+"""The official VMamba compared with ours, for gpu.py: its scan with cross-scan and merge, and its VMamba-T.
 
 Its CUDA extension is built from the sources in the checkout, for the card at hand alone, next to them in `build/`. A
 machine without a network can be given the checkout in a folder that git ignores (`build/official`). Where the extension
@@ -32,7 +32,7 @@ def official(bench: Bench) -> Iterator[Cell]:
         yield f"VMamba-T {part}", lambda p=part: official_model(bench, p)
 
 
-# What the official code imports for parts of it that are not measured.
+# Imports of the official code for parts that are not measured.
 UNUSED = {
     "fvcore": (),
     "fvcore.nn": ("FlopCountAnalysis", "flop_count_str", "flop_count", "parameter_count"),
@@ -59,7 +59,7 @@ EXTENSION = "selective_scan_cuda_oflex"
 
 
 def build_extension(bench: Bench) -> str:
-    """Make its CUDA extension importable; what was built, or why its torch path runs."""
+    """Make its CUDA extension importable; returns what was built, or why its torch path is used."""
     if importlib.util.find_spec(EXTENSION) is not None:
         return "its CUDA extension, as installed"
     if bench.device.type != "cuda":
@@ -86,7 +86,7 @@ def build_extension(bench: Bench) -> str:
 
 
 def official_scan(bench: Bench, kernel: str) -> dict[str, Any]:
-    """Its block's cross scan, selective scan and merge at stage 1, beside ours on the same shapes."""
+    """Cross-scan, selective scan and merge of its block at stage 1, compared with ours on the same shapes."""
     side, channels, rank = (4, 8, 2) if bench.smallest else STAGES[1]
     module = official_module(bench)
     block = module.SS2D(d_model=channels, d_state=1, ssm_ratio=1.0, dt_rank=rank, forward_type="v05_noz")
@@ -107,7 +107,7 @@ def official_scan(bench: Bench, kernel: str) -> dict[str, Any]:
 
 
 def official_model(bench: Bench, part: str) -> dict[str, Any]:
-    """Its VMamba-T and ours in turn, under bfloat16 autocast."""
+    """Its VMamba-T and ours, alternating, under bfloat16 autocast."""
     found = {"official": official_module(bench).vmamba_tiny_s1l8(), "ours": timm.create_model("vmamba_tiny")}
     if bench.smallest:
         found["ours"] = timm.create_model("vmamba_nano")

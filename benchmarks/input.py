@@ -1,11 +1,11 @@
-"""The input pipeline beside timm's own loader: images/s on the same JPEGs, with the same augmentation.
+"""The input pipeline compared with timm's loader: images/s on the same JPEGs, with the same augmentation.
 
     python benchmarks/input.py [--workers 0 1 2] [--rounds 7] [--images 320] [--size 500x375]
 
-Training and evaluation at 224 x 224, batches of 32, one thread per process. Images per second of one core: the time is
-what the processor spends in the main process and in the loader's, which other programs hardly change (Linux only). The
-loaders run in turns, a pass over all images each; the table shows the medians. The pictures are crops of the two
-photographs in scikit-learn.
+Training and evaluation at 224 x 224, batches of 32, one thread per process. Images per second of one core, from the
+processor time of the main process and the workers, which other programs hardly affect (Linux only). The loaders
+alternate, one pass over all images each; the table shows the medians. The images are crops of the two photographs in
+scikit-learn.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def make_images(root, count, size):
 
 
 class Arriving:
-    """One of our loaders with what is done to its batches when they arrive."""
+    """One of our loaders, with the processing of its batches."""
 
     def __init__(self, loaders, split):
         self.loaders = loaders
@@ -87,7 +87,7 @@ def timm_loaders(root, workers, preprocess, prefetcher):
 
 
 def processor_seconds(workers):
-    """Of this process and of the loader's, in user and in system mode."""
+    """User and system time of this process and of the workers."""
     ticks = 0
     for worker in workers:
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
@@ -114,7 +114,7 @@ def main():
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
-    print("| images/s | ours | timm | timm without prefetcher | ours over the better |\n|---|---|---|---|---|")
+    print("| images/s | vssm | timm | timm without prefetcher | vssm over the faster timm |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder), args.images, tuple(map(int, args.size.split("x"))))
         for workers in args.workers:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from tests.ops import interpreter  # noqa: F401  (makes it fit)
+from tests.ops import interpreter  # noqa: F401  (configures the interpreter)
 from tests.ops.agree import draw_cotangents, evaluate, randn, relative_error
 from tests.ops.test_causal_conv1d import arguments as causal_arguments
 from tests.ops.test_causal_conv1d import conv as causal
@@ -66,7 +66,7 @@ def scans(options):
 
 
 def both_ways(routes, *tensors):
-    """ss2d, whose forward has kernels for a card that is filled and for one that is not: they agree."""
+    """ss2d, whose forward has different kernels for a GPU that is filled and for one that is not: they agree."""
     y = ss2d(*tensors, routes)
     if dispatch.requested() == "triton":
         gpu.SCAN_SWEEPS = True
@@ -138,7 +138,7 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--states", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--lengths", nargs="+", type=int, default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--list", action="store_true", help="print the cases and their number, run none")
+    parser.add_argument("--list", action="store_true", help="print the cases and their count, run none")
     options = parser.parse_args()
     cases = itertools.chain.from_iterable(KINDS[kind](options) for kind in options.kinds)
     if options.list:

@@ -1,4 +1,4 @@
-"""Whole models on this machine, side by side with their peers: images/s, training steps, memory, threads, size.
+"""Whole models compared with Swin, ConvNeXt and the official code: images/s, training steps, memory, threads, size.
 
     python benchmarks/models.py                       every part, eager
     python benchmarks/models.py --part eval train     some parts
@@ -6,8 +6,8 @@
     python benchmarks/models.py --official DIR        also the official VMamba-T, from a checkout of its repository
     python benchmarks/models.py --path torch          our models without the C++ core
 
-All models of one row run in turn in one process, so the ratios hold when the machine's speed drifts. Medians of
-`--runs` rounds. Random weights, 224x224, float32. Memory is measured in a process of its own per model.
+All models of one row alternate in one process, so that ratios are robust to drifts of the machine's speed. Medians of
+`--runs` rounds. Random weights, 224x224, float32. Memory is measured in a separate process per model.
 """
 
 import argparse
@@ -30,7 +30,7 @@ OURS = ("vmamba_tiny", "spatial_mamba_tiny")
 PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny")
 OFFICIAL = "official VMamba-T"
 SHORT = {"swin_tiny_patch4_window7_224": "swin_tiny"}
-GOALS = {  # the least that is asked of each ratio: (part, model, batch) -> {peer: ratio}
+GOALS = {  # minimum of each ratio: (part, model, batch) -> {peer: ratio}
     ("eval", "vmamba_tiny", 1): {OFFICIAL: 4.0, PEERS[0]: 1.2, PEERS[1]: 1.0},
     ("eval", "vmamba_tiny", 8): {OFFICIAL: 5.0, PEERS[0]: 1.4, PEERS[1]: 1.0},
     ("eval", "spatial_mamba_tiny", 1): {PEERS[0]: 1.2, PEERS[1]: 1.0},
@@ -41,14 +41,14 @@ GOALS = {  # the least that is asked of each ratio: (part, model, batch) -> {pee
 
 
 def create(name: str, official: Path | None, size: int = 224) -> torch.nn.Module:
-    if name.startswith("swin"):  # its windows and their biases are made for one image size
+    if name.startswith("swin"):  # its windows and position biases depend on the image size
         return timm.create_model(name, img_size=size)
     if name != OFFICIAL:
         return timm.create_model(name)
     assert official is not None
     sys.path.insert(0, str(official / "classification"))
     module = importlib.import_module("models.vmamba")
-    # Without its CUDA extensions the official code takes its pure-torch scan; only this context manager needs a GPU.
+    # Without its CUDA extensions the official code uses its pure-torch scan; only this context manager needs a GPU.
     importlib.import_module("models.csm_triton").torch.cuda.device = lambda _: contextlib.nullcontext()
     return module.vmamba_tiny_s1l8()
 
@@ -64,7 +64,7 @@ def train_step(model, images):
 
 
 def in_turn(functions: dict, runs: int) -> dict[str, float]:
-    """Median seconds of each function, called in turn."""
+    """Median seconds of each function, called alternately."""
     times = {name: [] for name in functions}
     for function in functions.values():
         function()
@@ -107,7 +107,7 @@ def print_ratios(part: str, batch: int, found: dict[str, float], label: str) -> 
 
 
 def memory_of(name: str, part: str, batch: int) -> float:
-    """Peak resident MB of one model in a process of its own, above that of the imports."""
+    """Peak resident MB of one model in a separate process, minus that of the imports."""
     command = [sys.executable, __file__, "--memory-of", name, "--part", part, "--batch", str(batch)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--official", type=Path)
     parser.add_argument("--path", choices=("torch", "core"))
-    parser.add_argument("--only", nargs="+", help="models to run beside the peers", default=list(OURS))
+    parser.add_argument("--only", nargs="+", help="models to compare with the peers", default=list(OURS))
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Seconds from a typed command to its answer, each in a process of its own.
+"""Wall time of commands from start to exit, each in a separate process.
 
     python benchmarks/start.py [--rounds 5]
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="times that each command runs; the median is printed")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each command; the median is printed")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         image, run = Path(folder, "photo.png"), Path(folder, "run")
@@ -42,7 +42,7 @@ def main() -> None:
                 measured[name].append(_seconds(command))
                 if turn == 0:
                     measured[name].clear()
-    print("| command | seconds | of the processor |\n|---|---|---|")
+    print("| command | seconds | processor seconds |\n|---|---|---|")
     for name, times in measured.items():
         wall, processor = (statistics.median(column) for column in zip(*times, strict=True))
         print(f"| {name} | {wall:.2f} | {processor:.2f} |")

@@ -27,7 +27,7 @@ from vssm.train.fit import build, fit, start_run
 from vssm.train.optim import create_optimizer, create_schedule
 from vssm.train.progress import LiveProgress
 
-BLOCK = 10  # batches between turns
+BLOCK = 10  # batches before the two loops alternate
 Clock = Callable[[], float]
 
 
@@ -58,7 +58,7 @@ class Bare:
 
 
 class TakeTurns(Callback):
-    """Times blocks of `fit` and, between them, of the bare loop. The first batches of an epoch are left out."""
+    """Times alternating blocks of `fit` and of the bare loop. The first batches of an epoch are left out."""
 
     def __init__(self, bare: Bare, blocks: int):
         self.bare, self.blocks = bare, blocks
@@ -108,10 +108,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["vmamba_nano", "spatial_mamba_nano"], metavar="NAME")
     parser.add_argument("--blocks", type=int, default=40, help=f"blocks of {BLOCK} steps to time of each")
-    parser.add_argument("--cpu-time", action="store_true", help="count the processor's time, not the wall's")
+    parser.add_argument("--cpu-time", action="store_true", help="measure processor time instead of wall time")
     args = parser.parse_args()
     clock = time.process_time if args.cpu_time else time.perf_counter
-    print("| model, batch of 32 | bare step, ms | `vssm fit`, ms | more |\n|---|---|---|---|")
+    print("| model, batch of 32 | bare step, ms | `vssm fit`, ms | overhead |\n|---|---|---|---|")
     for name in args.models:
         for decay in (0.0, 0.98):
             bare, whole, ratio = measure(name, decay, args.blocks, clock)
