@@ -1,8 +1,7 @@
-"""What the documents say: every python and console block runs, links resolve, tables agree with the code.
+"""The documentation: every python and console block runs, links resolve, tables agree with the code.
 
-A block's fence names its language. ```python and ```console run, those of one document in order, in one folder and one
-namespace; a fence that goes on with `no-run: REASON` does not. Lines of a console block begin with `$ ` and are
-commands of `vssm`.
+```python and ```console blocks of a page run in order, in one folder and one namespace. A fence with `no-run: REASON`
+is skipped. Lines of a console block begin with `$ ` and are commands of `vssm`.
 """
 
 import ast
@@ -57,8 +56,8 @@ def official(tmp_path_factory):
 
 
 @pytest.fixture
-def desk(tmp_path, official, monkeypatch):
-    """What the documents assume: photo.jpg, folder/, list.txt, my_images/{train,val}/{cats,dogs}; weights."""
+def workspace(tmp_path, official, monkeypatch):
+    """The files that the pages assume: photo.jpg, folder/, list.txt, my_images/{train,val}/{cats,dogs}, weights."""
     generator = np.random.default_rng(0)
 
     def picture(path, size=(48, 40)):
@@ -80,7 +79,7 @@ def desk(tmp_path, official, monkeypatch):
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if runnable(path)], ids=lambda path: path.name)
-def test_blocks_run(path, desk):
+def test_blocks_run(path, workspace):
     namespace = {}
     for line, language, _, text in runnable(path):
         where = f"{path.name}, line {line}"
@@ -88,12 +87,12 @@ def test_blocks_run(path, desk):
             exec(compile(text, where, "exec"), namespace)
             continue
         for command in text.strip().splitlines():
-            assert command.startswith("$ vssm "), f"{where}: {command!r} is no command of vssm; say no-run and why"
+            assert command.startswith("$ vssm "), f"{where}: {command!r} is not a command of vssm; mark it no-run"
             assert main(shlex.split(command.removeprefix("$ vssm "), comments=True)) == 0, f"{where}: {command}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
-def test_a_block_that_does_not_run_says_why(path):
+def test_a_skipped_block_gives_a_reason(path):
     for line, language, rest, _ in blocks(path):
         where = f"{path.name}, line {line}"
         assert language in ("python", "console", "text", "yaml"), f"{where}: {language!r}"
