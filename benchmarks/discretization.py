@@ -11,11 +11,10 @@ import statistics
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 
 import vssm
-from vssm._plot_style import COLORS, FAINT, STYLE
+from vssm.figures.style import COLORS, FAINT, drawing
 from vssm.ops import selective_scan_states
 
 EXACT, EULER, ZOH = FAINT, COLORS[1], COLORS[0]
@@ -33,8 +32,9 @@ def response(dt: float, seconds: float, discretization: str) -> tuple[list[float
 
 def draw(path: Path) -> None:
     """Writes the PNG: the answer to a step input for three step sizes, and the weight of one input by its step."""
-    with plt.rc_context(STYLE | {"font.size": 9}):
-        figure, axes = plt.subplots(1, 4, figsize=(12, 3.1), dpi=110, layout="constrained")
+    with drawing(path, (12, 3.1), 110, style={"font.size": 9}) as figure:
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots(1, 4)
         time_axis = torch.linspace(0, 6, 200, dtype=torch.float64)
         for axis, dt in zip(axes, STEPS, strict=False):
             axis.plot(time_axis, 1 - torch.exp(-time_axis), color=EXACT, lw=4, alpha=0.6, label="exact solution")
@@ -42,13 +42,12 @@ def draw(path: Path) -> None:
             axis.plot(*response(dt, 6, "zoh"), "o", color=ZOH, ms=3.5, label="zoh")
             axis.set(title=f"|A| dt = {dt}", xlabel="time", ylim=(0, 2.05))
         axes[0].set_ylabel("state h")
-        axes[0].legend(frameon=False, loc="upper left")
+        axes[0].legend(loc="upper left")
         steps = torch.logspace(-3, 1, 200, dtype=torch.float64)
         axes[3].plot(steps, steps, color=EULER, label="euler: dt")
         axes[3].plot(steps, -torch.expm1(-steps), color=ZOH, label="zoh: (exp(dt A) - 1) / A")
         axes[3].set(title="weight of one input", xlabel="|A| dt", xscale="log", yscale="log")
-        axes[3].legend(frameon=False, loc="upper left")
-        figure.savefig(path)
+        axes[3].legend(loc="upper left")
 
 
 def cost(batch: int, rounds: int) -> None:

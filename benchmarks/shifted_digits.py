@@ -21,7 +21,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,8 +30,8 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import vssm
-from vssm._plot_style import COLORS, FAINT, QUIET, STYLE
 from vssm._writing import replacing
+from vssm.figures.style import COLORS, FAINT, drawing, title
 
 # What the arms share: vmamba_nano, smaller, and without the depthwise convolution in front of the scan.
 NANO: dict[str, Any] = {"num_classes": 10, "in_chans": 1, "dims": (32, 64), "depths": (1, 1), "conv": False}
@@ -227,8 +226,7 @@ def write(found: Sequence[dict[str, Any]], steps: int, folder: Path) -> None:
 
 def draw(found: Sequence[dict[str, Any]], steps: int, path: Path) -> None:
     """Accuracy by arm: every seed a dot, mean and standard deviation a bar; beside it four of the images."""
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure = plt.figure(figsize=(11, 4.8))
+    with drawing(path, (11, 4.8), 120, style={"axes.grid": False}) as figure:
         grid = figure.add_gridspec(2, 4, width_ratios=[5, 0.15, 1, 1], left=0.13, right=0.98, top=0.8, bottom=0.12)
         axes = figure.add_subplot(grid[:, 0])
         for place, row in enumerate(found):
@@ -240,12 +238,9 @@ def draw(found: Sequence[dict[str, Any]], steps: int, path: Path) -> None:
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.set_xlabel("test digits read rightly, %")
         axes.grid(axis="x")
-        figure.text(
-            0.02, 0.93, "Digits at random places, networks without depthwise convolution", size=14, weight="bold"
-        )
         seeds = max(row["seeds"] for row in found)
         about = f"Large dots, bars: mean and standard deviation. Small dots: the seeds, {seeds} at most. {steps} steps."
-        figure.text(0.02, 0.875, about, size=9.5, color=QUIET)
+        title(figure, "Digits at random places, networks without depthwise convolution", about, 0.22)
         images = paste(digits()[1][0][:4], torch.Generator().manual_seed(0))
         for i, image in enumerate(images):
             shown = figure.add_subplot(grid[i // 2, 2 + i % 2])
@@ -253,8 +248,6 @@ def draw(found: Sequence[dict[str, Any]], steps: int, path: Path) -> None:
             shown.set_xticks([])
             shown.spines[:].set(visible=True, color=FAINT)
             shown.set_yticks([])
-        figure.savefig(path, dpi=120)
-        plt.close(figure)
 
 
 def main() -> None:

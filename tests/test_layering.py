@@ -17,9 +17,11 @@ ALLOWED = {
     "tasks": {"ops", "nn", "weights", "models", "data"},
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
     "tables": {"models", "analysis", "tasks"},
+    "figures": {"data", "tables", "train"},
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis"},
-    "report": {"tasks", "data", "train"},
-    "cli": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "train", "report", "recipes", "tables"},
+    "report": {"tasks", "data", "train", "figures"},
+    "cli": {"ops", "nn", "models", "weights", "data", "tasks", "analysis", "train", "report"}
+    | {"recipes", "tables", "figures"},
 }
 HEAVY = {"lightning", "matplotlib", "triton", "sklearn", "transformers", "jsonargparse", "torchmetrics", "rich", "onnx"}
 

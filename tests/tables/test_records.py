@@ -1,25 +1,18 @@
-"""Records, what is measured, and the figures of tables."""
+"""Records, and what is measured."""
 
 import dataclasses
 import json
 
 import pytest
-from PIL import Image
 
-from vssm.tables import NAMES, Row, load_table
-from vssm.tables.count import Counted, count
-from vssm.tables.figures import draw
+from vssm.tables import Row, load_table
+from vssm.tables.count import count
 from vssm.tables.measure import LEAST_TURNS, Measured, MeasureError, Settings, _own_peak_memory, measure, peak_memory
 from vssm.tables.records import records
 
 NANO = Row("nano", "vmamba_nano", size=32, throughput=200)
 WIDE = Row("wide", "vmamba_nano", {"ssm_ratio": 8.0}, size=32, throughput=100, train_throughput=10)
 NONE = Row("none", None, throughput=50)
-FIGURES = [name for name in NAMES if load_table(name).figure is not None]
-
-
-def _counted(table):
-    return {row.name: None if row.model is None else Counted(31_000_000, 5_000_000_000) for row in table.rows}
 
 
 def test_a_record():
@@ -74,22 +67,3 @@ def test_memory():
     row = dataclasses.replace(NANO, options={"scan": "zigzag"})
     with pytest.raises(MeasureError, match=r"row nano could not be measured .*unknown scan 'zigzag'"):
         peak_memory(row, Settings())
-
-
-@pytest.mark.parametrize("name", FIGURES)
-@pytest.mark.parametrize("measured", [False, True])
-def test_figures(name, measured, tmp_path):
-    table = load_table(name)
-    speeds = {row.name: Measured(10, 0.5, 3, 100, False) for row in table.rows if row.model} if measured else None
-    reference = table.rows[0]
-    found = records(table, _counted(table), speeds, reference if measured else None)
-    draw(table, found, reference if measured else None, tmp_path / "figure.png")
-    with Image.open(tmp_path / "figure.png") as image:
-        assert min(image.size) > 500
-        assert len(image.convert("RGB").resize((100, 50)).getcolors(5000)) > 20  # drawn, not blank
-
-
-def test_a_table_without_a_figure(tmp_path):
-    table = load_table("d-state")
-    with pytest.raises(ValueError, match="the papers draw no figure of table d-state"):
-        draw(table, records(table, _counted(table)), None, tmp_path / "figure.png")

@@ -21,8 +21,8 @@ def compare_models(args: argparse.Namespace, names: Iterator[str], stack: contex
         import_timm()
         from vssm.cli.device import pick_device
         from vssm.data.sources import find_files
+        from vssm.figures.comparison import SHOWN, draw
         from vssm.train.compare import Tally, class_difference, compare
-        from vssm.train.compare_figure import SHOWN, draw
         from vssm.train.predictor import load_predictor
 
         device = pick_device(args.device)

@@ -35,9 +35,9 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
     console = Console()
     with console.status("loading torch and Lightning"):
         from vssm.cli.show import announce, device_of, kernels
+        from vssm.figures.demo import draw
         from vssm.report.write import write_report
         from vssm.train.demo import train_digits
-        from vssm.train.demo_figure import draw
         from vssm.train.progress import LiveProgress
 
     results = []

@@ -114,7 +114,7 @@ def _show(args: argparse.Namespace, table: "Table", reference: "Row | None") -> 
 
     show(table, found, args.form, reference.name if reference else None, how)
     if args.plot is not None:
-        from vssm.tables.figures import draw
+        from vssm.figures.tables import draw
 
         draw(table, found, reference, Path(args.plot))
         notes.print(f"wrote {args.plot}", highlight=False)

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
+from vssm._markup import Markup, join, name_of, table, tag
 from vssm.data.imagefolder import some
-from vssm.report.charts import Series, line_chart
+from vssm.figures.charts import Series, line_chart
 from vssm.report.gather import Report
-from vssm.report.markup import Markup, join, name_of, table, tag
 from vssm.report.page import charts, document, notes, section, sections, subtitle, tiles
 from vssm.report.words import duration, magnitude, percent
 

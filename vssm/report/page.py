@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from vssm.report.charts import Series, calibration_chart, line_chart
+from vssm._markup import Markup, file_name, join, name_of, table, tag, void
+from vssm.figures.charts import Series, calibration_chart, line_chart
+from vssm.figures.matrix import confusion_matrix
 from vssm.report.gather import Picture, Report
-from vssm.report.markup import Markup, file_name, join, name_of, table, tag, void
-from vssm.report.matrix import confusion_matrix
 from vssm.report.measures import Quality
 from vssm.report.words import amount, duration, magnitude, percent
 

@@ -2,7 +2,7 @@
 
 import math
 
-NBSP = "\N{NO-BREAK SPACE}"
+from vssm._markup import NBSP
 
 
 def percent(share: float, digits: int = 2) -> str:

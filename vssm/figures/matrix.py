@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from vssm.report.markup import Markup, name_of, tag
+from vssm._markup import Markup, name_of, tag
 
 WITH_NUMBERS = 20
 

@@ -4,16 +4,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
-from vssm.report.history import Points
-from vssm.report.markup import Markup, join, name_of, tag
-from vssm.report.measures import Bin
-from vssm.report.words import NBSP
+from vssm._markup import NBSP, Markup, join, name_of, tag
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 26, 10, 40
 COLORS = 6
 MOST_POINTS = 300
+
+
+Points = Sequence[tuple[float, float]]
+
+
+class Bin(Protocol):
+    """One bin of a calibration curve: mean confidence, share that was right, number of images."""
+
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def accuracy(self) -> float: ...
+    @property
+    def count(self) -> int: ...
 
 
 @dataclass(frozen=True)

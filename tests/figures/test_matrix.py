@@ -1,6 +1,6 @@
 import re
 
-from vssm.report.matrix import confusion_matrix
+from vssm.figures.matrix import confusion_matrix
 
 
 def cells(drawing):

@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
+NBSP = "\N{NO-BREAK SPACE}"  # keeps a number and its unit on one line
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 

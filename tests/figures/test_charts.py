@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from vssm.report.charts import LEFT, Series, line_chart, nice_ticks
-from vssm.report.markup import Markup, escape, tag
+from vssm._markup import Markup, escape, tag
+from vssm.figures.charts import LEFT, Series, line_chart, nice_ticks
 
 
 def test_markup_escapes_text_and_attributes():

@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from vssm._plot_style import COLORS, QUIET, STYLE
+from vssm.figures.style import COLORS, QUIET, drawing, heading, title
 from vssm.tables.records import Record
 from vssm.tables.table import Row, Table
+
+LEFT = 0.25  # of the title, in inches
 
 
 def draw(table: Table, found: Sequence[Record], reference: Row | None, path: Path) -> None:
@@ -29,27 +30,18 @@ def draw(table: Table, found: Sequence[Record], reference: Row | None, path: Pat
     """
     if table.figure is None:
         raise ValueError(f"the papers draw no figure of table {table.name}")
-    with plt.rc_context(STYLE):
-        figure = _DRAWN[table.figure](table, found, reference or table.rows[0])
-        try:
-            figure.savefig(path, dpi=130, facecolor="white")
-        finally:
-            plt.close(figure)
+    size, fill = _DRAWN[table.figure]
+    with drawing(path, size) as figure:
+        fill(figure, table, found, reference or table.rows[0])
 
 
-def _start(title: str, under: str, size: tuple[float, float], rows: int, columns: int, **placed: Any):
-    """A figure with its heading and a grid of axes."""
-    width, height = size
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+def _panels(figure: Figure, rows: int, columns: int, **placed: Any) -> Sequence[Axes]:
+    """A grid of axes below the title."""
+    width, height = figure.get_size_inches()
     place = {"left": 0.8 / width, "right": 1 - 0.3 / width, "top": 1 - 1.35 / height, "bottom": 0.65 / height}
+    axes = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(**{**place, "wspace": 0.22, "hspace": 0.38, **placed})
-    figure.text(0.25 / width, 1 - 0.45 / height, title, size=15, weight="bold")
-    figure.text(0.25 / width, 1 - 0.78 / height, under, size=9.5, color=QUIET)
-    return figure, axes.flatten()
-
-
-def _heading(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", size=11, weight="bold")
+    return axes.flatten()
 
 
 def _under(table: Table, counts: bool, measured: bool) -> str:
@@ -72,12 +64,10 @@ def _label(axes: Axes, bars: Any, texts: Sequence[str]) -> None:
 # ---- figure 3 (e): steps of acceleration ----
 
 
-def _steps(table: Table, found: Sequence[Record], reference: Row) -> Figure:
+def _steps(figure: Figure, table: Table, found: Sequence[Record], reference: Row) -> None:
     rows, measured = table.rows, found[0].get("ratio") is not None
-    title = "From the vanilla VMamba-T to VMamba-T, step by step"
-    figure, (macs, speed, score) = _start(
-        title, _under(table, True, measured), (13.5, 5.6), 1, 3, left=0.33, wspace=0.1
-    )
+    title(figure, "From the vanilla VMamba-T to VMamba-T, step by step", _under(table, True, measured), LEFT)
+    macs, speed, score = _panels(figure, 1, 3, left=0.33, wspace=0.1)
     places = list(range(len(rows)))
     names = [f"{row.change}   {row.name}" if row.change else row.name for row in rows]
     for axes in (macs, speed, score):
@@ -89,7 +79,7 @@ def _steps(table: Table, found: Sequence[Record], reference: Row) -> Figure:
     values = [(record["macs"] or 0) / 1e9 for record in found]
     _label(macs, macs.barh(places, values, 0.6, color=COLORS[0]), [f"{value:.2f}" for value in values])
     macs.set_xlim(0, 1.18 * max(values))
-    _heading(macs, "G multiply-adds")
+    heading(macs, "G multiply-adds")
 
     paper = [_paper_speed(table, reference, row) or 0 for row in rows]
     ours = [record.get("ratio") or 0 for record in found]
@@ -100,7 +90,7 @@ def _steps(table: Table, found: Sequence[Record], reference: Row) -> Figure:
         bars = speed.barh([y + 0.19 for y in places], ours, height, color=COLORS[1])
         _label(speed, bars, [f"{value:.2f}" for value in ours])
     speed.set_xlim(0, 1.18 * max([*paper, *ours, 1e-9]))
-    _heading(speed, f"Images per second, {reference.name} = 1")
+    heading(speed, f"Images per second, {reference.name} = 1")
 
     scores = [float(row.scores["top1"]) for row in rows]
     score.plot(scores, places, "o-", color=COLORS[2], markerfacecolor="white", markersize=8)
@@ -108,8 +98,7 @@ def _steps(table: Table, found: Sequence[Record], reference: Row) -> Figure:
         score.annotate(f"{value:.2f}", (value, place), (9, -3), textcoords="offset points", size=8.5, color=QUIET)
     score.margins(x=0.25)
     score.xaxis.set_major_locator(MaxNLocator(4))
-    _heading(score, "ImageNet-1K top-1, %")
-    return figure
+    heading(score, "ImageNet-1K top-1, %")
 
 
 # ---- figure 4 (a): dense prediction against classification ----
@@ -118,11 +107,11 @@ FAMILIES = {"Swin": "swin_", "ConvNeXt": "convnext_", "Vanilla VMamba": "vanilla
 DENSE = {"ap_box": "COCO, box AP", "ap_mask": "COCO, mask AP", "miou": "ADE20K, mIoU"}
 
 
-def _downstream(table: Table, found: Sequence[Record], reference: Row) -> Figure:
-    title = "Backbones for dense prediction, against their ImageNet accuracy"
+def _downstream(figure: Figure, table: Table, found: Sequence[Record], reference: Row) -> None:
     under = "VMamba (arXiv 2401.10166), figure 4 (a). Every accuracy is the paper's; areas: multiply-adds counted here."
-    figure, panels = _start(title, under, (13, 4.9), 1, 3)
-    for axes, (key, heading) in zip(panels, DENSE.items(), strict=True):
+    title(figure, "Backbones for dense prediction, against their ImageNet accuracy", under, LEFT)
+    panels = _panels(figure, 1, 3)
+    for axes, (key, score) in zip(panels, DENSE.items(), strict=True):
         for color, (family, prefix) in zip(COLORS, FAMILIES.items(), strict=False):
             drawn = [
                 (float(row.scores["top1"]), float(row.downstream[key]), record["macs"] / 1e9)
@@ -136,17 +125,17 @@ def _downstream(table: Table, found: Sequence[Record], reference: Row) -> Figure
                 axes.scatter(x, y, areas, facecolor="white", edgecolor=color, linewidth=1.6, label=family, zorder=2)
         axes.set_xlabel("ImageNet-1K top-1, %")
         axes.margins(0.12)
-        _heading(axes, heading)
+        heading(axes, score)
     panels[0].legend(loc="upper left", markerscale=0.7)
-    return figure
 
 
 # ---- figure 7: scan patterns ----
 
 
-def _patterns(table: Table, found: Sequence[Record], reference: Row) -> Figure:
+def _patterns(figure: Figure, table: Table, found: Sequence[Record], reference: Row) -> None:
     measured = found[0].get("ratio") is not None
-    figure, (speed, score) = _start("Scan patterns", _under(table, False, measured), (11, 4.6), 1, 2)
+    title(figure, "Scan patterns", _under(table, False, measured), LEFT)
+    speed, score = _panels(figure, 1, 2)
     patterns = list(dict.fromkeys(row.options.get("scan", "cross") for row in table.rows))
     for color, conv in zip(COLORS, (True, False), strict=False):
         chosen = [i for i, row in enumerate(table.rows) if row.options.get("conv", True) is conv]
@@ -166,18 +155,17 @@ def _patterns(table: Table, found: Sequence[Record], reference: Row) -> Figure:
         axes.grid(visible=False, axis="x")
     score.margins(y=0.25)
     figure.legend(*speed.get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(0.98, 0.97), fontsize=9)
-    _heading(speed, f"Images per second, {reference.name} = 1")
-    _heading(score, "ImageNet-1K top-1, %")
-    return figure
+    heading(speed, f"Images per second, {reference.name} = 1")
+    heading(score, "ImageNet-1K top-1, %")
 
 
 # ---- figures 4 (b) and 11: larger images ----
 
 
-def _resolutions(table: Table, found: Sequence[Record], reference: Row) -> Figure:
+def _resolutions(figure: Figure, table: Table, found: Sequence[Record], reference: Row) -> None:
     measured = found[0].get("ratio") is not None
-    title = "Models trained at 224 x 224 on larger images"
-    figure, panels = _start(title, _under(table, True, measured), (12.5, 9.2), 2, 2, right=0.82)
+    title(figure, "Models trained at 224 x 224 on larger images", _under(table, True, measured), LEFT)
+    panels = _panels(figure, 2, 2, right=0.82)
     models = list(dict.fromkeys(row.name.partition("@")[0] for row in table.rows))
     for color, model in zip(COLORS, models, strict=False):
         chosen = [(row, r) for row, r in zip(table.rows, found, strict=True) if row.name.partition("@")[0] == model]
@@ -204,17 +192,16 @@ def _resolutions(table: Table, found: Sequence[Record], reference: Row) -> Figur
     ticks = [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2]
     low, high = panels[1].get_ylim()
     panels[1].set_yticks([t for t in ticks if low <= t <= high], [f"{t:g}" for t in ticks if low <= t <= high])
-    _heading(panels[0], "G multiply-adds")
-    _heading(panels[1], f"Images per second, {reference.name} = 1")
-    _heading(panels[2], "ImageNet-1K top-1 without tuning, %")
-    _heading(panels[3], "ImageNet-1K top-1, classifier tuned, %")
+    heading(panels[0], "G multiply-adds")
+    heading(panels[1], f"Images per second, {reference.name} = 1")
+    heading(panels[2], "ImageNet-1K top-1 without tuning, %")
+    heading(panels[3], "ImageNet-1K top-1, classifier tuned, %")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(0.83, 0.86))
-    return figure
 
 
-_DRAWN: dict[str, Callable[[Table, Sequence[Record], Row], Figure]] = {
-    "3e": _steps,
-    "4a": _downstream,
-    "7": _patterns,
-    "11": _resolutions,
+_DRAWN: dict[str, tuple[tuple[float, float], Callable[[Figure, Table, Sequence[Record], Row], None]]] = {
+    "3e": ((13.5, 5.6), _steps),
+    "4a": ((13, 4.9), _downstream),
+    "7": ((11, 4.6), _patterns),
+    "11": ((12.5, 9.2), _resolutions),
 }

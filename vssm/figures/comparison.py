@@ -1,25 +1,23 @@
 """The picture of a comparison: each image beside what both models see in it."""
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vssm._plot_style import INK, QUIET
 from vssm.data.files import printable_name
 from vssm.data.image import open_image
+from vssm.figures.style import INK, QUIET, drawing, title
 from vssm.train.compare import Pair, Tally
 from vssm.train.predict import Prediction
 
 COLORS, TINTS = ("#1f6f8b", "#b5531c"), ("#cfe3ea", "#f6dcc9")
 ALARM, TRACK = "#b3261e", "#f1f3f4"
 # Inches.
-WIDTH, CARD_HEIGHT, SIDE = 4.9, 2.15, 1.75
+WIDTH, EXAMPLE_HEIGHT, SIDE = 4.9, 2.15, 1.75
 MARGIN, HEADER, GAP, ROW = 0.45, 1.25, 0.3, 0.23
 DPI = 110
 SHOWN = 24
@@ -36,30 +34,24 @@ def draw(tally: Tally, labels: tuple[str, str], path: Path) -> None:
     columns = min(3, max(1, len(pairs)))
     rows = math.ceil(len(pairs) / columns)
     width = 2 * MARGIN + columns * WIDTH + (columns - 1) * GAP
-    height = HEADER + MARGIN + rows * CARD_HEIGHT
-    with plt.rc_context({"font.size": 9, "text.color": INK, "text.parse_math": False}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = plt.figure(figsize=(width, height), dpi=DPI, facecolor="white")
-        try:
-            _draw_header(figure, tally, labels, len(pairs))
-            for number, pair in enumerate(pairs):
-                row, column = divmod(number, columns)
-                left = MARGIN + column * (WIDTH + GAP)
-                _draw_card(figure, pair, left, top=height - HEADER - row * CARD_HEIGHT)
-            figure.savefig(path, format="png")
-        finally:
-            plt.close(figure)
+    height = HEADER + MARGIN + rows * EXAMPLE_HEIGHT
+    # Names of files and classes are drawn as they are, also with $ in them.
+    with drawing(path, (width, height), DPI, style={"font.size": 9, "text.parse_math": False}) as figure:
+        _draw_header(figure, tally, labels, len(pairs))
+        for number, pair in enumerate(pairs):
+            row, column = divmod(number, columns)
+            left = MARGIN + column * (WIDTH + GAP)
+            _draw_example(figure, pair, left, top=height - HEADER - row * EXAMPLE_HEIGHT)
 
 
 def _draw_header(figure: Figure, tally: Tally, labels: tuple[str, str], shown: int) -> None:
     width, height = figure.get_size_inches()
     at = {"va": "baseline", "transform": figure.transFigure}
     x = MARGIN / width
-    title = f"{tally.agreed} of {tally.images} images named alike ({tally.agreement:.1%})"
-    figure.text(x, 1 - 0.5 / height, title, size=16, weight="bold", **at)
+    alike = f"{tally.agreed} of {tally.images} images named alike ({tally.agreement:.1%})"
     differ = tally.images - tally.agreed
-    order = "differing first, the surest on top" if differ else "the most different probabilities first"
-    figure.text(x, 1 - 0.76 / height, f"{shown} shown, {order}", color=QUIET, **at)
+    order = "differing first, the most confident on top" if differ else "the most different probabilities first"
+    title(figure, alike, f"{shown} shown, {order}", MARGIN)
     for label, color, tint in zip(labels, COLORS, TINTS, strict=True):
         patch = Rectangle((x, 1 - 1.05 / height), 0.16 / width, 0.12 / height, transform=figure.transFigure)
         patch.set(facecolor=tint, edgecolor=color)
@@ -71,7 +63,7 @@ def _draw_header(figure: Figure, tally: Tally, labels: tuple[str, str], shown: i
         x = text.get_window_extent().x1 / figure.bbox.width + 0.35 / width
 
 
-def _draw_card(figure: Figure, pair: Pair, left: float, top: float) -> None:
+def _draw_example(figure: Figure, pair: Pair, left: float, top: float) -> None:
     """`left` and `top` in inches from the lower left corner of the figure."""
     image = _axes(figure, left, top - SIDE, SIDE, SIDE)
     picture = open_image(pair.path, min_side=PIXELS)
