@@ -24,3 +24,10 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.filename == str(path)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
+    path = tmp_path / "none" / "file"
+    with pytest.raises(FileNotFoundError) as caught, replacing(path) as new:
+        new.write_text("all")
+    assert caught.value.filename == str(path)

@@ -15,7 +15,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     new = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with naming(path):
+        with naming(path, new):
             yield new
             with new.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -25,11 +25,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError that does not know its file, as that of a full disk, gets this name."""
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """An OSError that does not know its file, as that of a full disk, or knows it as `temporary`, gets this name."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.errno is None or (error.filename is not None and str(error.filename) != str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
