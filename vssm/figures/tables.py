@@ -67,7 +67,7 @@ def _label(axes: Axes, bars: Any, texts: Sequence[str]) -> None:
 def _steps(figure: Figure, table: Table, found: Sequence[Record], reference: Row) -> None:
     rows, measured = table.rows, found[0].get("ratio") is not None
     title(figure, "From the vanilla VMamba-T to VMamba-T, step by step", _under(table, True, measured), LEFT)
-    macs, speed, score = _panels(figure, 1, 3, left=0.33, wspace=0.1)
+    macs, speed, score = _panels(figure, 1, 3, left=0.355, wspace=0.1)
     places = list(range(len(rows)))
     names = [f"{row.change}   {row.name}" if row.change else row.name for row in rows]
     for axes in (macs, speed, score):
