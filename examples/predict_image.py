@@ -23,7 +23,7 @@ def main() -> list[str]:
     model = vssm.create_model(args.model).eval()
     if args.weights:
         print(vssm.load_checkpoint(model, args.weights))
-    image = published_preprocess(args.model)(args.image)  # resize, crop and normalize as in the training of the model
+    image = published_preprocess(args.model, use_test_size=True)(args.image)  # resize, crop and normalize as published
     probabilities = model(image[None]).softmax(-1)[0]
     names = class_names(model)
     best = probabilities.topk(5)

@@ -9,20 +9,33 @@ import timm
 import torch
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
+from torch import nn
 
 from vssm.data.image import open_image
 from vssm.data.transforms import ImageTransform
 
+CROP_MODES = ("center", "squash", "border")
+
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize so that the centre crop keeps `crop_pct` of the shorter side, scale to 0..1, normalise per channel."""
+    """Resize, crop, scale to 0..1, normalise per channel: timm's evaluation transform of these fields.
+
+    input_size: (C, H, W) of the result. mean, std: one per channel, of values in 0..1.
+    crop_mode: "center" resizes so that the crop keeps `crop_pct` of the shorter side; "squash" does so with either side
+        and keeps no aspect ratio; "border" does so with the longer side and fills up with the mean.
+    """
 
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    def __post_init__(self):
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"unknown crop_mode {self.crop_mode!r}: choose one of {', '.join(CROP_MODES)}")
 
     @property
     def channels(self) -> int:
@@ -40,6 +53,7 @@ class Preprocess:
             std=self.std,
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
         )
         return ImageTransform(built, min_side=math.ceil(2 * max(self.input_size[1:]) / self.crop_pct))
 
@@ -57,9 +71,28 @@ class Preprocess:
         return cls(**fields)
 
 
-def published_preprocess(model_name: str, image_size: int | None = None) -> Preprocess:
-    """What timm's registry says a model was trained with, at its own image size or at another."""
-    published = timm.get_pretrained_cfg(model_name)
-    config = resolve_data_config(pretrained_cfg=published.to_dict() if published else {})
-    size = (3, image_size, image_size) if image_size else tuple(config["input_size"])
-    return Preprocess(size, tuple(config["mean"]), tuple(config["std"]), config["interpolation"], config["crop_pct"])
+def published_preprocess(
+    model: str | nn.Module, image_size: int | None = None, use_test_size: bool = False
+) -> Preprocess:
+    """What timm says about the images of a model, by its name in the registry or built.
+
+    Args:
+        model: "resnet50.a1_in1k", or a model with a `pretrained_cfg`.
+        image_size: of square images, in place of the published size.
+        use_test_size: the size and crop that the published accuracy was measured with, where they are not those of the
+            training. For predictions with published weights; what is trained here is validated as it was trained.
+    """
+    if isinstance(model, str):
+        published = timm.get_pretrained_cfg(model)
+        cfg: dict[str, Any] = published.to_dict() if published else {}
+    else:
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+    config = resolve_data_config({"img_size": image_size}, cfg, use_test_size=use_test_size)
+    return Preprocess(
+        tuple(config["input_size"]),
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        config["interpolation"],
+        config["crop_pct"],
+        config["crop_mode"],
+    )

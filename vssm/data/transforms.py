@@ -16,8 +16,9 @@ class ImageTransform:
     """A transform of timm's `create_transform`, in two halves: PIL image -> 8-bit pixels -> normalised tensor.
 
     `normalise` takes any number of images at once, on any device, and gives to the bit what torchvision's ToTensor and
-    Normalize give. `pixels` differs from timm by at most one level of 255, in at most two values of a hundred, see
-    `ResizedCenterCrop`. `min_side` is for `open_image`: how small a large JPEG may be decoded.
+    Normalize give. `pixels` differs from timm by one level of 255 in less than one value of a hundred of a photograph
+    (in noise, where rounding is often a tie, in more, and by two in one of a hundred), see `ResizedCenterCrop`.
+    `min_side` is for `open_image`: how small a large JPEG may be decoded.
     """
 
     def __init__(self, timm_transform: Any, min_side: int | None = None):

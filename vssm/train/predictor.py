@@ -45,4 +45,4 @@ def load_predictor(checkpoint: str | Path | None, model_name: str | None = None)
     model = create_classifier(model_name, pretrained=checkpoint is None).eval()
     if checkpoint is not None:
         load_weights(model, checkpoint)
-    return Predictor(model_name, model, published_preprocess(model_name), class_names(model))
+    return Predictor(model_name, model, published_preprocess(model, use_test_size=True), class_names(model))
