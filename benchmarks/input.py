@@ -22,10 +22,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import create_dataset, create_loader
 
+from vssm.data.splits import load_splits
 from vssm.settings import DataSettings, Settings, TrainerSettings
+from vssm.tasks.classification.transforms import preprocess_for, train_transform
+from vssm.train.datamodule import Loaders
 from vssm.train.fit import create_trainer
-from vssm.train.loaders import Loaders
-from vssm.train.splits import load_splits
 
 BATCH = 32
 
@@ -60,7 +61,8 @@ class Arriving:
 
 def our_loaders(root, workers):
     data = DataSettings("imagefolder", root=str(root), batch_size=BATCH, workers=workers)
-    splits = load_splits(data, "vmamba_tiny")
+    preprocess = preprocess_for(data, "vmamba_tiny")
+    splits = load_splits(data, preprocess, train_transform(data, preprocess))
     loaders = Loaders(splits, data, seed=0)
     loaders.trainer = create_trainer(Settings(data=data, trainer=TrainerSettings(accelerator="cpu", devices=1)))
     return {"train": Arriving(loaders, "train"), "eval": Arriving(loaders, "val")}, splits.preprocess

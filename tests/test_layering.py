@@ -17,10 +17,11 @@ ALLOWED = {
     "tasks": {"ops", "nn", "weights", "models", "data"},
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
     "tables": {"models", "analysis", "tasks"},
-    "figures": {"data", "tables", "train"},
-    "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis"},
-    "report": {"tasks", "data", "train", "figures"},
-    "cli": {"ops", "nn", "models", "weights", "data", "tasks", "analysis", "train", "report"}
+    "inference": {"ops", "nn", "weights", "models", "tasks", "data"},
+    "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "inference"},
+    "figures": {"data", "tasks", "tables", "inference", "train"},
+    "report": {"tasks", "data", "analysis", "inference", "figures"},
+    "cli": {"ops", "nn", "models", "weights", "data", "tasks", "analysis", "inference", "train", "report"}
     | {"recipes", "tables", "figures"},
 }
 HEAVY = {"lightning", "matplotlib", "triton", "sklearn", "transformers", "jsonargparse", "torchmetrics", "rich", "onnx"}

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from vssm.cli.settings import recipes
+from vssm.inference.run_dir import read_yaml
 from vssm.settings import Settings, TrainerSettings
 from vssm.settings import __file__ as settings_file
-from vssm.train.run_dir import read_yaml
 
 
 def test_trainer_settings_are_lightning_arguments():
@@ -74,4 +74,4 @@ module.Settings(seed=3).check()
 print(sorted({name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))
 """
     run = subprocess.run([sys.executable, "-c", code, settings_file], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "['settings_alone']"
+    assert run.stdout.strip() == "[]"

@@ -4,7 +4,12 @@ Importing this package registers the models with timm. `create_model`, `load_che
 first use needs; `vssm.ops`, `vssm.nn` and `vssm.models` are what they are made of.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from vssm._launch import started_as_command
+
+if TYPE_CHECKING:
+    from vssm.inference.predictor import load
 
 if not started_as_command():
     from vssm.analysis.complexity import complexity
@@ -21,9 +26,19 @@ __all__ = [
     "create_model",
     "freeze_base",
     "list_models",
+    "load",
     "load_adaptors",
     "load_checkpoint",
     "save_adaptors",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`vssm.load`, with the data and tasks that it needs, on first use: `import vssm` does not wait for them."""
+    if name == "load":
+        from vssm.inference.predictor import load
+
+        return load
+    raise AttributeError(f"module 'vssm' has no attribute {name!r}")

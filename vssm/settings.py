@@ -203,6 +203,7 @@ class Settings:
     """One training run.
 
     Args:
+        task: what the network is trained for: classification
         out: run directory to create; runs/MODEL-DATA when not given
         seed: seed of weights, order and augmentation
         save_every_n_steps: also write last.ckpt every n steps inside an epoch; 0: at the end of each epoch only
@@ -214,6 +215,7 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    task: str = "classification"
     out: str | None = None
     seed: int = 0
     save_every_n_steps: int = 0

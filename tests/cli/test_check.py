@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from vssm.__main__ import main
+from vssm.data.preprocess import Preprocess
+from vssm.data.splits import load_splits
 from vssm.settings import DataSettings
-from vssm.train.splits import load_splits
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_a_folder_without_val_is_split_as_training_would(images, capsys):
     code, shown = check(images, capsys, "--json")
     assert code == 1, "the test images are those of training"
     found = json.loads(shown)
-    split = load_splits(DataSettings("imagefolder", root=str(images)), "vmamba_tiny")
+    split = load_splits(DataSettings("imagefolder", root=str(images)), Preprocess((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
     counts = {name: sum(counts.values()) for name, counts in found["counts"].items()}
     assert counts == {"train": len(split.train), "val": len(split.val), "test": 4}
     assert len(found["in_several_splits"]) == 4

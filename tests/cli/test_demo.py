@@ -44,23 +44,17 @@ def test_demo_passes_at_its_goal(tiny_recipe, tmp_path, monkeypatch):
     assert demo.main(["--out", str(tmp_path / "demo"), "--epochs", "1"]) == 0
 
 
-def test_hardest_digits():
-    import torch
-
+def test_digits_are_shown_as_scanned():
     from vssm.data.digits import load_digits
-    from vssm.train.demo import hardest_digits
+    from vssm.tasks.classification.metrics import Answer
+    from vssm.train.demo import shown_digit
 
     _, test = load_digits(augment=False)
-    probabilities = torch.nn.functional.one_hot(test.labels, 10).float()
-    for index, confidence, shift in ((5, 0.6, 1), (9, 0.9, 2), (11, 0.7, 0)):
-        probabilities[index] = confidence * torch.eye(10)[(test.labels[index] + shift) % 10]
-    wrong, unsure = hardest_digits(test, probabilities, unsure=1)
-    digits = test.labels.tolist()
-    assert [(d.truth, d.read) for d in wrong] == [(digits[9], (digits[9] + 2) % 10), (digits[5], (digits[5] + 1) % 10)]
-    assert [d.confidence for d in wrong] == pytest.approx([0.9, 0.6])
-    assert [(d.truth, d.read, round(d.confidence, 3)) for d in unsure] == [(digits[11], digits[11], 0.7)]
-    assert 0 <= wrong[0].image.min() < 0.1
-    assert 0.9 < wrong[0].image.max() <= 1
+    digit = shown_digit(test, Answer(5, int(test.labels[5]), 8, 0.6))
+    assert (digit.truth, digit.read, digit.confidence) == (int(test.labels[5]), 8, 0.6)
+    assert digit.image.shape == (32, 32)
+    assert 0 <= digit.image.min() < 0.1
+    assert 0.9 < digit.image.max() <= 1
 
 
 @pytest.mark.full

@@ -17,11 +17,11 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-import vssm.train.predict
+import vssm.inference.predict
 from vssm.__main__ import main
 from vssm.cli.predictions import Csv, JsonLines, Lines, Screen
 from vssm.data.preprocess import Preprocess
-from vssm.train.predict import Prediction, predict
+from vssm.inference.predict import Prediction, predict
 from vssm.weights.rename import VIM, to_official
 
 
@@ -144,14 +144,14 @@ def test_nothing_is_written_when_there_is_nothing_to_do(run, tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_whole_lines(run, photos, capsys, monkeypatch):
-    read = vssm.train.predict.open_image
+    read = vssm.inference.predict.open_image
 
     def interrupt(path, *options):
         if path.name == "b.png":
             raise KeyboardInterrupt
         return read(path, *options)
 
-    monkeypatch.setattr(vssm.train.predict, "open_image", interrupt)
+    monkeypatch.setattr(vssm.inference.predict, "open_image", interrupt)
     argv = ["predict", "photos", "--checkpoint", str(run), "--batch-size", "1", "--threads", "1"]
     assert main([*argv, "--csv", "out.csv", "--json-file", "out.jsonl"]) == 130
     assert "interrupted" in capsys.readouterr().err
@@ -183,7 +183,7 @@ class Zeros(nn.Module):
 def test_memory_does_not_grow_with_the_images(monkeypatch):
     """20000 images into every file format: what is held is a batch or two, however many there were."""
     image = Image.new("L", (4, 4))
-    monkeypatch.setattr(vssm.train.predict, "open_image", lambda path, *options: image)
+    monkeypatch.setattr(vssm.inference.predict, "open_image", lambda path, *options: image)
     preprocess = Preprocess((1, 4, 4), (0.0,), (1.0,), "nearest", 1.0)
     names = ("ant", "bee", "cat")
     files = (Path(f"folder/{number:05d}.jpg") for number in range(20_000))

@@ -5,9 +5,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from vssm.data.batches import Batch, Forgiving, Unreadable, collate
+from vssm.data.batches import Batch, collate
 from vssm.data.imagefolder import ImageFolder
 from vssm.data.sampling import ResumableSampler, SeededSamples
+from vssm.data.unreadable import SkipUnreadable, Unreadable
 
 SIZE = 12
 
@@ -40,7 +41,7 @@ def epoch(folder, workers=0, start=0, epoch=1, seed=5):
 
 
 def same(a, b):
-    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.unreadable == b.unreadable
+    return torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) and a.unreadable == b.unreadable
 
 
 def test_another_image_takes_the_place_and_the_rest_stays_as_it_was(folder):
@@ -50,7 +51,7 @@ def test_another_image_takes_the_place_and_the_rest_stays_as_it_was(folder):
     found = torch.cat([batch.images for batch in batches])
     changed = (found != intact).flatten(1).any(1)
     assert changed.sum() == 2
-    assert [len(batch.labels) for batch in batches] == [4, 4, 4]
+    assert [len(batch.targets) for batch in batches] == [4, 4, 4]
     named = [damaged for batch in batches for damaged in batch.unreadable]
     assert sorted(named) == [
         Unreadable(str(folder / "class0" / "08.png"), "not an image, or of a kind that Pillow cannot read"),
@@ -78,17 +79,18 @@ def test_the_same_in_every_process_and_after_a_resume(folder):
 def test_when_nothing_can_be_read(folder):
     damage(folder, *range(SIZE))
     for batch in epoch(folder):
-        assert (len(batch.images), len(batch.labels), len(batch.unreadable)) == (0, 0, 4)
-        assert batch.labels.dtype == torch.long
+        assert (len(batch.images), len(batch.targets), len(batch.unreadable)) == (0, 0, 4)
+        assert batch.targets.dtype == torch.long
 
 
-def test_judging_leaves_them_out(folder):
+def test_an_evaluation_leaves_them_out(folder):
     damage(folder, 0, 5)  # the first and the ninth in the order of the folder
-    judged = Forgiving(ImageFolder(folder, pil_to_tensor))
-    assert len(judged) == SIZE
-    first, second = DataLoader(judged, 6, collate_fn=collate)
-    assert first.labels.tolist() == [0] * 5
-    assert second.labels.tolist() == [1] * 5
+    evaluated = SkipUnreadable(ImageFolder(folder, pil_to_tensor))
+    assert len(evaluated) == SIZE
+    first, second = DataLoader(evaluated, 6, collate_fn=collate)
+    assert first.targets.tolist() == [0] * 5
+    assert second.targets.tolist() == [1] * 5
+    assert first.indices.tolist() + second.indices.tolist() == [1, 2, 3, 4, 5, 6, 7, 9, 10, 11]
     assert [damaged.path for batch in (first, second) for damaged in batch.unreadable] == [
         str(folder / "class0" / "00.png"),
         str(folder / "class1" / "05.png"),
@@ -100,7 +102,7 @@ def test_other_errors_are_not_hidden(folder):
         raise ValueError("a bug of the transform")
 
     with pytest.raises(ValueError, match="a bug"):
-        Forgiving(ImageFolder(folder, fail))[0]
+        SkipUnreadable(ImageFolder(folder, fail))[0]
     with pytest.raises(ValueError, match="a bug"):
         SeededSamples(ImageFolder(folder, fail), 0)[0, 0]
 
@@ -108,5 +110,5 @@ def test_other_errors_are_not_hidden(folder):
 def test_a_batch_is_what_lightning_and_pinning_take_apart():
     batch = collate([(torch.zeros(3, 2, 2), 1), Unreadable("a", "b", (torch.ones(3, 2, 2), 0))])
     assert isinstance(batch, Batch)
-    assert batch.labels.tolist() == [1, 0]
+    assert batch.targets.tolist() == [1, 0]
     assert batch.unreadable == (Unreadable("a", "b", None),)

@@ -10,7 +10,7 @@ from timm.data.transforms_factory import create_transform
 
 from vssm.data.preprocess import Preprocess, published_preprocess
 from vssm.data.transforms import ResizedCenterCrop
-from vssm.train.predictor import load_predictor
+from vssm.inference.predictor import load_predictor
 
 # Odd sizes: wide, tall, smaller than the crop, one pixel high.
 SIZES = [(501, 377), (333, 799), (97, 131), (224, 224), (640, 1)]

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from vssm.figures.comparison import draw
-from vssm.train.compare import Pair, Tally
-from vssm.train.predict import Prediction
+from vssm.inference.compare import Pair, Tally
+from vssm.inference.predict import Prediction
 
 
 def pair(path, first, second):

@@ -13,16 +13,17 @@ from tests.report.html_check import check
 from tests.train.tiny import tiny_settings
 from vssm.__main__ import main
 from vssm.analysis.complexity import complexity
+from vssm.data.batches import Batch
 from vssm.data.digits import load_digits
+from vssm.inference.run_dir import RunDir
 from vssm.report.comparison import comparison_page
-from vssm.report.gather import judge, open_run
-from vssm.report.measures import Measure
+from vssm.report.gather import evaluate_run, open_run
 from vssm.report.page import run_page
 from vssm.report.words import percent
 from vssm.report.write import write_report
 from vssm.settings import Settings
+from vssm.tasks.classification.metrics import ClassificationMetrics
 from vssm.train.fit import build, fit, start_run
-from vssm.train.run_dir import RunDir
 
 NAMES = ("<b>bold<b> & 'co'", 'a"quote', "Ünïcode 漢字")
 
@@ -71,7 +72,7 @@ def test_one_run(digits, capsys):
     assert main(["report", str(digits.path), "--device", "cpu"]) == 0
     assert f"report: {digits.report}" in capsys.readouterr().out
     text = check(digits.report.read_text(encoding="utf-8"))
-    # 3 batches of 16 were judged while training; the best of the logged accuracies is that of best.ckpt.
+    # 3 batches of 16 were evaluated while training; the best of the logged accuracies is that of best.ckpt.
     assert f"{max(last_top1(digits)) * 100:.2f}\N{NO-BREAK SPACE}%" in text
     assert "first 48 of 360 validation images" in text
     environment = digits.read_environment()
@@ -87,7 +88,7 @@ def test_pictures_are_the_images_that_were_read_wrongly(digits):
 
     from vssm.data.digits import MEAN, STD
 
-    report = judge(open_run(digits.path))
+    report = evaluate_run(open_run(digits.path))
     picture = report.pictures[0]
     _, test = load_digits(augment=False)
     assert int(test.labels[picture.mistake.index]) == picture.mistake.truth != picture.mistake.read
@@ -110,7 +111,7 @@ def test_names_are_escaped_and_runs_of_different_classes_compared(digits, folder
     assert "<folder> and digits have different classes (3 and 10): only <folder> has" in text
     assert "2 runs of different classes" in text
     assert "Top-1 on the validation images" not in text and "is bold" not in text
-    (top1,) = (f"{judge(open_run(folder.path)).quality.top1 * 100:.2f}\N{NO-BREAK SPACE}%",)
+    (top1,) = (f"{evaluate_run(open_run(folder.path)).quality.top1 * 100:.2f}\N{NO-BREAK SPACE}%",)
     assert top1 in text
 
 
@@ -118,29 +119,27 @@ def test_unreadable_images_are_left_out_and_named(folder, tmp_path):
     root, run = tmp_path / "images", RunDir(tmp_path / "run")
     shutil.copytree(open_run(folder.path).stored.settings.data.root, root)
     shutil.copytree(folder.path, run.path)
-    whole = judge(open_run(run.path), data_root=str(root))
+    whole = evaluate_run(open_run(run.path), data_root=str(root))
     damaged = sorted((root / "val").rglob("*.png"))[0]
     damaged.write_bytes(b"")
     run.unreadable.write_text("path,reason\r\ntrain/3.png,<cut off>\r\n", encoding="utf-8")
-    report = judge(open_run(run.path), data_root=str(root))
+    report = evaluate_run(open_run(run.path), data_root=str(root))
     # The first image is left out; the others keep their numbers and their answers.
     assert report.quality.images == 8
     others = [m for m in whole.quality.mistakes if m.index != 0]
     assert [(m.index, m.truth, m.read) for m in report.quality.mistakes] == [(m.index, m.truth, m.read) for m in others]
     assert report.unreadable == (("train/3.png", "<cut off>"), (str(damaged), "empty file"))
     text = check(run_page(report))
-    assert "1 of 9 validation images could not be read; the figures are about the others" in text
+    assert "1 of 9 validation images could not be read and are left out of the figures" in text
     assert "2 images could not be read" in text and "<cut off>" in text
     for file in (root / "val").rglob("*.png"):
         file.write_bytes(b"no image")
-    with pytest.raises(
-        ValueError, match=r"none of the 9 validation images can be read, for example .*0\.png: not an im"
-    ):
-        judge(open_run(run.path), data_root=str(root))
+    with pytest.raises(ValueError, match=r"9 of 9 validation images cannot be read, for example .*png: not an im"):
+        evaluate_run(open_run(run.path), data_root=str(root))
 
 
 def test_two_runs_overlaid(digits, copy):
-    reports = [judge(open_run(run.path)) for run in (digits, copy)]
+    reports = [evaluate_run(open_run(run.path)) for run in (digits, copy)]
     written = comparison_page(reports)
     check(written)
     (curves,) = [part for part in written.split("<section>") if "Top-1 on the validation images" in part]
@@ -150,9 +149,9 @@ def test_two_runs_overlaid(digits, copy):
 
 
 def test_runs_on_other_images_are_not_ranked(digits):
-    report = judge(open_run(digits.path))
+    report = evaluate_run(open_run(digits.path))
     written = comparison_page([report, replace(report, name="other", images_id="other")])
-    assert "other and digits were judged on different images" in check(written)
+    assert "other and digits were evaluated on different images" in check(written)
     results = written.partition("Learning curves")[0]
     assert "<b>" not in results and "is bold" not in results
 
@@ -173,14 +172,14 @@ def test_a_cut_metrics_file_and_nan(copy, capsys):
 def test_a_run_that_ended_early(copy):
     rows = copy.metrics.read_text().splitlines(keepends=True)
     copy.metrics.write_text("".join(rows[:1] + [row for row in rows[1:] if row.startswith("1,")]))
-    text = check(run_page(judge(open_run(copy.path))))
+    text = check(run_page(evaluate_run(open_run(copy.path))))
     assert "Training came to epoch 1 of 3" in text and "1 of 3 epochs, 4 steps of 16 images" in text
     copy.metrics.write_text(rows[0])  # ended before the first row
-    text = check(run_page(judge(open_run(copy.path))))
+    text = check(run_page(evaluate_run(open_run(copy.path))))
     assert "metrics.csv holds no finite value to draw" in text and "0 of 3 epochs, 0 steps" in text
 
 
-def test_without_best_the_last_checkpoint_is_judged(copy):
+def test_without_best_the_last_checkpoint_is_evaluated(copy):
     copy.best.unlink()
     (report,) = write_report([copy.path], copy.report)
     assert report.checkpoint == "last.ckpt"
@@ -188,13 +187,13 @@ def test_without_best_the_last_checkpoint_is_judged(copy):
     assert "There is no best.ckpt" in check(copy.report.read_text(encoding="utf-8"))
 
 
-def judged_as(digits, read, truth, number):
+def answered(digits, read, truth, number):
     """The digits' report with other answers: image i of class truth[i] is read as read[i]."""
-    measure = Measure(number)
-    measure.update(torch.nn.functional.one_hot(read, number) * 9.0, truth)
+    metrics = ClassificationMetrics(number, details=24)
+    metrics.update(torch.nn.functional.one_hot(read, number) * 9.0, Batch(None, truth))
     classes = tuple(f"class {k}" for k in range(number))
-    report = judge(open_run(digits.path))
-    return replace(report, classes=classes, quality=measure.result(), pictures=(), trained_on=None)
+    report = evaluate_run(open_run(digits.path))
+    return replace(report, classes=classes, quality=metrics.compute(), pictures=(), trained_on=None)
 
 
 def test_a_thousand_classes(digits):
@@ -202,7 +201,7 @@ def test_a_thousand_classes(digits):
     read = truth.clone()
     read[:500] = torch.arange(500).roll(1)
     read[7] = 9
-    written = run_page(judged_as(digits, read, truth, 1000))
+    written = run_page(answered(digits, read, truth, 1000))
     text = check(written)
     assert "The 100 of 1000 classes that are confused most" in text
     assert "class 7, predicted class 9: 1 of 10 (10.0%)" in written
@@ -212,32 +211,32 @@ def test_a_thousand_classes(digits):
 
 def test_two_classes_and_no_mistake(digits):
     truth = torch.tensor([0, 1] * 4)
-    text = check(run_page(judged_as(digits, truth, truth, 2)))
+    text = check(run_page(answered(digits, truth, truth, 2)))
     assert text.count("No image was read wrongly.") == 1
     assert "100.00\N{NO-BREAK SPACE}%" in text
     # Eight images cannot tell 100 % from 70 %: Wilson's interval.
     assert "top-1 of 8 validation images; 95 % interval 67.6 to 100.0\N{NO-BREAK SPACE}%" in text
     assert "top-5" not in text.partition("Learning curves")[0]
-    assert "2 classes are judged by fewer than 10 images" in text and "4*" in text
+    assert "2 classes are evaluated on fewer than 10 images" in text and "4*" in text
 
 
 def test_model_and_images_are_counted(digits, folder):
-    report = judge(open_run(digits.path))
+    report = evaluate_run(open_run(digits.path))
     assert report.multiply_adds == complexity(open_run(digits.path).stored.create_model(), (1, 32, 32)).macs
     assert report.trained_on == tuple(np.bincount(load_digits()[0].labels).tolist())
-    assert judge(open_run(folder.path)).trained_on == (3, 3, 3)
+    assert evaluate_run(open_run(folder.path)).trained_on == (3, 3, 3)
     assert f"{report.multiply_adds / 1e6:.2f}\N{NO-BREAK SPACE}M multiply-adds" in check(run_page(report))
 
 
 def test_a_moved_folder_without_training_images(folder, tmp_path):
     root = tmp_path / "elsewhere"
     shutil.copytree(open_run(folder.path).stored.settings.data.root, root)
-    here, there = (judge(open_run(folder.path), data_root=where) for where in (None, str(root)))
+    here, there = (evaluate_run(open_run(folder.path), data_root=where) for where in (None, str(root)))
     assert here.images_id == there.images_id
     shutil.rmtree(root / "train" / NAMES[0])
-    assert judge(open_run(folder.path), data_root=str(root)).trained_on is None
+    assert evaluate_run(open_run(folder.path), data_root=str(root)).trained_on is None
     (root / "val" / NAMES[0] / "0.png").unlink()
-    assert judge(open_run(folder.path), data_root=str(root)).images_id != here.images_id
+    assert evaluate_run(open_run(folder.path), data_root=str(root)).images_id != here.images_id
 
 
 def test_fit_says_when_the_report_could_not_be_written(tmp_path, capsys, monkeypatch):

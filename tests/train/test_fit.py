@@ -9,11 +9,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.train.tiny import tiny_settings
-from vssm.tasks.classification import Classification, create_classifier
+from vssm.inference.checkpoint import load_weights, read_checkpoint
+from vssm.inference.predictor import Predictor
+from vssm.inference.run_dir import RunDir
+from vssm.tasks.classification import create_classifier
+from vssm.tasks.classification.metrics import Score
 from vssm.train.callbacks import SaveCheckpoints, read_metrics
-from vssm.train.checkpoint import load_weights, read_checkpoint
-from vssm.train.fit import build, fit, load_experiment, start_run, validate
-from vssm.train.run_dir import RunDir
+from vssm.train.fit import build, fit, start_run
 from vssm.train.stopping import Diverged
 
 
@@ -126,13 +128,13 @@ def test_checkpoint_is_plain_and_complete(whole):
     assert accuracy[best["global_step"]] == max(accuracy.values())
 
 
-def test_averaged_weights_are_saved_and_judged(whole):
+def test_averaged_weights_are_saved_and_evaluated(whole):
     path, found, last = whole
     name = "task.model.head.fc.weight"
     assert not torch.equal(last["state_dict"][name], last["current_model_state"][name])
     stored = read_checkpoint(RunDir(path).last)
     assert torch.equal(stored.weights["head.fc.weight"], last["state_dict"][name])
-    metrics = validate(load_experiment(stored, stored.settings))
+    metrics = Predictor.of(stored).evaluate(limit_batches=3).metrics()
     logged = {name: float(found[-1][name]) for name in ("val_loss", "val_top1", "val_top5")}
     assert (metrics.pop("val_images"), metrics.pop("val_unreadable")) == (48, 0)
     assert metrics == pytest.approx(logged, abs=1e-6)
@@ -230,10 +232,8 @@ def test_frozen_parts_stay(tmp_path):
 def test_early_stopping(tmp_path, monkeypatch):
     """Ends after two validations that are not better; a resumed run that had ended so does not go on."""
     scores = iter([0.2, 0.5, 0.4, 0.5, 0.9, 0.9])
-    results = Classification.results
-    monkeypatch.setattr(
-        Classification, "results", lambda self: results(self) | {"val_top1": torch.tensor(next(scores))}
-    )
+    logged = Score.logged
+    monkeypatch.setattr(Score, "logged", lambda self: logged(self) | {"val_top1": next(scores)})
     settings = tiny_settings(early_stopping=2, out=str(tmp_path / "run"))
     settings.trainer.max_epochs = 6
     run = start_run(settings)

@@ -34,7 +34,7 @@ def test_a_model_that_cannot_be_counted_is_said(monkeypatch):
     def fail(model, size):
         raise NotImplementedError("no count for operator x")
 
-    monkeypatch.setattr("vssm.train.plan.complexity", fail)
+    monkeypatch.setattr("vssm.analysis.one_image.complexity", fail)
     found = plan(build(tiny_settings()))
     assert (found.multiply_adds, found.not_counted) == (None, "no count for operator x")
 

@@ -11,9 +11,10 @@ from PIL import Image
 from tests.train.test_fit import train
 from tests.train.tiny import tiny_settings
 from vssm.__main__ import main
-from vssm.train.fit import build, validate
-from vssm.train.run_dir import RunDir
-from vssm.train.unreadable import TooManyUnreadable, read_unreadable
+from vssm.data.unreadable import TooManyUnreadable, read_unreadable
+from vssm.inference.evaluate import evaluate
+from vssm.inference.run_dir import RunDir
+from vssm.train.fit import build
 
 
 @pytest.fixture
@@ -119,4 +120,5 @@ def test_more_than_half_is_an_error(images, tmp_path, capsys, part, count, of):
 def test_when_nothing_can_be_read(images):
     damage(images, *(path.relative_to(images).as_posix() for path in images.rglob("*.png")))
     with pytest.warns(UserWarning), pytest.raises(TooManyUnreadable, match="of 8 validation images cannot be read"):
-        validate(build(settings_for(images)))
+        experiment = build(settings_for(images))
+        evaluate(experiment.model, experiment.task, experiment.splits)

@@ -8,9 +8,9 @@ from timm.models import load_checkpoint as timm_load_checkpoint
 
 import vssm
 from tests.goldens import official_keys, official_state
+from vssm.inference.checkpoint import load_weights
+from vssm.inference.predictor import load_predictor
 from vssm.tasks.classification import create_classifier
-from vssm.train.checkpoint import load_weights
-from vssm.train.predictor import load_predictor
 from vssm.weights import CheckpointError, load_checkpoint
 from vssm.weights.load import to_our_names
 from vssm.weights.rename import SPATIAL_MAMBA, VMAMBA, to_official

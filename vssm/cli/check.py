@@ -38,10 +38,12 @@ def _check(args: argparse.Namespace) -> int:
         import_timm()
         from vssm.data.imagefolder import ImageFolder
         from vssm.data.inspection import inspect_images, summarise
+        from vssm.data.preprocess import Preprocess
+        from vssm.data.splits import load_splits
         from vssm.settings import DataSettings
-        from vssm.train.splits import load_splits
 
-    found = load_splits(DataSettings("imagefolder", root=args.folder), "vmamba_tiny")
+    preprocess = Preprocess((3, 224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)  # any will do: files are listed only
+    found = load_splits(DataSettings("imagefolder", root=args.folder), preprocess)
     assert isinstance(found.train, ImageFolder) and isinstance(found.val, ImageFolder)
     splits: dict[str, Sequence[tuple[Path, int]]] = {"train": found.train.samples, "val": found.val.samples}
     if (Path(args.folder) / "test").is_dir():

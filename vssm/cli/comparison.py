@@ -19,11 +19,11 @@ def compare_models(args: argparse.Namespace, names: Iterator[str], stack: contex
     errors = Console(stderr=True)
     with errors.status("loading two models"):
         import_timm()
-        from vssm.cli.device import pick_device
         from vssm.data.sources import find_files
         from vssm.figures.comparison import SHOWN, draw
-        from vssm.train.compare import Tally, class_difference, compare
-        from vssm.train.predictor import load_predictor
+        from vssm.inference.compare import Tally, class_difference, compare
+        from vssm.inference.device import pick_device
+        from vssm.inference.predictor import load_predictor
 
         device = pick_device(args.device)
         first, second = (load_predictor(*_source(text)) for text in args.compare)

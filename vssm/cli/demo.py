@@ -26,8 +26,8 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
     from rich.console import Console
 
     from vssm.cli.settings import recipes
+    from vssm.inference.run_dir import free_path, read_yaml
     from vssm.settings import Settings
-    from vssm.train.run_dir import free_path, read_yaml
 
     folder = free_path("runs/demo") if out is None else Path(out)
     if out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 def _start(settings) -> int:
     from rich.console import Console
 
-    from vssm.train.run_dir import RunDir, free_path, is_first_process
+    from vssm.inference.run_dir import RunDir, free_path, is_first_process
 
     console = Console(quiet=not is_first_process())
     if settings.out is None:
@@ -55,7 +55,7 @@ def _start(settings) -> int:
 def _resume(path: str) -> int:
     from rich.console import Console
 
-    from vssm.train.run_dir import RunDir, is_first_process
+    from vssm.inference.run_dir import RunDir, is_first_process
 
     run = RunDir.reopen(path) if is_first_process() else RunDir(path)
     try:
@@ -71,11 +71,11 @@ def _resume(path: str) -> int:
 
 def _train(experiment, run, resume: bool, console) -> int:
     from vssm.cli.show import announce, device_of, metrics_table
+    from vssm.data.unreadable import read_unreadable
+    from vssm.inference.run_dir import is_first_process
     from vssm.train.fit import fit
     from vssm.train.progress import LiveProgress
-    from vssm.train.run_dir import is_first_process
     from vssm.train.stopping import Diverged
-    from vssm.train.unreadable import read_unreadable
 
     announce(console, experiment)
     console.print(f"[bold]{'run':<10}[/]{run.path}", soft_wrap=True, highlight=False)

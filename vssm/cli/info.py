@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
     import vssm.models  # noqa: F401 (brings the operators)
     from vssm import ops
-    from vssm.cli.device import pick_device
+    from vssm.inference.device import pick_device
 
     device = pick_device(args.device)
     explanation = ops.explain(device=device, dtype=getattr(torch, args.dtype))

@@ -89,18 +89,17 @@ def _predict(args: argparse.Namespace) -> int:
             import_timm()
             from vssm.cli.predictions import open_writers
             from vssm.data.sources import find_files
-            from vssm.train.predict import predict
 
-            model, preprocess, classes = _load(args)
+            predictor = _load(args)
         began = time.perf_counter()
         files = find_files(names)
-        found = predict(model, preprocess, classes, files, args.top_k, args.batch_size, args.threads)
+        found = predictor.predict_files(files, args.top_k, args.batch_size, args.threads)
         stack.callback(found.close)
         first = next(found, None)
         if first is None:
             raise ValueError(f"no images in {', '.join([*args.images, *filter(None, [args.from_file])])}")
         # Only now: a command that has nothing to write leaves an earlier file as it was.
-        writers = open_writers(args.csv, args.json_file, classes, args.top_k, console, stack)
+        writers = open_writers(args.csv, args.json_file, predictor.classes, args.top_k, console, stack)
         done = failed = 0
         for prediction in itertools.chain([first], found):
             done, failed = done + (prediction.error is None), failed + (prediction.error is not None)
@@ -113,14 +112,14 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace):
-    from vssm.cli.device import pick_device
-    from vssm.train.predictor import load_predictor
+    from vssm.inference.device import pick_device
+    from vssm.inference.predictor import load_predictor
 
     device = pick_device(args.device)
     predictor = load_predictor(args.checkpoint, args.model)
     if args.image_size is not None:
         predictor = predictor.at_size(args.image_size)
-    return predictor.model.to(device), predictor.preprocess, predictor.classes
+    return predictor.to(device)
 
 
 def _names(args: argparse.Namespace, stack: contextlib.ExitStack) -> Iterator[str]:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vssm.data.files import plain_name, printable_name
-from vssm.train.predict import Prediction
+from vssm.inference.predict import Prediction
 
 PROBABILITY_WIDTH, GAP = 6, 2
 

@@ -30,12 +30,12 @@ def main(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from vssm.train.run_dir import RunDir
+    from vssm.inference.run_dir import RunDir
 
     console = Console()
     with console.status("loading torch") as status:
         import_timm()
-        from vssm.cli.device import pick_device
+        from vssm.inference.device import pick_device
         from vssm.report.write import write_report
 
         def progress(done: int, images: int) -> None:

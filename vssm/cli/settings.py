@@ -13,8 +13,8 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from vssm.cli.parsing import UsageError, nearest
+from vssm.inference.run_dir import read_yaml
 from vssm.settings import DataSettings, ModelSettings, OptimSettings, Settings, TrainerSettings
-from vssm.train.run_dir import read_yaml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

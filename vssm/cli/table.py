@@ -126,7 +126,7 @@ def _measure(
     """What was measured, by row, and how, in words."""
     import torch
 
-    from vssm.cli.device import pick_device
+    from vssm.inference.device import pick_device
     from vssm.tables.measure import Settings, measure
 
     device = pick_device(args.device or "auto").type

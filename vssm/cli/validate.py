@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure(command: str, description: str, split: str, argv: list[str]) -> int:
-    """The whole command: judges a checkpoint on the images of `split`, prints loss, top-1 and top-5."""
+    """The whole command: evaluates a checkpoint on the images of `split`, prints loss, top-1 and top-5."""
     parser = settings_parser(command, description)
     parser.add_argument("--checkpoint", metavar="RUN_DIR|FILE", help="a run directory (its best.ckpt) or a checkpoint")
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
@@ -28,21 +28,28 @@ def measure(command: str, description: str, split: str, argv: list[str]) -> int:
     from rich.console import Console
 
     from vssm.cli.show import metrics_table, plain_metrics
-    from vssm.train.run_dir import checkpoint_file
+    from vssm.inference.run_dir import checkpoint_file
 
     file = checkpoint_file(asked.checkpoint)
     console = Console(stderr=asked.json)
-    with console.status("loading torch and Lightning"):
-        from vssm.train.checkpoint import read_checkpoint
-        from vssm.train.fit import load_experiment, validate
+    with console.status("loading torch"):
+        from vssm.inference.checkpoint import read_checkpoint
+        from vssm.inference.device import accelerator_device
+        from vssm.inference.predictor import Predictor
     stored = read_checkpoint(file)
     defaults = stored.settings.as_dict()
-    defaults["trainer"]["limit_val_batches"] = None  # kept the training short; a measurement takes all images
+    defaults["trainer"] |= {"limit_val_batches": None, "devices": 1}  # all images, and one device evaluates them
     changed = to_settings(parse_settings(parser, argv, defaults))
-    experiment = load_experiment(stored, changed, split)
-    for note in experiment.splits.notes:
+    if changed.trainer.devices not in (1, "1", "auto"):
+        raise UsageError(f"vssm {command} evaluates on one device; leave out --devices {changed.trainer.devices}")
+    device = accelerator_device(changed.trainer.accelerator)
+    predictor = Predictor.of(stored.changed(changed)).to(device)
+    evaluation = predictor.evaluate(
+        split=split, limit_batches=changed.trainer.limit_val_batches, precision=changed.trainer.precision, details=0
+    )
+    for note in evaluation.notes:
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
-    metrics = validate(experiment)
+    metrics = evaluation.metrics()
     if asked.json:
         print(json.dumps({"checkpoint": str(file), "split": split, **plain_metrics(metrics)}))
     else:

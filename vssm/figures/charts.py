@@ -74,8 +74,8 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, percent: bool
     grid = _grid(axes, shown, y_ticks, percent, x_label)
     lines = join(_line(one, axes) for one in series)
     legend = tag("ul", *(_legend(one, percent) for one in series if one.points), class_="legend")
-    said = "; ".join(_in_words(one, percent) for one in series if one.points)
-    drawing = _svg(f"{title} by {x_label}: {said}", grid, lines)
+    sentence = "; ".join(_in_words(one, percent) for one in series if one.points)
+    drawing = _svg(f"{title} by {x_label}: {sentence}", grid, lines)
     return tag("figure", tag("figcaption", title), drawing, legend)
 
 
@@ -105,7 +105,7 @@ def calibration_chart(bins: Sequence[Bin], ece: float) -> Markup:
         tag("li", "perfectly calibrated", class_="ideal"),
         class_="legend",
     )
-    return tag("figure", tag("figcaption", "How often it is right when it is this sure"), drawing, legend)
+    return tag("figure", tag("figcaption", "Accuracy by confidence"), drawing, legend)
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:

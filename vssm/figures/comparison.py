@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 from vssm.data.files import printable_name
 from vssm.data.image import open_image
 from vssm.figures.style import INK, QUIET, drawing, title
-from vssm.train.compare import Pair, Tally
-from vssm.train.predict import Prediction
+from vssm.inference.compare import Pair, Tally
+from vssm.inference.predict import Prediction
 
 COLORS, TINTS = ("#1f6f8b", "#b5531c"), ("#cfe3ea", "#f6dcc9")
 ALARM, TRACK = "#b3261e", "#f1f3f4"

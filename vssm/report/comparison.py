@@ -13,7 +13,7 @@ from vssm.report.words import duration, magnitude, percent
 
 def comparison_page(reports: Sequence[Report]) -> str:
     """Curves are laid over each other for runs of the same classes, and the best values are marked for runs that were
-    judged on the same images; what differs is said."""
+    evaluated on the same images; differences are stated."""
     names = run_names(reports)
     differences = _differences(reports, names)
     same_classes = all(report.classes == reports[0].classes for report in reports)
@@ -51,7 +51,7 @@ def _differences(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
             )
         elif report.images_id != first.images_id:
             notes.append(
-                f"{name} and {names[0]} were judged on different images ({report.quality.images} and "
+                f"{name} and {names[0]} were evaluated on different images ({report.quality.images} and "
                 f"{first.quality.images}): small differences between them mean nothing, and no best value is marked."
             )
     return notes
@@ -74,11 +74,11 @@ def _results(reports: Sequence[Report], names: Sequence[str], marked: bool) -> M
             best = marked and _is_best(values[i], values, higher)
             cells.append(tag("b", shown) if best else shown)
         rows.append([_run(report, name), *cells, report.quality.images])
-    said = "Each run is judged on its own validation images."
+    sentence = "Each run is evaluated on its own validation images."
     if marked:
-        said = "All runs were judged on the same images. The best value of a column is bold."
+        sentence = "All runs were evaluated on the same images. The best value of a column is bold."
     headings = ["run", *(name for name, *_ in columns), "images"]
-    return join([tag("p", said), table("Results", headings, rows)])
+    return join([tag("p", sentence), table("Results", headings, rows)])
 
 
 def _costs(reports: Sequence[Report], names: Sequence[str]) -> Markup:
@@ -95,7 +95,7 @@ def _costs(reports: Sequence[Report], names: Sequence[str]) -> Markup:
                 f"{report.images_per_second:.0f}",
             ]
         )
-    headings = ["run", "parameters", "multiply-adds", "training images/s", "training time", "judged images/s"]
+    headings = ["run", "parameters", "multiply-adds", "training images/s", "training time", "evaluated images/s"]
     return table("Costs", headings, rows)
 
 

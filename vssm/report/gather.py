@@ -1,32 +1,29 @@
-"""From a run directory to the facts of its report: reads what the run wrote, judges its checkpoint."""
+"""From a run directory to the facts of its report: reads what the run wrote, evaluates its checkpoint."""
 
 import base64
 import hashlib
 import io
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
-from vssm.data.batches import Forgiving, Unreadable, collate
+from vssm.analysis.one_image import multiply_adds
 from vssm.data.imagefolder import ImageFolder, some
-from vssm.data.preprocess import Preprocess
+from vssm.data.loaders import size_of
+from vssm.data.unreadable import read_unreadable, reasons
+from vssm.inference.checkpoint import TrainedModel, read_checkpoint
+from vssm.inference.evaluate import Evaluation, Progress
+from vssm.inference.predictor import Predictor
+from vssm.inference.run_dir import RunDir, checkpoint_file
 from vssm.report.history import History, read_history
-from vssm.report.measures import Measure, Mistake, Quality
 from vssm.settings import Settings
-from vssm.train.checkpoint import TrainedModel, read_checkpoint
-from vssm.train.plan import multiply_adds
-from vssm.train.run_dir import RunDir, checkpoint_file
-from vssm.train.splits import load_splits
-from vssm.train.unreadable import read_unreadable
+from vssm.tasks.classification.metrics import Answer, Details
 
 THUMBNAIL = 160
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class FinishedRun:
 class Picture:
     """A mistake to look at: a data URI of the image as the model saw it, its size, and its file where there is one."""
 
-    mistake: Mistake
+    mistake: Answer
     uri: str
     side: int
     file: str | None = None
@@ -57,12 +54,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a page says about one run.
+    """Everything a page reports about one run.
 
     multiply_adds: of one image, as `vssm.complexity` counts; None where it cannot
     trained_on: training images per class; None where they are not there to be counted
-    images_id: equal for two runs that were judged on the same images
-    unreadable: (file, reason) of images that training and judging had to leave out
+    images_id: equal for two runs that were evaluated on the same images
+    unreadable: (file, reason) of images that training and evaluation had to leave out
     notes: sentences that a reader must not miss
     """
 
@@ -77,7 +74,7 @@ class Report:
     trained_on: tuple[int, ...] | None
     environment: dict[str, Any]
     history: History
-    quality: Quality
+    quality: Details
     images_per_second: float
     images_id: str
     pictures: tuple[Picture, ...]
@@ -106,45 +103,26 @@ def open_run(path: str | Path) -> FinishedRun:
     return FinishedRun(run, checkpoint, read_checkpoint(checkpoint), history, run.read_environment(), unreadable)
 
 
-def judge(
+def evaluate_run(
     found: FinishedRun,
     device: torch.device | str = "cpu",
     data_root: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Runs the checkpoint over the validation images that training was judged by, and gathers the rest.
+    """Evaluates the checkpoint on the validation images of its training, and gathers the rest.
 
-    `data_root` says where an image folder lies now; `progress(done, all)` is told after every batch. Raises OSError or
-    ValueError when the images are not there or do not fit.
+    `data_root` names where an image folder lies now; `progress(done, all)` is called after every batch. Raises OSError
+    or ValueError when the images are not there or do not fit.
     """
     stored, settings = found.stored, found.stored.settings
     if data_root is not None:
         settings.data.root = data_root
-    splits = load_splits(settings.data, settings.model.name, stored.classes)
-    judged = _limit(len(splits.val), settings.data.batch_size, settings.trainer.limit_val_batches)  # type: ignore[arg-type]
-    model = stored.create_model().to(device)
-    measure = Measure(len(stored.classes))
-    loader = DataLoader(
-        Forgiving(_Numbered(splits.val, judged)),
-        batch_size=settings.data.batch_size,
-        num_workers=settings.data.workers,
-        collate_fn=collate,
-    )
-    unreadable: list[Unreadable] = []
-    began = time.perf_counter()
-    with torch.inference_mode():
-        for batch in loader:
-            unreadable += batch.unreadable
-            if len(batch.labels):
-                labels, numbers = batch.labels.unbind(1)
-                measure.update(model(batch.images.to(device)), labels, numbers)
-            if progress is not None:
-                progress(measure.images + len(unreadable), judged)
-    seconds = time.perf_counter() - began
-    if len(unreadable) == judged:
-        path, reason, _ = unreadable[0]
-        raise ValueError(f"none of the {judged} validation images can be read, for example {path}: {reason}")
-    quality = measure.result()
+    predictor = Predictor.of(stored).to(device)
+    limit = settings.trainer.limit_val_batches
+    evaluation = predictor.evaluate(settings.data, limit_batches=limit, progress=progress)
+    quality, dataset = evaluation.quality, evaluation.splits.val
+    assert isinstance(quality, Details)
+    unreadable = found.unreadable | reasons(evaluation.unreadable)
     return Report(
         name=found.name,
         path=found.run.path,
@@ -152,62 +130,41 @@ def judge(
         settings=settings,
         classes=stored.classes,
         input_size=stored.preprocess.input_size,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        multiply_adds=multiply_adds(model, stored.preprocess.input_size)[0],
-        trained_on=_trained_on(settings, stored.classes),
+        parameters=sum(parameter.numel() for parameter in predictor.model.parameters()),
+        multiply_adds=multiply_adds(predictor.model, stored.preprocess.input_size)[0],
+        trained_on=_trained_on(predictor, settings, stored.classes),
         environment=found.environment,
         history=found.history,
         quality=quality,
-        images_per_second=quality.images / seconds,
-        images_id=_images_id(splits.val, judged),
-        pictures=tuple(_picture(splits.val, mistake, stored.preprocess) for mistake in quality.mistakes),
-        unreadable=tuple((found.unreadable | {path: reason for path, reason, _ in unreadable}).items()),
-        notes=_notes(found, quality, judged, len(unreadable), len(splits.val)),  # type: ignore[arg-type]
+        images_per_second=evaluation.images_per_second,
+        images_id=_images_id(dataset, evaluation.planned),
+        pictures=tuple(_picture(predictor, dataset, mistake) for mistake in quality.mistakes),
+        unreadable=tuple(unreadable.items()),
+        notes=_notes(found, evaluation, quality),
     )
 
 
-def _trained_on(settings: Settings, classes: Sequence[str]) -> tuple[int, ...] | None:
+def _trained_on(predictor: Predictor, settings: Settings, classes: Sequence[str]) -> tuple[int, ...] | None:
     try:
-        found = load_splits(settings.data, settings.model.name)
+        found = predictor.task.load_splits(settings.data, predictor.preprocess)
     except (OSError, ValueError):  # gone or changed since; the report is about the validation images
         return None
     return tuple(found.class_counts()["train"]) if found.classes == tuple(classes) else None
 
 
-def _images_id(dataset: Any, judged: int) -> str:
+def _images_id(dataset: Any, planned: int) -> str:
     """Names, sizes and labels of the images, without where their folder lies."""
     if isinstance(dataset, ImageFolder):
-        samples = dataset.samples[:judged]
+        samples = dataset.samples[:planned]
         entries = [(path.relative_to(dataset.folder).as_posix(), path.stat().st_size, k) for path, k in samples]
     else:
-        entries = [("digits", dataset.images.shape[-1], n) for n in dataset.positions[:judged].tolist()]
+        entries = [("digits", dataset.images.shape[-1], n) for n in dataset.positions[:planned].tolist()]
     return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 
-class _Numbered(Dataset):
-    """The first images of a data set, each with (label, number)."""
-
-    def __init__(self, dataset: Dataset, length: int):
-        self.dataset, self.length = dataset, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[Any, torch.Tensor]:
-        image, label = self.dataset[index]
-        return image, torch.tensor([label, index])
-
-
-def _limit(images: int, batch_size: int, limit: int | float | None) -> int:
-    """How many images Lightning's limit_val_batches leaves: a number of batches, or a share of them."""
-    batches = -(-images // batch_size)
-    if isinstance(limit, float):
-        limit = int(batches * limit)
-    return images if limit is None else min(images, limit * batch_size)
-
-
-def _notes(found: FinishedRun, quality: Quality, judged: int, unreadable: int, images: int) -> tuple[str, ...]:
-    history, notes = found.history, []
+def _notes(found: FinishedRun, evaluation: Evaluation, quality: Details) -> tuple[str, ...]:
+    history, notes = found.history, list[str]()
+    planned, images, unreadable = evaluation.planned, size_of(evaluation.splits.val), len(evaluation.unreadable)
     broken = history.first_not_finite()
     if broken is not None:
         column, step = broken
@@ -226,12 +183,16 @@ def _notes(found: FinishedRun, quality: Quality, judged: int, unreadable: int, i
             f"metrics.csv: {lines} cut off or damaged, as after a killed process; only the whole ones are used."
         )
     if unreadable:
-        notes.append(f"{unreadable} of {judged} validation images could not be read; the figures are about the others.")
-    if judged < images:
-        notes.append(f"Judged on the first {judged} of {images} validation images, as trainer.limit_val_batches says.")
+        notes.append(
+            f"{unreadable} of {planned} validation images could not be read; the figures are about the others."
+        )
+    if planned < images:
+        notes.append(
+            f"Evaluated on the first {planned} of {images} validation images, as trainer.limit_val_batches sets."
+        )
     absent = [name for name, count in zip(found.stored.classes, quality.support.tolist(), strict=True) if not count]
     if absent:
-        notes.append(f"No validation image is of {some(absent)}: recall cannot be said there.")
+        notes.append(f"No validation image is of {some(absent)}: their recall is unknown.")
     epochs, planned = history.epochs, found.stored.settings.trainer.max_epochs
     if epochs < planned and found.stored.settings.trainer.max_steps < 0:
         notes.append(
@@ -242,12 +203,12 @@ def _notes(found: FinishedRun, quality: Quality, judged: int, unreadable: int, i
     return tuple(notes)
 
 
-def _picture(dataset: Any, mistake: Mistake, preprocess: Preprocess) -> Picture:
+def _picture(predictor: Predictor, dataset: Any, mistake: Answer) -> Picture:
     """The image as the model saw it: resized and cropped, with its normalisation undone."""
-    tensor = dataset[mistake.index][0]
+    tensor, preprocess = dataset[mistake.index][0], predictor.preprocess
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
     pixels = ((tensor * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    image = predictor.task.draw(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), mistake)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small = max(image.size) <= 64

@@ -8,8 +8,8 @@ from vssm._markup import Markup, file_name, join, name_of, table, tag, void
 from vssm.figures.charts import Series, calibration_chart, line_chart
 from vssm.figures.matrix import confusion_matrix
 from vssm.report.gather import Picture, Report
-from vssm.report.measures import Quality
 from vssm.report.words import amount, duration, magnitude, percent
+from vssm.tasks.classification.metrics import Details
 
 STYLE = Path(__file__).with_name("style.css")
 MATRIX_CLASSES = 100
@@ -41,7 +41,7 @@ def run_page(report: Report) -> str:
 
 
 def sections(report: Report) -> dict[str, Markup]:
-    """What is said about one run, by heading."""
+    """What is reported about one run, by heading."""
     found = {
         "Learning curves": _curves(report),
         "Classes": _classes(report),
@@ -66,8 +66,8 @@ def subtitle(report: Report) -> Markup:
     data = report.settings.data
     source = data.root if data.root is not None else data.name
     size = "x".join(map(str, report.input_size))
-    said = f" ({_size_of(report)}) on {source}, {len(report.classes)} classes, images of {size}"
-    return tag("p", tag("b", report.settings.model.name), said, class_="quiet")
+    sentence = f" ({_size_of(report)}) on {source}, {len(report.classes)} classes, images of {size}"
+    return tag("p", tag("b", report.settings.model.name), sentence, class_="quiet")
 
 
 def notes(report: Report) -> list[Markup]:
@@ -103,7 +103,7 @@ def _facts(report: Report) -> Markup:
     settings, history = report.settings, report.history
     batch = settings.data.batch_size * settings.trainer.accumulate_grad_batches
     speed, seconds = history.images_per_second(), report.training_seconds
-    judged = f"{report.images_per_second:.0f} images/s in this judgement, loading included"
+    evaluated = f"{report.images_per_second:.0f} images/s in this evaluation, loading included"
     facts = {
         "model": f"{settings.model.name}, {_size_of(report)}",
         "start": settings.model.init_from or ("published weights" if settings.model.pretrained else "from scratch"),
@@ -112,7 +112,7 @@ def _facts(report: Report) -> Markup:
         f"{settings.trainer.precision}",
         "seed": settings.seed,
         "checkpoint": _checkpoint(report),
-        "throughput": f"{speed:.0f} images/s in training, {judged}" if speed else judged,
+        "throughput": f"{speed:.0f} images/s in training, {evaluated}" if speed else evaluated,
         "time": f"{duration(seconds)} in training steps" if seconds else "not recorded",
         **report.environment,
     }
@@ -167,14 +167,14 @@ def charts(drawn: Sequence[Markup], otherwise: str) -> Markup:
 
 def _calibration(report: Report) -> Markup:
     quality = report.quality
-    surer = sum((one.confidence - one.accuracy) * one.count for one in quality.bins)
+    excess = sum((one.confidence - one.accuracy) * one.count for one in quality.bins)
     total = sum(one.count for one in quality.bins)
-    lean = "surer than it is right" if surer > 0 else "less sure than it is right"
-    said = (
+    lean = "more confident than it is accurate" if excess > 0 else "less confident than it is accurate"
+    sentence = (
         f"Expected calibration error {percent(quality.ece)} over {len(quality.bins)} filled of 15 equal bins. "
-        f"On average the model is {lean}, by {abs(surer) / total * 100:.1f} points."
+        f"On average the model is {lean}, by {abs(excess) / total * 100:.1f} points."
     )
-    return join([tag("p", said), tag("div", calibration_chart(quality.bins, quality.ece), class_="charts")])
+    return join([tag("p", sentence), tag("div", calibration_chart(quality.bins, quality.ece), class_="charts")])
 
 
 def _classes(report: Report) -> Markup:
@@ -183,17 +183,17 @@ def _classes(report: Report) -> Markup:
     f1, support = quality.f1.tolist(), quality.support.tolist()
     order = sorted(range(len(f1)), key=lambda k: (math.isnan(f1[k]), f1[k], report.classes[k]))
     few = sum(0 < n < FEW for n in support)
-    said = (
+    sentence = (
         f"Mean over classes: precision {percent(_mean(quality.precision))}, recall {percent(_mean(quality.recall))}, "
         f"F1 {percent(_mean(quality.f1))}. The weakest classes come first."
     )
     if few:
-        said += (
-            f" {amount(few, 'class is', 'classes are')} judged by fewer than {FEW} images, marked \N{ASTERISK}: "
+        sentence += (
+            f" {amount(few, 'class is', 'classes are')} evaluated on fewer than {FEW} images, marked \N{ASTERISK}: "
             "there, one image moves recall by more than 10 points."
         )
     shown, rest = order[:CLASSES_SHOWN], order[CLASSES_SHOWN:]
-    parts = [tag("p", said), _class_table(report, shown)]
+    parts = [tag("p", sentence), _class_table(report, shown)]
     if rest:
         summary = tag("summary", f"The other {amount(len(rest), 'class', 'classes')}")
         parts.append(tag("details", summary, _class_table(report, rest)))
@@ -234,7 +234,7 @@ def _confusions(report: Report) -> Markup:
     return join([tag("p", text), matrix, _pairs(quality, names)])
 
 
-def _pairs(quality: Quality, names: Sequence[str]) -> Markup:
+def _pairs(quality: Details, names: Sequence[str]) -> Markup:
     counts = quality.confusion.clone()
     counts.fill_diagonal_(0)
     top = counts.flatten().topk(min(CONFUSIONS, counts.numel()))
@@ -273,7 +273,7 @@ def _figure(picture: Picture, report: Report) -> Markup:
         tag(
             "figcaption",
             tag("div", tag("b", name_of(read)), title=read, class_="wrong"),
-            tag("div", f"{percent(mistake.confidence, 1)} sure", class_="quiet"),
+            tag("div", f"{percent(mistake.confidence, 1)} confidence", class_="quiet"),
             tag("div", "is ", tag("b", name_of(truth)), title=truth),
             tag("div", file_name(where), title=where, class_="quiet"),
         ),
@@ -284,11 +284,11 @@ def _unreadable(report: Report) -> Markup:
     found = report.unreadable
     if not found:
         return Markup()
-    said = f"{amount(len(found), 'image')} could not be read, in training or now, and had no part in it."
+    sentence = f"{amount(len(found), 'image')} could not be read, in training or now, and had no part in it."
     if len(found) > UNREADABLE_SHOWN:
-        said += f" The first {UNREADABLE_SHOWN}:"
+        sentence += f" The first {UNREADABLE_SHOWN}:"
     rows = [[file_name(path), name_of(reason)] for path, reason in found[:UNREADABLE_SHOWN]]
-    return join([tag("p", said), table("Unreadable images", ["file", "reason"], rows, texts=2)])
+    return join([tag("p", sentence), table("Unreadable images", ["file", "reason"], rows, texts=2)])
 
 
 def _mean(values) -> float:

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from vssm._writing import replacing
+from vssm.inference.evaluate import Progress
 from vssm.report.comparison import comparison_page
-from vssm.report.gather import FinishedRun, Progress, Report, judge, open_run
+from vssm.report.gather import FinishedRun, Report, evaluate_run, open_run
 from vssm.report.page import run_page
 
 
@@ -18,15 +19,15 @@ def write_report(
     data_root: str | None = None,
     progress: Progress | None = None,
 ) -> list[Report]:
-    """Judges the runs and writes one page about them to `out`, replacing an older one only when all went well.
+    """Evaluates the runs and writes one page about them to `out`, replacing an older one only when all went well.
 
-    All runs are opened before the first is judged. Raises OSError or ValueError with the remedy for a folder that is no
-    finished run, images that are gone, or a place where nothing can be written.
+    All runs are opened before the first is evaluated. Raises OSError or ValueError with the remedy for a folder that is
+    no finished run, images that are gone, or a place where nothing can be written.
     """
     out = Path(out)
     found: list[FinishedRun] = [open_run(path) for path in runs]
     _check_target(out)
-    reports = [judge(run, device, data_root, progress) for run in found]
+    reports = [evaluate_run(run, device, data_root, progress) for run in found]
     with replacing(out) as new:
         new.write_text(run_page(reports[0]) if len(reports) == 1 else comparison_page(reports), encoding="utf-8")
     return reports

@@ -1,1 +1,16 @@
-"""Tasks: what a network is trained for. Heads, losses and metrics over any timm model; no trainer in here."""
+"""Tasks: what a network is trained for. Heads, losses, metrics, transforms over any timm model; no trainer in here."""
+
+from vssm._words import nearest
+from vssm.tasks.classification.task import ClassificationTask
+from vssm.tasks.task import Task
+
+TASKS: dict[str, Task] = {
+    "classification": ClassificationTask(),
+}
+
+
+def find_task(name: str) -> Task:
+    """Raises ValueError that names the tasks there are."""
+    if name not in TASKS:
+        raise ValueError(f"task is {name!r}; expected {' or '.join(TASKS)}{nearest(name, TASKS)}")
+    return TASKS[name]

@@ -1,4 +1,4 @@
-"""Training on Lightning: settings, data loaders, the module, callbacks, run directories. No model names inside.
+"""Training on Lightning: the module, its optimizer and schedule, callbacks. No model names inside.
 
-Importing this package is light; `vssm.train.run_dir` needs the standard library only.
+Importing this package is light.
 """

@@ -16,7 +16,7 @@ class AverageWeights(WeightAveraging):
     """After optimizer step t, average <- d * average + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)).
 
     So the average always covers about the last tenth of the training, at most 1 / (1 - decay) steps: a short training
-    is not judged by the weights it began with. The first step copies.
+    is not evaluated by its initial weights. The first step copies.
 
     Lightning's own EMAWeightAveraging takes one tensor at a time and walks through the modules at every step. Here the
     tensors are listed once and averaged in one call; `benchmarks/train_loop.py` shows what is left of the cost. Buffers

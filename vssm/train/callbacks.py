@@ -3,6 +3,7 @@
 import csv
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vssm._writing import naming, replacing
+from vssm.inference.run_dir import RunDir
 from vssm.train.module import TrainingModule
-from vssm.train.run_dir import RunDir
 from vssm.train.stopping import REMEDY, Diverged, all_finite
 from vssm.train.tensorboard import TensorBoard
 
@@ -73,7 +74,7 @@ class SaveCheckpoints(Checkpoint):
         self.best_score = state_dict["best_score"]
 
     def _save_last(self, trainer: L.Trainer) -> None:
-        # A gradient can overflow under a loss that is still a number: what would be saved is looked at itself.
+        # A gradient can overflow under a loss that is still finite: what would be saved is checked itself.
         if not all_finite(trainer.lightning_module.state_dict().values()):
             raise Diverged(
                 f"the weights became NaN or infinite in epoch {trainer.current_epoch + 1}, by optimizer step "
@@ -84,25 +85,17 @@ class SaveCheckpoints(Checkpoint):
 
 
 class WriteMetrics(Callback):
-    """metrics.csv: a row with the training loss every `log_every_n_steps`, and one per validation; the same to `board`.
+    """metrics.csv: a row with the training loss every `log_every_n_steps`, and one per validation with the `metrics` of
+    the task; the same to `board`.
 
     `step` counts optimizer steps done, `epoch` epochs begun (from 1). A resumed run removes the rows that the
     earlier process wrote after the checkpoint it continues from, so the file reads as if nothing had happened.
     """
 
-    columns: tuple[str, ...] = (
-        "epoch",
-        "step",
-        "lr",
-        "train_loss",
-        "val_loss",
-        "val_top1",
-        "val_top5",
-        "images_per_second",
-    )
-
-    def __init__(self, run: RunDir, board: TensorBoard | None = None):
+    def __init__(self, run: RunDir, metrics: Sequence[str], board: TensorBoard | None = None):
         self.path, self.board = run.metrics, board
+        self.metrics = tuple(metrics)
+        self.columns = ("epoch", "step", "lr", "train_loss", *self.metrics, "images_per_second")
         self._images, self._seconds, self._began = 0, 0.0, 0.0
         self._lr = 0.0
 
@@ -130,7 +123,7 @@ class WriteMetrics(Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         self._seconds += time.perf_counter() - self._began
-        self._images += len(batch[1]) * trainer.world_size
+        self._images += len(batch.targets) * trainer.world_size
         step = trainer.global_step
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if stepped and step % trainer.log_every_n_steps == 0 and pl_module.latest_loss is not None:  # type: ignore[attr-defined]
@@ -144,9 +137,8 @@ class WriteMetrics(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
-            names = [name for name in self.columns if name.startswith("val_")]
             found = trainer.callback_metrics
-            self._write(trainer, **{name: float(found[name]) for name in names if name in found})
+            self._write(trainer, **{name: float(found[name]) for name in self.metrics if name in found})
 
     def _write(self, trainer: L.Trainer, **values: float) -> None:
         if not trainer.is_global_zero:

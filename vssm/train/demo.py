@@ -1,6 +1,5 @@
 """Two small models learn to read handwritten digits: what `vssm demo` trains, measures and draws."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,18 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vssm.data.digits import MEAN, STD, Digits
+from vssm.inference.evaluate import evaluate
 from vssm.settings import Settings
+from vssm.tasks.classification.metrics import Answer, Details
 from vssm.train.callbacks import read_metrics
 from vssm.train.fit import Experiment, build, fit, start_run
+
+UNSURE = 8
 
 
 @dataclass(frozen=True)
 class ReadDigit:
-    """A test image (H, W) in 0..1, what it is, what it was read as, and how sure the model was."""
+    """A test image (H, W) in 0..1, what it is, what it was read as, and the model's confidence."""
 
     image: np.ndarray
     truth: int
@@ -62,33 +65,31 @@ def train_digits(
     model = experiment.model.eval()
     test = cast(Digits, experiment.splits.val)
     # The first pass warms up; the second is timed.
-    read_digits(model, test)
-    began = time.perf_counter()
-    probabilities = read_digits(model, test)
-    seconds = time.perf_counter() - began
+    for _ in range(2):
+        tested = evaluate(model, experiment.task, experiment.splits, batch_size=120, details=len(test), kind="test")
+    quality = tested.quality
+    assert isinstance(quality, Details)
     curves = read_metrics(run.metrics)
     speeds = [float(row["images_per_second"]) for row in curves if row["images_per_second"]]
-    wrong, unsure = hardest_digits(test, probabilities)
     return DemoResult(
         settings.model.name,
         run.path,
-        1 - len(wrong) / len(test),
+        quality.top1,
         sum(parameter.numel() for parameter in model.parameters()),
         float(np.median(speeds)),
-        len(test) / seconds,
+        tested.images_per_second,
         len(test),
-        wrong,
-        unsure,
+        tuple(shown_digit(test, answer) for answer in quality.mistakes),
+        tuple(shown_digit(test, answer) for answer in quality.unsure[:UNSURE]),
         operators_of(model, test.images[:1]),
         curves,
     )
 
 
-@torch.inference_mode()
-def read_digits(model: nn.Module, test: Digits, batch_size: int = 120) -> torch.Tensor:
-    """Probabilities (images, 10) of the test digits, on the CPU."""
-    device = next(model.parameters()).device
-    return torch.cat([model(batch.to(device)).float().softmax(-1).cpu() for batch in test.images.split(batch_size)])
+def shown_digit(test: Digits, answer: Answer) -> ReadDigit:
+    """With the pixels of the scan: the normalisation undone."""
+    pixels = (test.images[answer.index, 0] * STD[0] + MEAN[0]).clamp(0, 1).numpy()
+    return ReadDigit(pixels, answer.truth, answer.read, answer.confidence)
 
 
 @torch.inference_mode()
@@ -105,16 +106,3 @@ def operators_of(model: nn.Module, images: torch.Tensor) -> tuple[str, ...]:
     with Record():
         model(images.to(next(model.parameters()).device))
     return tuple(sorted(seen))
-
-
-def hardest_digits(
-    test: Digits, probabilities: torch.Tensor, unsure: int = 8
-) -> tuple[tuple[ReadDigit, ...], tuple[ReadDigit, ...]]:
-    """All misread digits, most confident mistake first, and the `unsure` least confident of the others."""
-    confidence, read = probabilities.max(-1)
-    pixels = (test.images * STD[0] + MEAN[0]).clamp(0, 1).numpy()
-    order = confidence.argsort(descending=True).tolist()
-    digits = [ReadDigit(pixels[i, 0], int(test.labels[i]), int(read[i]), float(confidence[i])) for i in order]
-    wrong = [digit for digit in digits if digit.read != digit.truth]
-    right = [digit for digit in digits if digit.read == digit.truth]
-    return tuple(wrong), tuple(right[::-1][:unsure])

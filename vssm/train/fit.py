@@ -1,4 +1,4 @@
-"""From settings to a trained network: the one path that `vssm fit`, `vssm validate` and the demo take."""
+"""From settings to a trained network: the one path that `vssm fit` and the demo take."""
 
 import os
 import shutil
@@ -13,25 +13,20 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from vssm.data.splits import Splits
+from vssm.inference.checkpoint import FORMAT, check_unchanged, load_weights, read_checkpoint
+from vssm.inference.run_dir import RunDir, is_first_process
 from vssm.settings import Settings
-from vssm.tasks.classification import (
-    Classification,
-    balanced_weights,
-    check_image_size,
-    check_model_name,
-    create_classifier,
-)
+from vssm.tasks import find_task
+from vssm.tasks.classification import check_image_size, check_model_name
+from vssm.tasks.task import Task
 from vssm.train import tensorboard
 from vssm.train.averaging import AverageWeights
 from vssm.train.callbacks import SaveCheckpoints, WriteMetrics
-from vssm.train.checkpoint import FORMAT, TrainedModel, check_unchanged, load_weights, read_checkpoint
+from vssm.train.datamodule import Loaders
 from vssm.train.environment import environment
 from vssm.train.freeze import freeze
-from vssm.train.loaders import Loaders
-from vssm.train.mixing import Mixing
 from vssm.train.module import TrainingModule
-from vssm.train.run_dir import RunDir, is_first_process
-from vssm.train.splits import Splits, load_splits
 from vssm.train.stopping import StopAtNonFinite, StopEarly
 from vssm.train.tensorboard import TensorBoard
 from vssm.train.trainer import create_trainer
@@ -40,9 +35,10 @@ from vssm.train.unreadable import CountUnreadable
 
 @dataclass
 class Experiment:
-    """Images, network and loaders, ready to train or to be judged."""
+    """Images, network and loaders, ready to train."""
 
     settings: Settings
+    task: Task
     splits: Splits
     module: TrainingModule
     loaders: Loaders
@@ -52,31 +48,23 @@ class Experiment:
         return self.module.task.model
 
 
-def build(
-    settings: Settings, classes: tuple[str, ...] | None = None, weights: bool = True, split: str = "val"
-) -> Experiment:
+def build(settings: Settings, weights: bool = True) -> Experiment:
     """Finds the images, then builds the network for their classes, seeded.
 
-    `classes` names a checkpoint's classes: then only images to judge by are needed, those of `split` ("val" or
-    "test"), and must be of these classes.
-    `weights=False` leaves out the starting weights of the settings, for when a checkpoint will bring its own.
+    `weights=False` leaves out the initial weights of the settings, for when a checkpoint will bring its own.
     Raises OSError or ValueError with the remedy for what is missing or does not fit.
     """
     settings.check()
-    chosen = settings.model
+    chosen, task = settings.model, find_task(settings.task)
     check_model_name(chosen.name)
     create_trainer(settings)  # refuses a missing GPU or an unknown precision before anything is read
     if settings.log == "csv+tensorboard":
         tensorboard.require()
-    splits = load_splits(settings.data, chosen.name, classes, split)
+    preprocess = task.preprocess(settings.data, chosen.name)
+    splits = task.load_splits(settings.data, preprocess, task.train_transform(settings.data, preprocess))
     L.seed_everything(settings.seed, verbose=False)
-    model = create_classifier(
-        chosen.name,
-        num_classes=len(splits.classes),
-        in_chans=splits.preprocess.channels,
-        pretrained=chosen.pretrained and weights,
-        drop_path=chosen.drop_path,
-        **chosen.args,
+    model = task.create_model(
+        chosen, len(splits.classes), splits.preprocess.channels, pretrained=chosen.pretrained and weights
     )
     if chosen.init_from is not None and weights:
         load_weights(model, chosen.init_from, chosen.head)
@@ -92,13 +80,10 @@ def build(
         "preprocess": splits.preprocess.as_dict(),
         "settings": settings.as_dict(),
     }
-    data, count = settings.data, len(splits.classes)
-    balanced = data.class_weights == "balanced" and splits.train is not None
-    weights_of_classes = balanced_weights(splits.class_counts()["train"]) if balanced else None
-    task = Classification(model, count, settings.optim.label_smoothing, weights_of_classes)
-    mixing = Mixing(data, count) if data.mixup > 0 or data.cutmix > 0 else None
-    module = TrainingModule(task, settings, description, freeze(model, chosen.freeze), mixing)
-    return Experiment(settings, splits, module, Loaders(splits, settings.data, settings.seed))
+    frozen_norms = freeze(model, chosen.freeze)
+    learner, metrics = task.learner(model, settings, splits), task.metrics(len(splits.classes))
+    module = TrainingModule(learner, metrics, settings, description, frozen_norms)
+    return Experiment(settings, task, splits, module, Loaders(splits, settings.data, settings.seed, task.collate))
 
 
 def fit(
@@ -108,8 +93,8 @@ def fit(
 
     With `resume` it continues from `run.last` exactly: weights, averages, optimizer, schedule, order of images,
     augmentation, mixing, stochastic depth; ValueError when images or model are no longer those of the run. The network
-    is left with the final weights. Raises KeyboardInterrupt on Ctrl-C and on SIGTERM, Diverged when the loss is no
-    number any more, OSError when a file cannot be written; `run.last` is then as it was after the last good step.
+    is left with the final weights. Raises KeyboardInterrupt on Ctrl-C and on SIGTERM, Diverged when the loss is not
+    finite any more, OSError when a file cannot be written; `run.last` is then as it was after the last good step.
     """
     settings = experiment.settings
     if resume:
@@ -135,26 +120,15 @@ def fit(
 
 
 def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
-    settings, monitor = experiment.settings, experiment.module.task.monitor
+    settings, task = experiment.settings, experiment.task
     board = TensorBoard(run.tensorboard) if settings.log == "csv+tensorboard" else None
     found: list[Callback] = [CountUnreadable(run.unreadable), StopAtNonFinite()]
     if settings.optim.ema_decay > 0:
         found.append(AverageWeights(settings.optim.ema_decay))
-    found.append(WriteMetrics(run, board))
+    found.append(WriteMetrics(run, task.columns, board))
     if settings.early_stopping is not None:
-        found.append(StopEarly(monitor, settings.early_stopping))
-    return [*found, SaveCheckpoints(run, monitor, settings.save_every_n_steps)]
-
-
-def validate(experiment: Experiment, callbacks: Sequence[Callback] = ()) -> dict[str, float]:
-    """Loss and accuracy on the images to judge by, with the network's present weights.
-
-    Images that cannot be read are left out; `val_unreadable` says how many (in this process).
-    """
-    unreadable = CountUnreadable()
-    trainer = create_trainer(experiment.settings, [unreadable, *callbacks])
-    (results,) = trainer.validate(experiment.module, datamodule=experiment.loaders, verbose=False)
-    return {name: float(value) for name, value in results.items()} | {"val_unreadable": unreadable.counts["val"]}
+        found.append(StopEarly(task.monitor, settings.early_stopping))
+    return [*found, SaveCheckpoints(run, task.monitor, settings.save_every_n_steps)]
 
 
 def start_run(settings: Settings) -> RunDir:
@@ -176,10 +150,3 @@ def start_run(settings: Settings) -> RunDir:
         raise
     os.environ["VSSM_RUN_DIR"] = str(run.path)
     return run
-
-
-def load_experiment(stored: TrainedModel, settings: Settings, split: str = "val") -> Experiment:
-    """A checkpoint's network with its weights and classes, on the images of `settings` that `split` names."""
-    experiment = build(settings, stored.classes, weights=False, split=split)
-    stored.load_into(experiment.model)
-    return experiment

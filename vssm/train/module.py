@@ -1,7 +1,7 @@
 """The LightningModule: a task, its optimizer, and randomness that is a function of the step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -11,34 +11,33 @@ from torch import Tensor, nn
 from vssm.data.batches import Batch
 from vssm.data.sampling import seed_all
 from vssm.settings import Settings
-from vssm.tasks.classification import Classification
-from vssm.train.mixing import Mixing
+from vssm.tasks.task import Learner, Metrics
 from vssm.train.optim import create_optimizer, create_schedule
 
 
 class TrainingModule(L.LightningModule):
-    """Trains a task.
+    """Trains a task's learner; its metrics gather the validation.
 
     `description` (plain types) is put under "vssm" in every checkpoint: enough to rebuild model and preprocessing.
-    `frozen_norms` keep their statistics: they stay in evaluation mode. `mixing` blends the images of a batch.
+    `frozen_norms` keep their statistics: they stay in evaluation mode.
     """
 
     def __init__(
         self,
-        task: Classification,
+        learner: Learner,
+        metrics: Metrics,
         settings: Settings,
         description: dict[str, Any],
         frozen_norms: Sequence[nn.Module] = (),
-        mixing: Mixing | None = None,
     ):
         super().__init__()
-        self.task = task
+        self.task = learner  # under this name its weights stand in every checkpoint
+        self.metrics = metrics
         self.settings = settings
         self.description = description
         self.frozen_norms = tuple(frozen_norms)
-        self.mixing = mixing
         self.latest_loss: Tensor | None = None
-        self.latest_logits: Tensor | None = None
+        self.latest_outputs: Any = None
         self.train()  # Lightning keeps the modes that it finds
 
     def train(self, mode: bool = True) -> "TrainingModule":
@@ -55,21 +54,21 @@ class TrainingModule(L.LightningModule):
             torch.cuda.manual_seed(hash(key) & 0xFFFF_FFFF)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, targets, _ = batch
-        if self.mixing is not None:
-            images, targets = self.mixing(images, targets)
-        logits = self.task(self._laid_out(images))
-        loss = self.task.training_loss(logits, targets)
-        self.latest_loss, self.latest_logits = loss.detach(), logits.detach()
+        loss, self.latest_outputs = self.task.training_step(self._laid_out(batch.images), batch.targets)
+        self.latest_loss = loss.detach()
         return loss
 
+    def running(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Means over the latest training batch, by name."""
+        return self.task.running(self.latest_outputs, batch.targets)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, labels, _ = batch
-        if len(labels) > 0:  # else none of the batch could be read
-            self.task.judge(self._laid_out(images), labels)
+        if len(batch.targets) > 0:  # else none of the batch could be read
+            self.metrics.update(self.task.model(self._laid_out(batch.images)), batch)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.task.results())
+        self.log_dict(self.metrics.compute().logged())
+        self.metrics.reset()
 
     def configure_optimizers(self):
         trainer, optim = self.trainer, self.settings.optim
@@ -87,7 +86,7 @@ class TrainingModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["vssm"] = self.description
 
-    def _laid_out(self, images: Tensor) -> Tensor:
-        if self.settings.model.channels_last:
+    def _laid_out(self, images: Any) -> Any:
+        if self.settings.model.channels_last and isinstance(images, Tensor):
             return images.contiguous(memory_format=torch.channels_last)
         return images

@@ -3,9 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from torch import nn
-
-from vssm.analysis.complexity import complexity
+from vssm.analysis.one_image import multiply_adds
 from vssm.train.fit import Experiment
 from vssm.train.trainer import create_trainer
 
@@ -50,14 +48,3 @@ def plan(experiment: Experiment) -> Plan:
         steps=steps if trainer.max_steps < 0 else min(steps, trainer.max_steps),
         images_per_step=settings.data.batch_size * accumulated * trainer.world_size,
     )
-
-
-def multiply_adds(model: nn.Module, size: tuple[int, int, int]) -> tuple[int | None, str]:
-    """Those of one image, or None and the reason.
-
-    Counted on fake tensors; some models of timm's many look at values, which those do not have.
-    """
-    try:
-        return complexity(model, size).macs, ""
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        return None, " ".join(str(error).split())[:80] or type(error).__name__

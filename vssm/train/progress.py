@@ -1,6 +1,7 @@
 """The live line while training; without a terminal, one plain line per epoch."""
 
 import math
+import operator
 import time
 from collections import deque
 from datetime import timedelta
@@ -17,13 +18,13 @@ from vssm.train.module import TrainingModule
 from vssm.train.stopping import StopEarly
 from vssm.train.unreadable import CountUnreadable
 
-SMOOTHED = 50  # batches that loss, top-1 and time are averaged over
+SMOOTHED = 50  # batches that loss, running figures and time are averaged over
 WIDE = 115  # columns of a terminal that has room for a bar
 
 
 class LiveProgress(ProgressBar):
-    """Steps of the whole run with loss, top-1 of the training batches, learning rate, images/s, the share of time spent
-    waiting for images, and the time left. The most needed stands first, for narrow terminals.
+    """Steps of the whole run with loss and the task's running figures (top-1), learning rate, images/s, the share of
+    time spent waiting for images, and the time left. The most needed stands first, for narrow terminals.
 
     Redrawn at most `per_second` times a second, so that small models do not pay for it. A line for each epoch stays
     on the screen: losses, accuracy, images/s.
@@ -37,7 +38,7 @@ class LiveProgress(ProgressBar):
         self._drawn = self._batch_began = self._batch_ended = 0.0
         self._images, self._working, self._waiting = 0, 0.0, 0.0
         self._losses: list[Tensor] = []
-        self._right: deque[tuple[Tensor, int]] = deque(maxlen=SMOOTHED)
+        self._running: dict[str, deque[tuple[Tensor, int]]] = {}
         self._clock = Clock()
 
     def disable(self) -> None:
@@ -70,18 +71,19 @@ class LiveProgress(ProgressBar):
         self._clock.add(ended - self._batch_ended)
         self._working += ended - self._batch_began
         self._batch_ended = ended
-        self._images += len(batch[1]) * trainer.world_size
+        self._images += len(batch.targets) * trainer.world_size
         self._losses.append(pl_module.latest_loss)
         if self._bar is None:
             return
-        if pl_module.mixing is None and pl_module.latest_logits is not None:
-            self._right.append(((pl_module.latest_logits.argmax(-1) == batch[1]).sum(), len(batch[1])))
+        for name, mean in pl_module.running(batch).items():
+            self._running.setdefault(name, deque(maxlen=SMOOTHED)).append((mean, len(batch.targets)))
         if ended - self._drawn > self.interval:
             lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
             parts = [f"loss {float(torch.stack(self._losses[-SMOOTHED:]).mean()):.3f}"]
-            if self._right:
-                right, count = zip(*self._right, strict=True)
-                parts.append(f"top-1 {float(torch.stack(right).sum()) / sum(count):.1%}")
+            for name, latest in self._running.items():
+                means = torch.stack([mean for mean, _ in latest]).tolist()
+                counts = [count for _, count in latest]
+                parts.append(f"{name} {sum(map(operator.mul, means, counts)) / sum(counts):.1%}")
             parts += [self._clock.left(trainer), self._speed(), f"lr {lr:.1e}"]
             self._draw(trainer, "  ".join(parts))
 
@@ -96,7 +98,8 @@ class LiveProgress(ProgressBar):
         ]
         if "val_loss" in metrics:
             parts.append(f"val loss {metrics['val_loss']:.4f}")
-        parts += [f"{k.replace('val_', '')} {metrics[k]:7.2%}" for k in ("val_top1", "val_top5") if k in metrics]
+        shares = [name for name in metrics if name.startswith("val_") and name not in ("val_loss", "val_images")]
+        parts += [f"{name.removeprefix('val_')} {metrics[name]:7.2%}" for name in shares]
         unreadable = sum(c.counts["train"] for c in trainer.callbacks if isinstance(c, CountUnreadable))  # type: ignore[attr-defined]
         if unreadable:
             parts.append(f"{unreadable} unreadable")

@@ -1,4 +1,4 @@
-"""Reasons to stop before the last epoch: a loss that is no number any more, and an accuracy that no longer rises."""
+"""Reasons to stop before the last epoch: a non-finite loss, and a score that no longer rises."""
 
 import math
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ class Diverged(RuntimeError):
 class StopAtNonFinite(Callback):
     """Raises Diverged at the first training loss that is NaN or infinite, naming epoch, batch and step.
 
-    On the CPU each loss is looked at as it comes. Elsewhere that would make the device wait after each step, so the
-    losses are looked at together every `every_n_batches`, and before anything is validated or saved.
+    On the CPU each loss is checked as it comes. Elsewhere that would make the device wait after each step, so the
+    losses are checked together every `every_n_batches`, and before anything is validated or saved.
     """
 
     def __init__(self, every_n_batches: int = 50):
@@ -58,7 +58,7 @@ class StopAtNonFinite(Callback):
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every floating-point tensor is free of NaN and infinity; one number per tensor is looked at."""
+    """Whether every floating-point tensor is free of NaN and infinity; reduced to one value per tensor."""
     floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
     return math.isfinite(float(torch.nn.utils.get_total_norm(floating, norm_type=math.inf)))
 

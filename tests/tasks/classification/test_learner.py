@@ -26,35 +26,6 @@ def test_unknown_argument():
         create_classifier("test_convnext", widht=3)
 
 
-def test_metrics_over_uneven_batches():
-    """Logits are the input itself: three batches of other sizes give what one pass over all of them gives."""
-    logits, labels = torch.randn(20, 8), torch.randint(8, (20,))
-    task = Classification(nn.Identity(), num_classes=8)
-    for first, last in ((0, 9), (9, 10), (10, 20)):
-        task.judge(logits[first:last], labels[first:last])
-    results = task.results()
-    assert results["val_images"] == 20
-    ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
-    assert results["val_top1"].item() == pytest.approx((ranks < 1).float().mean().item())
-    assert results["val_top5"].item() == pytest.approx((ranks < 5).float().mean().item())
-    assert results["val_loss"].item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
-
-
-def test_results_start_afresh():
-    task = Classification(nn.Identity(), num_classes=3)
-    logits = torch.eye(3)
-    task.judge(logits, torch.tensor([0, 1, 2]))
-    assert task.results()["val_top1"] == 1
-    task.judge(logits, torch.tensor([1, 2, 0]))
-    assert task.results()["val_top1"] == 0
-
-
-def test_few_classes_have_no_top5():
-    task = Classification(nn.Identity(), num_classes=5)
-    task.judge(torch.eye(5), torch.arange(5))
-    assert set(task.results()) == {"val_loss", "val_top1", "val_images"}
-
-
 def smoothed(logits, labels, smoothing):
     """The loss of each image by its definition."""
     logs = logits.log_softmax(-1)
@@ -63,7 +34,7 @@ def smoothed(logits, labels, smoothing):
 
 def test_label_smoothing():
     logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-    loss = Classification(nn.Identity(), 4, label_smoothing=0.2).training_loss(logits, labels)
+    loss = Classification(nn.Identity(), label_smoothing=0.2).loss(logits, labels)
     torch.testing.assert_close(loss, smoothed(logits, labels, 0.2).mean())
 
 
@@ -78,20 +49,33 @@ def test_class_weights(smoothing):
     """Each image counts by its class, also for the smoothed part; a blend of labels is the blend of their losses."""
     logits, labels, others = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([3, 3, 2, 0, 1, 0])
     weights = torch.tensor([0.5, 2.0, 1.0, 50.0])
-    task = Classification(nn.Identity(), 4, smoothing, weights)
+    task = Classification(nn.Identity(), smoothing, weights)
 
     def expected(of):
         return (weights[of] * smoothed(logits, of, smoothing)).mean()
 
-    torch.testing.assert_close(task.training_loss(logits, labels), expected(labels))
+    torch.testing.assert_close(task.loss(logits, labels), expected(labels))
     blend = 0.3 * F.one_hot(labels, 4) + 0.7 * F.one_hot(others, 4)
-    torch.testing.assert_close(task.training_loss(logits, blend), 0.3 * expected(labels) + 0.7 * expected(others))
+    torch.testing.assert_close(task.loss(logits, blend), 0.3 * expected(labels) + 0.7 * expected(others))
     assert "class_weights" not in task.state_dict()
+
+
+def test_a_training_step():
+    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]), torch.tensor([0, 1, 1])
+    task = Classification(nn.Identity())
+    loss, outputs = task.training_step(logits, labels)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
+    assert float(task.running(outputs, labels)["top-1"]) == pytest.approx(2 / 3)
+    mixed = Classification(nn.Identity(), mixing=lambda images, targets: (2 * images, torch.full((3, 2), 0.5)))
+    loss, outputs = mixed.training_step(logits, labels)
+    assert torch.equal(outputs, 2 * logits)
+    torch.testing.assert_close(loss, -0.5 * outputs.log_softmax(-1).sum(1).mean())
+    assert mixed.running(outputs, labels) == {}, "the labels are not those of a blend"
 
 
 def test_weights_of_one_change_nothing():
     logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-    losses = [Classification(nn.Identity(), 4, 0.1, w).training_loss(logits, labels) for w in (None, torch.ones(4))]
+    losses = [Classification(nn.Identity(), 0.1, w).loss(logits, labels) for w in (None, torch.ones(4))]
     torch.testing.assert_close(*losses)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from vssm._writing import replacing
-from vssm.train.run_dir import RunDir, checkpoint_file, free_path, read_yaml
+from vssm.inference.run_dir import RunDir, checkpoint_file, free_path, read_yaml
 
 
 def test_a_directory_in_use_is_refused(tmp_path):

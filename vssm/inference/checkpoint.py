@@ -1,6 +1,6 @@
 """Reading the checkpoints that `vssm fit` wrote. Needs torch and timm, not Lightning."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from vssm.data.imagefolder import some
 from vssm.data.preprocess import Preprocess
+from vssm.inference.run_dir import checkpoint_file
 from vssm.settings import Settings
-from vssm.tasks.classification import create_classifier
-from vssm.train.run_dir import checkpoint_file
+from vssm.tasks import find_task
 from vssm.weights import load_checkpoint
 from vssm.weights.match import check_match
 from vssm.weights.read import read_content
@@ -36,12 +36,21 @@ class TrainedModel:
     images: dict[str, list[int]]
     fingerprints: dict[str, str]
 
+    def changed(self, settings: Settings) -> "TrainedModel":
+        """The same under other settings, with the image size, interpolation and crop that they change."""
+        preprocess, before, now = self.preprocess, self.settings.data, settings.data
+        changes: dict[str, Any] = {}
+        if now.image_size != before.image_size and now.image_size is not None:
+            changes["input_size"] = (preprocess.channels, now.image_size, now.image_size)
+        for name in ("interpolation", "crop_pct"):
+            if getattr(now, name) != getattr(before, name) and getattr(now, name) is not None:
+                changes[name] = getattr(now, name)
+        return replace(self, settings=settings, preprocess=replace(preprocess, **changes))
+
     def create_model(self) -> nn.Module:
         """The network with its weights, in evaluation mode."""
-        chosen = self.settings.model
-        model = create_classifier(
-            chosen.name, len(self.classes), self.preprocess.channels, drop_path=chosen.drop_path, **chosen.args
-        )
+        task = find_task(self.settings.task)
+        model = task.create_model(self.settings.model, len(self.classes), self.preprocess.channels)
         self.load_into(model)
         return model.eval()
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from vssm.data.sampling import seed_all
 from vssm.settings import DataSettings
-from vssm.train.mixing import Mixing
+from vssm.tasks.classification.mixing import Mixing
 
 
 def mix(images, labels, seed=0, **settings):

@@ -6,9 +6,9 @@ from PIL import Image
 from torch import nn
 
 from vssm.data.preprocess import Preprocess
-from vssm.train.compare import Pair, Tally, class_difference, compare
-from vssm.train.predict import Prediction
-from vssm.train.predictor import Predictor
+from vssm.inference.compare import Pair, Tally, class_difference, compare
+from vssm.inference.predict import Prediction
+from vssm.inference.predictor import Predictor
 
 
 def pair(path, first, second):

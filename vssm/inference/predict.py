@@ -1,11 +1,11 @@
 """Naming images: batched, in the order given, a file that cannot be read reported in its place."""
 
-import math
 import os
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from vssm.data.image import UnreadableImage, open_image
 from vssm.data.parallel import map_ahead
 from vssm.data.preprocess import Preprocess
+from vssm.tasks import TASKS
+from vssm.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ def predict(
     top_k: int = 5,
     batch_size: int = 32,
     threads: int | None = None,
+    task: Task = TASKS["classification"],
 ) -> Generator[Prediction, None, None]:
     """Yields one Prediction per file, in order. Mode and device of the model are kept.
 
@@ -52,21 +55,16 @@ def predict(
     images = map_ahead(read, files, threads or os.cpu_count() or 1, ahead=2 * batch_size)
     while batch := list(islice(images, batch_size)):
         pixels = [image for _, image in batch if isinstance(image, Tensor)]
-        named = iter(_classify(model, transform.normalise(torch.stack(pixels).to(device)), top_k) if pixels else ())
+        outputs = _run(model, transform.normalise(torch.stack(pixels).to(device))) if pixels else None
+        results = iter(() if outputs is None else task.results(outputs, classes, top_k))
         for path, image in batch:
             if isinstance(image, str):
                 yield Prediction(path, error=image)
                 continue
-            probable = [(classes[index], value) for index, value in next(named)]
-            if all(math.isfinite(value) for _, value in probable):
-                yield Prediction(path, tuple(probable))
-            else:
-                yield Prediction(path, error="the model gives NaN or infinity")
+            found = next(results)
+            yield Prediction(path, found) if found else Prediction(path, error="the model gives NaN or infinity")
 
 
 @torch.inference_mode()
-def _classify(model: nn.Module, images: Tensor, top_k: int) -> list[list[tuple[int, float]]]:
-    """Index and probability of the most probable classes of each image."""
-    probabilities = model(images).float().softmax(-1)
-    values, indices = probabilities.topk(min(top_k, probabilities.shape[-1]))
-    return [list(zip(*pair, strict=True)) for pair in zip(indices.tolist(), values.tolist(), strict=True)]
+def _run(model: nn.Module, images: Tensor) -> Any:
+    return model(images)

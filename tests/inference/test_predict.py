@@ -7,7 +7,7 @@ from torch import nn
 
 from vssm.data.image import UnreadableImage
 from vssm.data.preprocess import Preprocess
-from vssm.train.predict import predict
+from vssm.inference.predict import predict
 
 PREPROCESS = Preprocess((1, 4, 4), (0.0,), (1.0,), "nearest", 1.0)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vssm.data.image import UnreadableImage
-from vssm.train.predict import Prediction, predict
-from vssm.train.predictor import Predictor
+from vssm.inference.predict import Prediction, predict
+from vssm.inference.predictor import Predictor
 
 
 @dataclass(frozen=True)

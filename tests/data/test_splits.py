@@ -6,10 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
+from vssm.data.preprocess import Preprocess
+from vssm.data.splits import load_splits
 from vssm.settings import DataSettings, Settings, TrainerSettings
-from vssm.train.fit import create_trainer
-from vssm.train.loaders import Loaders
-from vssm.train.splits import load_splits
+from vssm.tasks.classification.transforms import train_transform
+from vssm.train.datamodule import Loaders
+from vssm.train.trainer import create_trainer
+
+PREPROCESS = Preprocess((3, 8, 8), mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2))
 
 
 def fill(folder, count):
@@ -26,7 +30,7 @@ def root(tmp_path):
 
 
 def load(root, split="val", classes=None, **changes):
-    return load_splits(DataSettings("imagefolder", str(root), **changes), "test_resnet", classes, split)
+    return load_splits(DataSettings("imagefolder", str(root), **changes), PREPROCESS, None, classes, split)
 
 
 def paths(dataset, root):
@@ -44,9 +48,9 @@ def test_a_folder_without_val_is_split(root, tmp_path):
     assert counts["val"][2] == 0
     assert "20% of each class validate (data.val_share, drawn with data.split_seed 0)" in whole.notes[0]
     assert whole.notes[1] == "classes of one image, which trains and is not validated: eel"
-    judged = load(root, classes=whole.classes)
-    assert judged.train is None
-    assert paths(judged.val, root) == val
+    evaluated = load(root, classes=whole.classes)
+    assert evaluated.train is None
+    assert paths(evaluated.val, root) == val
     moved = tmp_path / "moved"
     shutil.copytree(root, moved / "train")
     assert paths(load(moved).val, moved / "train") == val
@@ -54,7 +58,8 @@ def test_a_folder_without_val_is_split(root, tmp_path):
 
 
 def test_training_images_vary_and_validation_images_do_not(root):
-    splits = load(root, image_size=8)
+    settings = DataSettings("imagefolder", str(root))
+    splits = load_splits(settings, PREPROCESS, train_transform(settings, PREPROCESS))
     assert splits.train.transform is not splits.val.transform
     assert "RandomResizedCrop" in str(splits.train.transform)
     assert "RandomResizedCrop" not in str(splits.val.transform)
@@ -71,7 +76,7 @@ def test_test_images(root):
     assert paths(splits.val, root) == {f"test/dog/{n}.png" for n in range(3)}
     assert splits.class_counts() == {"val": [0, 3]}
     with pytest.raises(ValueError, match="the bundled digits have no test images"):
-        load_splits(DataSettings("digits"), "test_resnet", split="test")
+        load_splits(DataSettings("digits"), PREPROCESS, split="test")
 
 
 @pytest.mark.parametrize(
@@ -97,18 +102,18 @@ def test_bad_folders(tmp_path, folders, words):
 def test_batches_arrive_as_pixels_and_leave_as_inputs(root):
     """What the loaders give equals what the data set gives, one image at a time, to the bit."""
     settings = DataSettings("imagefolder", root=str(root), image_size=8, batch_size=4, augment=False)
-    splits = load_splits(settings, "vmamba_tiny")
+    splits = load_splits(settings, PREPROCESS)
     loaders = Loaders(splits, settings, seed=0)
     loaders.trainer = create_trainer(Settings(data=settings, trainer=TrainerSettings(accelerator="cpu", devices=1)))
     (first, *_) = loaders.val_dataloader()
     assert (first.images.dtype, first.images.shape) == (torch.uint8, (4, 8, 8, 3))
     arrived = loaders.on_after_batch_transfer(first, 0)
     assert torch.equal(arrived.images, torch.stack([splits.val[index][0] for index in range(4)]))
-    assert torch.equal(arrived.labels, first.labels)
+    assert torch.equal(arrived.targets, first.targets)
     (batch, *_) = loaders.train_dataloader()
     assert batch.images.dtype == torch.uint8
     settings.augment, settings.random_erasing = True, 0.5
-    erasing = Loaders(load_splits(settings, "vmamba_tiny"), settings, seed=0)
+    erasing = Loaders(load_splits(settings, PREPROCESS, train_transform(settings, PREPROCESS)), settings, seed=0)
     erasing.trainer = loaders.trainer
     (batch, *_) = erasing.train_dataloader()
     assert batch.images.dtype == torch.float32, "erasing comes after the normalisation"

@@ -1,32 +1,32 @@
 """From data settings to data sets."""
 
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timm.data.transforms_factory import create_transform
+from PIL import Image
 from torch.utils.data import Dataset
 
-import vssm.models  # noqa: F401 (registers the models, whose preprocessing is asked for by name)
 from vssm.data import digits
 from vssm.data.imagefolder import ImageFolder, some
-from vssm.data.preprocess import Preprocess, published_preprocess
+from vssm.data.preprocess import Preprocess
 from vssm.data.split import hold_out, training_and_validation
-from vssm.data.transforms import ImageTransform
 from vssm.settings import DataSettings
+
+Transform = Callable[[Image.Image], object]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training images, the images to judge by, the names of the classes, and how an image becomes an input.
+    """Training images, the images to evaluate on, the names of the classes, and how an image becomes an input.
 
     `notes` are sentences about the choice of images that a reader must not miss.
     """
 
-    train: Dataset | None
-    val: Dataset
+    train: Dataset[Any] | None
+    val: Dataset[Any]
     classes: tuple[str, ...]
     preprocess: Preprocess
     notes: tuple[str, ...] = ()
@@ -47,12 +47,18 @@ class Splits:
 
 
 def load_splits(
-    settings: DataSettings, model_name: str, classes: tuple[str, ...] | None = None, split: str = "val"
+    settings: DataSettings,
+    preprocess: Preprocess,
+    train_transform: Transform | None = None,
+    classes: tuple[str, ...] | None = None,
+    split: str = "val",
 ) -> Splits:
     """Finds the images. Raises OSError or ValueError with the remedy when they are not there or not right.
 
-    `classes` fixes names and order, for judging a checkpoint that knows them: `train` is then left out. `split` names
-    the images to judge by: "val", or "test" for those in the folder `test`.
+    `preprocess` makes a model's input of an image file, `train_transform` (the same without variation when not given)
+    that of a training image; the bundled digits have their own. `classes` fixes names and order, for evaluating a
+    checkpoint that knows them: `train` is then left out. `split` names the images to evaluate on: "val", or "test" for
+    those in the folder `test`.
     """
     name = settings.name or ("imagefolder" if settings.root else None)
     if name is None:
@@ -61,7 +67,7 @@ def load_splits(
         return _load_digits(settings, classes, split)
     if settings.root is None:
         raise ValueError("imagefolder needs a folder: --data.root FOLDER (with CLASS/IMAGE in it)")
-    return _load_folder(settings, settings.root, _preprocess_for(settings, model_name), classes, split)
+    return _load_folder(settings, settings.root, preprocess, train_transform, classes, split)
 
 
 def _load_digits(settings: DataSettings, classes: tuple[str, ...] | None, split: str) -> Splits:
@@ -77,32 +83,37 @@ def _load_digits(settings: DataSettings, classes: tuple[str, ...] | None, split:
 
 
 def _load_folder(
-    settings: DataSettings, root: str, preprocess: Preprocess, classes: tuple[str, ...] | None, split: str
+    settings: DataSettings,
+    root: str,
+    preprocess: Preprocess,
+    train_transform: Transform | None,
+    classes: tuple[str, ...] | None,
+    split: str,
 ) -> Splits:
-    judged = preprocess.transform()
+    evaluated = preprocess.transform()
     if split == "test":
         if not (Path(root) / "test").exists():
             raise FileNotFoundError(
                 f"{root} has no folder test; expected test/CLASS/IMAGE (vssm validate takes the validation images)"
             )
-        test = ImageFolder(Path(root) / "test", judged, classes=classes)
+        test = ImageFolder(Path(root) / "test", evaluated, classes=classes)
         return Splits(None, test, test.classes, preprocess)
     train_folder, val_folder = training_and_validation(root)
     if val_folder is not None and classes is not None:
-        return Splits(None, ImageFolder(val_folder, judged, classes=classes), classes, preprocess)
-    found = ImageFolder(train_folder, _train_transform(settings, preprocess), classes=classes)
+        return Splits(None, ImageFolder(val_folder, evaluated, classes=classes), classes, preprocess)
+    found = ImageFolder(train_folder, train_transform or evaluated, classes=classes)
     if len(found.classes) == 1:
         raise ValueError(
             f"{train_folder} has only one class, {found.classes[0]}; a classifier needs two or more folders of images"
         )
     if val_folder is not None:
-        return Splits(found, ImageFolder(val_folder, judged, classes=found.classes), found.classes, preprocess)
+        return Splits(found, ImageFolder(val_folder, evaluated, classes=found.classes), found.classes, preprocess)
     train, val, alone = hold_out(found.samples, train_folder, settings.val_share, settings.split_seed)
     if not val:
         raise ValueError(f"{train_folder} has one image per class: none can be held out to validate; add images")
     return Splits(
         None if classes is not None else found.with_samples(train, found.transform),
-        found.with_samples(val, judged),
+        found.with_samples(val, evaluated),
         found.classes,
         preprocess,
         _notes_of_hold_out(settings, root, [found.classes[label] for label in alone]),
@@ -117,30 +128,3 @@ def _notes_of_hold_out(settings: DataSettings, root: str, alone: list[str]) -> t
     if alone:
         notes.append(f"classes of one image, which trains and is not validated: {some(alone)}")
     return tuple(notes)
-
-
-def _preprocess_for(settings: DataSettings, model_name: str) -> Preprocess:
-    """The model's own published preprocessing, with what the settings change."""
-    preprocess = published_preprocess(model_name, settings.image_size)
-    changes: dict[str, Any] = {"interpolation": settings.interpolation, "crop_pct": settings.crop_pct}
-    return replace(preprocess, **{name: value for name, value in changes.items() if value is not None})
-
-
-def _train_transform(settings: DataSettings, preprocess: Preprocess) -> ImageTransform:
-    if not settings.augment:
-        return preprocess.transform()
-    built = create_transform(
-        input_size=preprocess.input_size,
-        is_training=True,
-        scale=(settings.scale, 1.0),
-        hflip=settings.hflip,
-        color_jitter=settings.color_jitter,
-        auto_augment=settings.auto_augment,
-        re_prob=settings.random_erasing,
-        interpolation=preprocess.interpolation,
-        mean=preprocess.mean,
-        std=preprocess.std,
-    )
-    # The smallest crop, of aspect 3:4, still has as many pixels as the model takes.
-    min_side = math.ceil(max(preprocess.input_size[1:]) / math.sqrt(0.75 * settings.scale))
-    return ImageTransform(built, min_side)

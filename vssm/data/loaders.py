@@ -1,0 +1,85 @@
+"""From data sets to batches, for training and for evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vssm.data.batches import Batch, Collate, collate
+from vssm.data.imagefolder import ImageFolder
+from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
+from vssm.data.transforms import PixelTransform
+from vssm.data.unreadable import SkipUnreadable
+
+
+def size_of(dataset: Dataset[Any]) -> int:
+    """How many samples; torch's Dataset promises no length, ours all have one."""
+    return len(dataset)  # type: ignore[arg-type]
+
+
+def training_loader(
+    dataset: Dataset[Any],
+    sampler: ResumableSampler,
+    seed: int,
+    batch_size: int,
+    *,
+    drop_last: bool = True,
+    workers: int = 0,
+    pin_memory: bool = False,
+    collate: Collate = collate,
+) -> DataLoader[Any]:
+    """Batches whose augmentation is a function of (seed, epoch, index), in the order of `sampler`."""
+    samples = SeededSamples(_as_pixels(dataset), seed)
+    return _loader(samples, sampler, batch_size, drop_last, workers, pin_memory, collate)
+
+
+def evaluation_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+    collate: Collate = collate,
+) -> DataLoader[Any]:
+    """Every image once, in order, with its index; what cannot be read is named in its batch and left out."""
+    sampler = ShardSampler(size_of(dataset), rank, world)
+    return _loader(SkipUnreadable(_as_pixels(dataset)), sampler, batch_size, False, workers, pin_memory, collate)
+
+
+def normalised(batch: Batch, normalise: Callable[[Tensor], Tensor]) -> Batch:
+    """Normalises what a loader left as pixels, on the device where it is."""
+    if not isinstance(batch.images, Tensor) or batch.images.dtype != torch.uint8:
+        return batch
+    return batch._replace(images=normalise(batch.images))
+
+
+def _as_pixels(dataset: Dataset[Any]) -> Dataset[Any]:
+    """The same images before normalisation, where that is the last step."""
+    if isinstance(dataset, ImageFolder) and PixelTransform.possible(dataset.transform):
+        return dataset.with_samples(dataset.samples, PixelTransform(dataset.transform))  # type: ignore[arg-type]
+    return dataset
+
+
+def _loader(
+    dataset: Dataset[Any],
+    sampler: Sampler[Any],
+    batch_size: int,
+    drop_last: bool,
+    workers: int,
+    pin_memory: bool,
+    collate: Collate,
+) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+    )

@@ -1,0 +1,4 @@
+"""Using what was trained: reading runs and checkpoints, predicting, comparing, evaluating. Nothing here trains.
+
+Importing this package is light; `vssm.inference.run_dir` needs the standard library only.
+"""

@@ -1,0 +1,141 @@
+"""The evaluation loop: every image of a split once through a network, the answers into the task's metrics.
+
+`vssm validate`, `vssm test`, `vssm report`, `vssm demo` and `Predictor.evaluate` run this one; the validation within a
+training feeds the same metrics from Lightning's loop.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import nn
+
+from vssm.data.loaders import evaluation_loader, normalised, size_of
+from vssm.data.splits import Splits
+from vssm.data.unreadable import Unreadable, UnreadableLog, check_share, reasons
+from vssm.tasks.task import Quality, Task
+
+Progress = Callable[[int, int], None]
+PRECISIONS = {"32-true": None, "32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a network is on a split, and what the figures are about.
+
+    planned: images that were to be evaluated, the `unreadable` ones included. seconds: of the whole loop, reading
+    included. notes: sentences about the choice of images that a reader must not miss.
+    """
+
+    quality: Quality
+    splits: Splits
+    planned: int
+    unreadable: tuple[Unreadable, ...]
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.quality.images / self.seconds
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.splits.notes
+
+    def metrics(self) -> dict[str, float]:
+        """As a training logs them, and `val_unreadable`."""
+        return {**self.quality.logged(), "val_unreadable": len(self.unreadable)}
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    splits: Splits,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    limit_batches: int | float | None = None,
+    precision: str = "32-true",
+    channels_last: bool = False,
+    details: int = 0,
+    kind: str = "validation",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluates `model`, in the mode and on the device that it is in, on the images of `splits.val`.
+
+    Args:
+        limit_batches: the first batches only, by number or (a float) by their share
+        precision: 32-true, bf16-mixed or 16-mixed, as a training has it
+        details: above 0: metrics that cost memory per image too, with at most so many examples of mistakes
+        kind: what the images are called in a message
+        progress: called with (images done, planned) after each batch
+
+    Images that cannot be read are left out. Raises ValueError when they are more than half (TooManyUnreadable), when
+    the limit leaves no image, or when the metrics have a problem, the model giving no finite number for example.
+    """
+    device = next(model.parameters()).device
+    loader = evaluation_loader(
+        splits.val,
+        batch_size,
+        workers=workers,
+        pin_memory=device.type == "cuda",
+        collate=task.collate,
+    )
+    batches = batches_within(len(loader), limit_batches)
+    if batches == 0:
+        raise ValueError(f"no {kind} image is left to evaluate: a limit of {limit_batches} of {len(loader)} batches")
+    planned = min(size_of(splits.val), batches * batch_size)
+    normalise = splits.preprocess.transform().normalise
+    metrics = task.metrics(len(splits.classes), details)
+    assert isinstance(metrics, nn.Module)
+    metrics.to(device)
+    unreadable: list[Unreadable] = []
+    log = UnreadableLog()
+    began, done = time.perf_counter(), 0
+    with torch.inference_mode(), _computing_in(precision, device):
+        for batch in islice(loader, batches):
+            unreadable += batch.unreadable
+            log.add(reasons(batch.unreadable))
+            if batch.unreadable:
+                check_share(len(unreadable), planned, kind, batch.unreadable[0])
+            if len(batch.targets):
+                moved = batch._replace(images=_to(batch.images, device), targets=_to(batch.targets, device))
+                images = normalised(moved, normalise).images
+                if channels_last:
+                    images = images.contiguous(memory_format=torch.channels_last)
+                metrics.update(model(images), moved)
+            done += len(batch.targets) + len(batch.unreadable)
+            if progress is not None:
+                progress(done, planned)
+    seconds = time.perf_counter() - began
+    quality = metrics.compute()
+    if (problem := quality.problem()) is not None:
+        raise ValueError(f"{quality.images} {kind} images: {problem}")
+    return Evaluation(quality, splits, planned, tuple(unreadable), seconds)
+
+
+def batches_within(batches: int, limit: int | float | None) -> int:
+    """How many of `batches` a limit leaves, in Lightning's way: a number of them, or a share rounded down."""
+    if limit is None:
+        return batches
+    return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+
+
+def _to(values, device: torch.device):
+    """Tensors, and lists or dictionaries of them, on a device."""
+    if isinstance(values, torch.Tensor):
+        return values.to(device, non_blocking=True)
+    if isinstance(values, dict):
+        return {name: _to(value, device) for name, value in values.items()}
+    return type(values)(_to(value, device) for value in values) if isinstance(values, list | tuple) else values
+
+
+def _computing_in(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    if precision not in PRECISIONS:
+        raise ValueError(f"an evaluation computes in {', '.join(PRECISIONS)}, not {precision}")
+    dtype = PRECISIONS[precision]
+    if dtype is torch.float16 and device.type == "cpu":
+        raise ValueError("trainer.precision is 16-mixed, which needs a GPU; on the CPU choose bf16-mixed or 32-true")
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)

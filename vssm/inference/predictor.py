@@ -1,0 +1,200 @@
+"""A network that is ready to use, from wherever its weights come: `vssm.load`."""
+
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vssm.data.image import UnreadableImage
+from vssm.data.preprocess import Preprocess, published_preprocess
+from vssm.data.sources import find_files
+from vssm.inference.checkpoint import TrainedModel, is_ours, load_weights, read_checkpoint
+from vssm.inference.device import pick_device
+from vssm.inference.evaluate import Evaluation, Progress, evaluate
+from vssm.inference.predict import Prediction, predict
+from vssm.settings import DataSettings
+from vssm.tasks import TASKS, find_task
+from vssm.tasks.classification import check_image_size, check_model_name, class_names, create_classifier
+from vssm.tasks.task import Task
+
+Images = str | PathLike[str] | Iterable[str | PathLike[str]]
+_FILES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network in evaluation mode, its task, how images are prepared for it, the names of its classes, and the images
+    that it was trained with, where that is known."""
+
+    name: str
+    model: nn.Module
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    task: Task = TASKS["classification"]
+    data: DataSettings | None = None
+    channels_last: bool = False
+
+    @classmethod
+    def of(cls, stored: TrainedModel) -> "Predictor":
+        """From a checkpoint that was read."""
+        settings = stored.settings
+        model = stored.create_model()
+        if settings.model.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(
+            settings.model.name,
+            model,
+            stored.preprocess,
+            stored.classes,
+            find_task(settings.task),
+            settings.data,
+            settings.model.channels_last,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def at_size(self, image_size: int) -> "Predictor":
+        """The same at another image size. Raises ValueError when the network cannot take it."""
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {image_size}")
+        preprocess = replace(self.preprocess, input_size=(self.preprocess.channels, image_size, image_size))
+        check_image_size(self.model, self.name, preprocess.input_size)
+        return replace(self, preprocess=preprocess)
+
+    def to(self, device: torch.device | str) -> "Predictor":
+        return replace(self, model=self.model.to(device))
+
+    def predict(
+        self, images: Images, top_k: int = 5, batch_size: int = 32, threads: int | None = None
+    ) -> Generator[Prediction, None, None]:
+        """Yields one Prediction per image, in order: `classes` (name, probability), or the `error`.
+
+        `images` are files, folders and patterns (`vssm.data.sources.find_files`), one or many, found and read as the
+        predictions are asked for; `threads` (one per core) read ahead.
+        """
+        return self.predict_files(find_files(_names(images)), top_k, batch_size, threads)
+
+    def predict_files(
+        self,
+        files: Iterable[Path | UnreadableImage],
+        top_k: int = 5,
+        batch_size: int = 32,
+        threads: int | None = None,
+    ) -> Generator[Prediction, None, None]:
+        """`predict` for files that were found already."""
+        return predict(self.model, self.preprocess, self.classes, files, top_k, batch_size, threads, self.task)
+
+    def evaluate(
+        self,
+        data: DataSettings | str | PathLike[str] | None = None,
+        split: str = "val",
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        limit_batches: int | float | None = None,
+        precision: str = "32-true",
+        details: int = 24,
+        progress: Progress | None = None,
+    ) -> Evaluation:
+        """Evaluates on labelled images: `.quality` has loss, top1, top5, per class figures, confusion and calibration.
+
+        Args:
+            data: a folder as `--data.root` takes it, or settings; the images it was trained with when not given
+            split: "val", or "test" for FOLDER/test/CLASS/IMAGE
+            batch_size, workers: those of the settings when not given
+            limit_batches, precision, details, progress: as in `vssm.inference.evaluate.evaluate`
+
+        Raises OSError or ValueError when the images are not there, are of other classes, or cannot be read.
+        """
+        if split not in ("val", "test"):
+            raise ValueError(f"split is {split!r}; expected 'val' or 'test'")
+        chosen = self._data(data)
+        splits = self.task.load_splits(chosen, self.preprocess, classes=self.classes, split=split)
+        return evaluate(
+            self.model,
+            self.task,
+            splits,
+            batch_size=batch_size or chosen.batch_size,
+            workers=chosen.workers if workers is None else workers,
+            limit_batches=limit_batches,
+            precision=precision,
+            channels_last=self.channels_last,
+            details=details,
+            kind={"val": "validation", "test": "test"}[split],
+            progress=progress,
+        )
+
+    def _data(self, data: DataSettings | str | PathLike[str] | None) -> DataSettings:
+        if isinstance(data, DataSettings):
+            return data
+        known = self.data or DataSettings()
+        if data is not None:
+            return replace(known, name="imagefolder", root=str(data))
+        if self.data is None:
+            raise ValueError(f"{self.name} comes without images to evaluate on; name a folder: evaluate(FOLDER)")
+        return known
+
+
+def load(
+    source: str | PathLike[str],
+    model: str | None = None,
+    device: torch.device | str = "cpu",
+    image_size: int | None = None,
+) -> Predictor:
+    """A network that is ready to predict and to be evaluated.
+
+        predictor = vssm.load("runs/vmamba_tiny-imagefolder")
+        for found in predictor.predict("photos/*.jpg"):
+            print(found.path, found.classes)
+        print(predictor.evaluate().quality.top1)
+
+    Args:
+        source: a run directory of `vssm fit`, a checkpoint file (of a run, official, or any state dict of `model`), or
+            the name of a model, whose published weights are then loaded
+        model: the name of the model that a checkpoint of elsewhere belongs to
+        device: where it computes; "auto" for the first accelerator, else the CPU
+        image_size: side in pixels, where it is not to be the one it was trained at
+
+    Raises OSError or ValueError that names the file or the model when it is not there or does not fit.
+    """
+    text = str(source)
+    is_file = model is not None or Path(text).exists() or _looks_like_a_path(text)
+    found = load_predictor(text, model) if is_file else load_predictor(None, text)
+    found = found if image_size is None else found.at_size(image_size)
+    return found.to(pick_device(str(device)))
+
+
+def _looks_like_a_path(text: str) -> bool:
+    hub = text.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    return not hub and ("/" in text or "\\" in text or Path(text).suffix in _FILES)
+
+
+def load_predictor(checkpoint: str | Path | None, model_name: str | None = None) -> Predictor:
+    """From a checkpoint of `vssm fit`, from another with the model's name, or a model's published weights.
+
+    Raises OSError or ValueError that names the file or the model when they are not there or do not fit.
+    """
+    if checkpoint is not None and (model_name is None or is_ours(checkpoint)):
+        stored = read_checkpoint(checkpoint)
+        if model_name not in (None, stored.settings.model.name):
+            raise ValueError(f"{checkpoint} holds a {stored.settings.model.name}, not a {model_name}")
+        return Predictor.of(stored)
+    if model_name is None:
+        raise ValueError("neither a checkpoint nor the name of a model")
+    check_model_name(model_name)
+    model = create_classifier(model_name, pretrained=checkpoint is None).eval()
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return Predictor(model_name, model, published_preprocess(model, use_test_size=True), class_names(model))
+
+
+def _names(images: Images) -> Iterator[str]:
+    if isinstance(images, str | PathLike):
+        yield str(images)
+    else:
+        yield from map(str, images)

@@ -1,0 +1,83 @@
+"""Classification as a task."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from torch import Tensor, nn
+
+from vssm.data.batches import Collate, collate
+from vssm.data.preprocess import Preprocess
+from vssm.data.splits import Splits, Transform, load_splits
+from vssm.settings import DataSettings, ModelSettings, Settings
+from vssm.tasks.classification.learner import Classification, balanced_weights
+from vssm.tasks.classification.mixing import Mixing
+from vssm.tasks.classification.model import create_classifier
+from vssm.tasks.classification.transforms import preprocess_for, train_transform
+
+if TYPE_CHECKING:
+    from vssm.tasks.classification.metrics import ClassificationMetrics
+
+Classes = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """Images of one class each, in one folder per class or the bundled digits."""
+
+    name: str = "classification"
+    monitor: str = "val_top1"
+    columns: tuple[str, ...] = ("val_loss", "val_top1", "val_top5")
+    collate: Collate = collate
+
+    def create_model(self, settings: ModelSettings, classes: int, channels: int, pretrained: bool = False) -> nn.Module:
+        return create_classifier(
+            settings.name, classes, channels, pretrained=pretrained, drop_path=settings.drop_path, **settings.args
+        )
+
+    def preprocess(self, settings: DataSettings, model_name: str) -> Preprocess:
+        return preprocess_for(settings, model_name)
+
+    def train_transform(self, settings: DataSettings, preprocess: Preprocess) -> Transform:
+        return train_transform(settings, preprocess)
+
+    def load_splits(
+        self,
+        settings: DataSettings,
+        preprocess: Preprocess,
+        train_transform: Transform | None = None,
+        classes: tuple[str, ...] | None = None,
+        split: str = "val",
+    ) -> Splits:
+        return load_splits(settings, preprocess, train_transform, classes, split)
+
+    def learner(self, model: nn.Module, settings: Settings, splits: Splits) -> Classification:
+        data = settings.data
+        balanced = data.class_weights == "balanced" and splits.train is not None
+        return Classification(
+            model,
+            settings.optim.label_smoothing,
+            balanced_weights(splits.class_counts()["train"]) if balanced else None,
+            Mixing(data, len(splits.classes)) if data.mixup > 0 or data.cutmix > 0 else None,
+        )
+
+    def metrics(self, classes: int, details: int = 0) -> "ClassificationMetrics":
+        from vssm.tasks.classification.metrics import ClassificationMetrics  # torchmetrics is an extra
+
+        return ClassificationMetrics(classes, details)
+
+    def results(self, outputs: Tensor, classes: Sequence[str], top_k: int) -> list[Classes]:
+        """Name and probability of the most probable classes of each image; () where the model gave NaN or infinity."""
+        probabilities = outputs.float().softmax(-1)
+        values, indices = probabilities.topk(min(top_k, probabilities.shape[-1]))
+        found: list[Classes] = []
+        for places, numbers in zip(indices.tolist(), values.tolist(), strict=True):
+            finite = all(map(math.isfinite, numbers))
+            named = ((classes[place], number) for place, number in zip(places, numbers, strict=True))
+            found.append(tuple(named) if finite else ())
+        return found
+
+    def draw(self, image: Image.Image, result: object) -> Image.Image:
+        return image
