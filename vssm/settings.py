@@ -52,6 +52,7 @@ class DataSettings:
         color_jitter: strength of colour changes; unused with auto_augment
         auto_augment: timm's policy string, for example rand-m9-mstd0.5-inc1
         random_erasing: probability of erasing a rectangle
+        erase_mode: what it is filled with: noise per pixel (pixel), one random colour (rand) or the mean (const)
         mixup: alpha of mixup's Beta distribution; 0 turns it off
         cutmix: alpha of CutMix's Beta distribution; 0 turns it off
         mixup_prob: probability that a batch is mixed
@@ -74,6 +75,7 @@ class DataSettings:
     color_jitter: float = 0.4
     auto_augment: str | None = None
     random_erasing: float = 0.0
+    erase_mode: Literal["pixel", "rand", "const"] = "pixel"
     mixup: float = 0.0
     cutmix: float = 0.0
     mixup_prob: float = 1.0
@@ -98,7 +100,9 @@ class OptimSettings:
         warmup_lr: learning rate that the warm-up starts from
         min_lr: learning rate that the cosine ends at
         label_smoothing: label smoothing of the cross entropy
-        ema_decay: decay of the averaged weights that are validated and saved, less in the beginning; 0 turns it off
+        ema_decay: decay of the averaged weights that are validated and saved; 0 turns it off
+        ema_warmup: let the decay of step t be at most (1 + t) / (10 + t); false: the same decay at every step
+        temperature_epochs: epochs over which the temperature of dynamic convolutions falls to 1; 0 leaves it alone
     """
 
     lr: float = 1e-3
@@ -111,6 +115,8 @@ class OptimSettings:
     min_lr: float = 1e-5
     label_smoothing: float = 0.1
     ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    temperature_epochs: float = 10.0
 
 
 @dataclass
@@ -154,6 +160,39 @@ class TrainerSettings:
     args: dict[str, Any] = field(default_factory=dict)
 
 
+# Names of one precision, and the floating-point type of the operations that run in it.
+PRECISIONS = {
+    "32-true": "float32",
+    "32": "float32",
+    "bf16-mixed": "bfloat16",
+    "bf16": "bfloat16",
+    "16-mixed": "float16",
+    "16": "float16",
+}
+
+# Arguments of timm's model factory that a classifier trained here cannot take, and what to do instead.
+_MODEL_ARGS = {
+    "num_classes": "the classes of the images decide it",
+    "in_chans": "the images decide it",
+    "pretrained": "it is a setting of its own: model.pretrained",
+    "pretrained_cfg": "use model.init_from for weights of elsewhere",
+    "pretrained_cfg_overlay": "use model.init_from for weights of elsewhere",
+    "pretrained_tag": "name the tag in model.name: NAME.TAG",
+    "pretrained_strict": "use model.head reset for another classifier",
+    "checkpoint_path": "it is a setting of its own: model.init_from",
+    "cache_dir": "the environment variable HF_HOME names the cache",
+    "drop_path_rate": "it is a setting of its own: model.drop_path",
+    "features_only": "a network without a classifier cannot be trained to classify",
+    "out_indices": "a network without a classifier cannot be trained to classify",
+    "feature_cls": "a network without a classifier cannot be trained to classify",
+    "scriptable": "training does not script the network",
+    "exportable": "training does not export the network",
+    "no_jit": "training does not script the network",
+}
+
+# What a run did before a setting existed: a stored run that lacks one goes on as it was.
+_EARLIER = {"data.erase_mode": "const", "optim.temperature_epochs": 0.0}
+
 # The numbers that make sense, in the usual notation: a round bracket excludes the end. What is None is left alone.
 _RANGES = {
     "model.drop_path": "[0, 1)",
@@ -180,6 +219,7 @@ _RANGES = {
     "optim.min_lr": "[0, inf)",
     "optim.label_smoothing": "[0, 1)",
     "optim.ema_decay": "[0, 1)",
+    "optim.temperature_epochs": "[0, inf)",
     "trainer.max_epochs": "[1, inf)",
     "trainer.num_nodes": "[1, inf)",
     "trainer.accumulate_grad_batches": "[1, inf)",
@@ -229,7 +269,7 @@ class Settings:
         return plain
 
     def check(self) -> None:
-        """Raises ValueError naming the first number that makes no sense."""
+        """Raises ValueError naming the first value that makes no sense, alone or beside the others."""
         for name, interval in _RANGES.items():
             section, _, key = name.rpartition(".")
             value = getattr(getattr(self, section) if section else self, key)
@@ -241,6 +281,38 @@ class Settings:
             raise ValueError(
                 f"trainer.max_steps is {self.trainer.max_steps}; it must be at least 1, or -1 for no limit"
             )
+        for part in ("train", "val"):
+            name = f"limit_{part}_batches"
+            limit = getattr(self.trainer, name)
+            is_share = isinstance(limit, float)
+            if limit is not None and not _is_within(limit, "(0, 1]" if is_share else "[1, inf)"):
+                raise ValueError(
+                    f"trainer.{name} is {limit}; it must be a number of batches, 1 or more, or a share in (0, 1], "
+                    "written with a point"
+                )
+        if self.trainer.precision not in PRECISIONS:
+            raise ValueError(f"trainer.precision is {self.trainer.precision}; expected 32-true, bf16-mixed or 16-mixed")
+        for name in self.model.args:
+            if name in _MODEL_ARGS:
+                raise ValueError(f"model.args.{name} cannot be given: {_MODEL_ARGS[name]}")
+        if self.data.name == "digits":
+            for name, unused in (("auto_augment", None), ("random_erasing", 0.0), ("crop_pct", None)):
+                if getattr(self.data, name) != unused:
+                    raise ValueError(f"data.{name} has no meaning for the bundled digits: they vary in their own way")
+
+    @classmethod
+    def from_stored(cls, plain: dict[str, Any]) -> "Settings":
+        """Of a run that may be older than some settings: it keeps what it did. Errors as `from_dict`."""
+        settings = cls.from_dict(plain)
+        settings.keep_earlier(plain)
+        return settings
+
+    def keep_earlier(self, plain: dict[str, Any]) -> None:
+        """For settings that were read from the stored ones of a run, `plain`."""
+        for name, value in _EARLIER.items():
+            section, _, key = name.partition(".")
+            if key not in plain.get(section, {}):
+                setattr(getattr(self, section), key, value)
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Settings":

@@ -20,7 +20,7 @@ def test_any_argument_of_lightning_reaches_it():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"profilr": "simple"}, r"trainer\.args\.profilr is no argument of lightning\.Trainer; nearest: profiler"),
+        ({"profilr": "simple"}, r"trainer\.args\.profilr is not a lightning\.Trainer argument; nearest: profiler"),
         ({"max_epochs": 3}, r"trainer\.args\.max_epochs is a setting of its own: trainer\.max_epochs"),
         ({"logger": True}, r"trainer\.args\.logger cannot be changed"),
         ({"profiler": "smple"}, r"Lightning refuses these trainer settings \(.*profiler=smple"),

@@ -119,6 +119,6 @@ def test_more_than_half_is_an_error(images, tmp_path, capsys, part, count, of):
 
 def test_when_nothing_can_be_read(images):
     damage(images, *(path.relative_to(images).as_posix() for path in images.rglob("*.png")))
-    with pytest.warns(UserWarning), pytest.raises(TooManyUnreadable, match="of 8 validation images cannot be read"):
+    with pytest.raises(TooManyUnreadable, match="of 8 validation images cannot be read"):
         experiment = build(settings_for(images))
         evaluate(experiment.model, experiment.task, experiment.splits)

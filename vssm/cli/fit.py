@@ -60,6 +60,7 @@ def _resume(path: str) -> int:
     run = RunDir.reopen(path) if is_first_process() else RunDir(path)
     try:
         settings = read_settings(run.config, settings_parser("fit", DESCRIPTION))
+        settings.keep_earlier(run.read_config())
     except UsageError as error:
         versions = run.read_environment().get("versions", "versions that it does not name")
         raise Stop(f"{error}. The run was written by {versions}: resume with that version, or start anew") from None

@@ -57,6 +57,13 @@ def normalised(batch: Batch, normalise: Callable[[Tensor], Tensor]) -> Batch:
     return batch._replace(images=normalise(batch.images))
 
 
+def batches_within(batches: int, limit: int | float | None) -> int:
+    """How many of `batches` a limit leaves, in Lightning's way: a number of them, or a share rounded down."""
+    if limit is None:
+        return batches
+    return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+
+
 def _as_pixels(dataset: Dataset[Any]) -> Dataset[Any]:
     """The same images before normalisation, where that is the last step."""
     if isinstance(dataset, ImageFolder) and PixelTransform.possible(dataset.transform):

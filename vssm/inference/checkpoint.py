@@ -75,7 +75,7 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
     try:
         return TrainedModel(
             file,
-            Settings.from_dict(about["settings"]),
+            Settings.from_stored(about["settings"]),
             tuple(about["classes"]),
             Preprocess.from_dict(about["preprocess"]),
             {n.removeprefix(PREFIX): v for n, v in content["state_dict"].items() if n.startswith(PREFIX)},

@@ -13,13 +13,13 @@ from itertools import islice
 import torch
 from torch import nn
 
-from vssm.data.loaders import evaluation_loader, normalised, size_of
+from vssm.data.loaders import batches_within, evaluation_loader, normalised, size_of
 from vssm.data.splits import Splits
-from vssm.data.unreadable import Unreadable, UnreadableLog, check_share, reasons
+from vssm.data.unreadable import Unreadable, check_share
+from vssm.settings import PRECISIONS
 from vssm.tasks.task import Quality, Task
 
 Progress = Callable[[int, int], None]
-PRECISIONS = {"32-true": None, "32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Evaluation:
     """How good a network is on a split, and what the figures are about.
 
     planned: images that were to be evaluated, the `unreadable` ones included. seconds: of the whole loop, reading
-    included. notes: sentences about the choice of images that a reader must not miss.
+    included. notes: sentences about the images that a reader must not miss.
     """
 
     quality: Quality
@@ -42,7 +42,11 @@ class Evaluation:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self.splits.notes
+        if not self.unreadable:
+            return self.splits.notes
+        path, reason, _ = self.unreadable[0]
+        counted = f"{len(self.unreadable)} of {self.planned} images cannot be read and are left out"
+        return (*self.splits.notes, f"{counted}, for example {path}: {reason}")
 
     def metrics(self) -> dict[str, float]:
         """As a training logs them, and `val_unreadable`."""
@@ -92,12 +96,10 @@ def evaluate(
     assert isinstance(metrics, nn.Module)
     metrics.to(device)
     unreadable: list[Unreadable] = []
-    log = UnreadableLog()
     began, done = time.perf_counter(), 0
     with torch.inference_mode(), _computing_in(precision, device):
         for batch in islice(loader, batches):
             unreadable += batch.unreadable
-            log.add(reasons(batch.unreadable))
             if batch.unreadable:
                 check_share(len(unreadable), planned, kind, batch.unreadable[0])
             if len(batch.targets):
@@ -116,13 +118,6 @@ def evaluate(
     return Evaluation(quality, splits, planned, tuple(unreadable), seconds)
 
 
-def batches_within(batches: int, limit: int | float | None) -> int:
-    """How many of `batches` a limit leaves, in Lightning's way: a number of them, or a share rounded down."""
-    if limit is None:
-        return batches
-    return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
-
-
 def _to(values, device: torch.device):
     """Tensors, and lists or dictionaries of them, on a device."""
     if isinstance(values, torch.Tensor):
@@ -134,8 +129,8 @@ def _to(values, device: torch.device):
 
 def _computing_in(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
     if precision not in PRECISIONS:
-        raise ValueError(f"an evaluation computes in {', '.join(PRECISIONS)}, not {precision}")
-    dtype = PRECISIONS[precision]
+        raise ValueError(f"precision is {precision!r}; expected 32-true, bf16-mixed or 16-mixed")
+    dtype: torch.dtype = getattr(torch, PRECISIONS[precision])
     if dtype is torch.float16 and device.type == "cpu":
-        raise ValueError("trainer.precision is 16-mixed, which needs a GPU; on the CPU choose bf16-mixed or 32-true")
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+        raise ValueError(f"precision {precision} needs a GPU; on the CPU choose bf16-mixed or 32-true")
+    return contextlib.nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)

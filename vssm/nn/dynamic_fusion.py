@@ -148,6 +148,10 @@ class DynamicFusion(FullPrecision):
             assert isinstance(module, DynamicConv)
             module.temperature.fill_(temperature)
 
+    def get_temperature(self) -> float:
+        """The highest of all attentions."""
+        return max(float(module.temperature) for module in self.dynamic)
+
     def _fuse(self, h: Tensor) -> Tensor:
         fused = torch.zeros_like(h) if self.static is None else self.static(h)
         for conv in self.dynamic:

@@ -183,9 +183,7 @@ def _notes(found: FinishedRun, evaluation: Evaluation, quality: Details) -> tupl
             f"metrics.csv: {lines} cut off or damaged, as after a killed process; only the whole ones are used."
         )
     if unreadable:
-        notes.append(
-            f"{unreadable} of {planned} validation images could not be read; the figures are about the others."
-        )
+        notes.append(f"{unreadable} of {planned} validation images could not be read and are left out of the figures.")
     if planned < images:
         notes.append(
             f"Evaluated on the first {planned} of {images} validation images, as trainer.limit_val_batches sets."

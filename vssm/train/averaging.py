@@ -16,16 +16,18 @@ class AverageWeights(WeightAveraging):
     """After optimizer step t, average <- d * average + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)).
 
     So the average always covers about the last tenth of the training, at most 1 / (1 - decay) steps: a short training
-    is not evaluated by its initial weights. The first step copies.
+    is not evaluated by its initial weights. The first step copies. With `warmup=False` d is `decay` at every step and
+    the average begins with the initial weights, as in the official codes (timm's ModelEma). A temperature that falls
+    during training is copied: its average would lag behind.
 
     Lightning's own EMAWeightAveraging takes one tensor at a time and walks through the modules at every step. Here the
     tensors are listed once and averaged in one call; `benchmarks/train_loop.py` shows what is left of the cost. Buffers
     that are no floating-point numbers (counters) are copied.
     """
 
-    def __init__(self, decay: float):
+    def __init__(self, decay: float, warmup: bool = True):
         super().__init__()
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
         self._listed: tuple[list[Pair], list[Pair]] | None = None
 
     def on_train_batch_end(
@@ -38,10 +40,11 @@ class AverageWeights(WeightAveraging):
             self._listed = _pairs(self._average_model.module, pl_module)
         averaged, copied = self._listed
         step = trainer.global_step  # n_averaged is the same, but reading it would wait for the device
-        if step == 1:
+        if step == 1 and self.warmup:
             copied = [*averaged, *copied]
         else:
-            average_all = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+            decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+            average_all = get_ema_multi_avg_fn(decay)
             average_all([average for average, _ in averaged], [weight for _, weight in averaged], step)
         for average, weight in copied:
             average.copy_(weight)
@@ -50,12 +53,13 @@ class AverageWeights(WeightAveraging):
 
 
 def _pairs(average: nn.Module, model: nn.Module) -> tuple[list[Pair], list[Pair]]:
-    """(average, weight) of every floating-point tensor, and of every other one. They share memory with the modules."""
+    """(average, weight) of the tensors to average, and of those to copy. They share memory with the modules."""
     found: tuple[list[Pair], list[Pair]] = ([], [])
-    for ours, theirs in zip(_tensors(average), _tensors(model), strict=True):
-        found[0 if ours.is_floating_point() else 1].append((ours.detach(), theirs.detach()))
+    for (name, ours), theirs in zip(_tensors(average), _tensors(model), strict=True):
+        copied = not ours.is_floating_point() or name.rpartition(".")[2] == "temperature"
+        found[1 if copied else 0].append((ours.detach(), theirs[1].detach()))
     return found
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    return itertools.chain(module.parameters(), module.buffers())
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return itertools.chain(module.named_parameters(), module.named_buffers())

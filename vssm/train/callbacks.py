@@ -16,6 +16,7 @@ from vssm._writing import naming, replacing
 from vssm.inference.run_dir import RunDir
 from vssm.train.module import TrainingModule
 from vssm.train.stopping import REMEDY, Diverged, all_finite
+from vssm.train.temperature import AnnealTemperature
 from vssm.train.tensorboard import TensorBoard
 
 
@@ -86,16 +87,24 @@ class SaveCheckpoints(Checkpoint):
 
 class WriteMetrics(Callback):
     """metrics.csv: a row with the training loss every `log_every_n_steps`, and one per validation with the `metrics` of
-    the task; the same to `board`.
+    the task; the same to `board`. A network with dynamic convolutions adds their temperature.
 
     `step` counts optimizer steps done, `epoch` epochs begun (from 1). A resumed run removes the rows that the
     earlier process wrote after the checkpoint it continues from, so the file reads as if nothing had happened.
     """
 
-    def __init__(self, run: RunDir, metrics: Sequence[str], board: TensorBoard | None = None):
+    def __init__(
+        self,
+        run: RunDir,
+        metrics: Sequence[str],
+        board: TensorBoard | None = None,
+        temperature: AnnealTemperature | None = None,
+    ):
         self.path, self.board = run.metrics, board
         self.metrics = tuple(metrics)
-        self.columns = ("epoch", "step", "lr", "train_loss", *self.metrics, "images_per_second")
+        self.temperature = temperature
+        own = () if temperature is None else ("temperature",)
+        self.columns = ("epoch", "step", "lr", *own, "train_loss", *self.metrics, "images_per_second")
         self._images, self._seconds, self._began = 0, 0.0, 0.0
         self._lr = 0.0
 
@@ -130,6 +139,7 @@ class WriteMetrics(Callback):
             self._write(
                 trainer,
                 lr=self._lr,
+                **({} if self.temperature is None else {"temperature": self.temperature.present}),
                 train_loss=float(pl_module.latest_loss),
                 images_per_second=round(self._images / self._seconds, 1),
             )

@@ -6,7 +6,7 @@ import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
 from vssm.data.batches import Batch, Collate, collate
-from vssm.data.loaders import evaluation_loader, normalised, size_of, training_loader
+from vssm.data.loaders import batches_within, evaluation_loader, normalised, size_of, training_loader
 from vssm.data.sampling import ResumableSampler
 from vssm.data.splits import Splits
 from vssm.settings import DataSettings
@@ -27,8 +27,22 @@ class Loaders(L.LightningDataModule):
     def batches_per_epoch(self, trainer: L.Trainer) -> int:
         """Batches per epoch and process. The last incomplete one is dropped, unless it is the only one."""
         batches = max(1, self._train_share(trainer) // self.settings.batch_size)
-        limit = trainer.limit_train_batches
-        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return batches_within(batches, trainer.limit_train_batches)
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Raises ValueError when an epoch, or its validation, would be over before it began."""
+        share, limit = self._train_share(trainer), trainer.limit_train_batches
+        if share == 0:
+            raise ValueError(
+                f"{size_of(self._train_images)} training images are too few for {trainer.world_size} devices"
+            )
+        if self.batches_per_epoch(trainer) == 0:
+            batches = max(1, share // self.settings.batch_size)
+            raise ValueError(f"trainer.limit_train_batches: {limit} of {batches} batches is none; take a larger share")
+        batches = -(-size_of(self.splits.val) // (self.settings.batch_size * trainer.world_size))
+        if batches_within(batches, trainer.limit_val_batches) == 0:
+            limit = trainer.limit_val_batches
+            raise ValueError(f"trainer.limit_val_batches: {limit} of {batches} batches is none; take a larger share")
 
     def _train_share(self, trainer: L.Trainer) -> int:
         return size_of(self._train_images) // trainer.world_size

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
@@ -28,8 +29,9 @@ from vssm.train.environment import environment
 from vssm.train.freeze import freeze
 from vssm.train.module import TrainingModule
 from vssm.train.stopping import StopAtNonFinite, StopEarly
+from vssm.train.temperature import AnnealTemperature
 from vssm.train.tensorboard import TensorBoard
-from vssm.train.trainer import create_trainer
+from vssm.train.trainer import asked_for, create_trainer
 from vssm.train.unreadable import CountUnreadable
 
 
@@ -57,7 +59,7 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     settings.check()
     chosen, task = settings.model, find_task(settings.task)
     check_model_name(chosen.name)
-    create_trainer(settings)  # refuses a missing GPU or an unknown precision before anything is read
+    trainer = create_trainer(settings)  # refuses a missing GPU or an unknown precision before anything is read
     if settings.log == "csv+tensorboard":
         tensorboard.require()
     preprocess = task.preprocess(settings.data, chosen.name)
@@ -70,7 +72,7 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
         load_weights(model, chosen.init_from, chosen.head)
     if chosen.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    check_image_size(model, chosen.name, splits.preprocess.input_size)
+    check_image_size(model, chosen.name, splits.preprocess.input_size, len(splits.classes))
     description = {
         "format": FORMAT,
         "version": version("vssm"),
@@ -83,7 +85,9 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     frozen_norms = freeze(model, chosen.freeze)
     learner, metrics = task.learner(model, settings, splits), task.metrics(len(splits.classes))
     module = TrainingModule(learner, metrics, settings, description, frozen_norms)
-    return Experiment(settings, task, splits, module, Loaders(splits, settings.data, settings.seed, task.collate))
+    loaders = Loaders(splits, settings.data, settings.seed, task.collate)
+    loaders.check(trainer)
+    return Experiment(settings, task, splits, module, loaders)
 
 
 def fit(
@@ -113,9 +117,13 @@ def fit(
         # How Lightning leaves on Ctrl-C and SIGTERM, deaf to further Ctrl-C; what to say then is up to the caller.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from None
+    except MisconfigurationException as error:
+        raise ValueError(f"{asked_for(settings.trainer)}: {' '.join(str(error).split())}") from error
     except TorchDynamoException as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"model.compile: torch.compile failed ({reason}); train without it") from error
+    if not run.last.exists():
+        raise ValueError("training ended before the first checkpoint; let it run longer")
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -123,12 +131,22 @@ def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
     settings, task = experiment.settings, experiment.task
     board = TensorBoard(run.tensorboard) if settings.log == "csv+tensorboard" else None
     found: list[Callback] = [CountUnreadable(run.unreadable), StopAtNonFinite()]
+    temperature = temperature_of(experiment)
+    if temperature is not None:
+        found.append(temperature)  # before the averages, which copy it
     if settings.optim.ema_decay > 0:
-        found.append(AverageWeights(settings.optim.ema_decay))
-    found.append(WriteMetrics(run, task.columns, board))
+        found.append(AverageWeights(settings.optim.ema_decay, settings.optim.ema_warmup))
+    found.append(WriteMetrics(run, task.columns, board, temperature))
     if settings.early_stopping is not None:
         found.append(StopEarly(task.monitor, settings.early_stopping))
     return [*found, SaveCheckpoints(run, task.monitor, settings.save_every_n_steps)]
+
+
+def temperature_of(experiment: Experiment) -> AnnealTemperature | None:
+    """What lowers the temperature of the network's dynamic convolutions, where it has any and the settings want it."""
+    epochs = experiment.settings.optim.temperature_epochs
+    found = AnnealTemperature(experiment.model, epochs) if epochs > 0 else None
+    return found if found is not None and found.modules else None
 
 
 def start_run(settings: Settings) -> RunDir:

@@ -17,6 +17,7 @@ from vssm.train.callbacks import AtomicCheckpointIO, SaveCheckpoints
 
 # What a run directory and exact resumption depend on.
 _OURS = (
+    "barebones",
     "callbacks",
     "default_root_dir",
     "enable_checkpointing",
@@ -24,14 +25,17 @@ _OURS = (
     "enable_progress_bar",
     "fast_dev_run",
     "logger",
+    "model_registry",
     "num_sanity_val_steps",
+    "overfit_batches",
     "plugins",
+    "reload_dataloaders_every_n_epochs",
     "use_distributed_sampler",
 )
 
 
 def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.Trainer:
-    """A Trainer that says nothing by itself, leaves the order of samples to us and replaces checkpoints atomically.
+    """A silent Trainer that leaves the order of samples to us and replaces checkpoints atomically.
 
     Raises ValueError for what Lightning refuses, a missing GPU among it, and for `trainer.args` that it does not have.
     """
@@ -64,10 +68,10 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
-        raise ValueError(f"{_asked_for(settings.trainer)}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{asked_for(settings.trainer)}: {' '.join(str(error).split())}") from error
 
 
-def _asked_for(chosen: TrainerSettings) -> str:
+def asked_for(chosen: TrainerSettings) -> str:
     """What may have been refused, for the beginning of a message."""
     usual = TrainerSettings()
     unusual = {n: v for n, v in vars(chosen).items() if n != "args" and v != getattr(usual, n)} | chosen.args
@@ -94,4 +98,4 @@ def _check_arguments(more: dict[str, Any]) -> None:
             raise ValueError(f"trainer.args.{name} cannot be changed: vssm chooses it")
         if name not in known:
             near = nearest(name, known - set(_OURS))
-            raise ValueError(f"trainer.args.{name} is no argument of lightning.Trainer{near}")
+            raise ValueError(f"trainer.args.{name} is not a lightning.Trainer argument{near}")

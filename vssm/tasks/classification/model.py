@@ -5,7 +5,7 @@ from typing import Any
 import timm
 import torch
 from timm.data.imagenet_info import ImageNetInfo
-from torch import nn
+from torch import Tensor, nn
 
 import vssm.models  # noqa: F401 (registers our models with timm)
 from vssm._words import nearest
@@ -21,9 +21,10 @@ def create_classifier(
 ) -> nn.Module:
     """Any timm model by name; `num_classes=None` keeps the model's own.
 
-    Raises ValueError with the nearest names for a name that timm does not know, and for arguments that the model's
-    builder does not take.
+    Raises ValueError with the nearest names for a name that timm does not know, for arguments that the model's builder
+    does not take, and for values of `arguments` that it cannot be built with.
     """
+    given = dict(arguments)
     check_model_name(name)
     if num_classes is not None:
         arguments["num_classes"] = num_classes
@@ -32,10 +33,24 @@ def create_classifier(
     try:
         return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **arguments)
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        unknown = str(error).rpartition("argument ")[2]
-        raise ValueError(f"model {name} takes no argument {unknown}") from error
+        if "unexpected keyword argument" in str(error):
+            unknown = str(error).rpartition("argument ")[2]
+            raise ValueError(f"model {name} takes no argument {unknown}") from error
+        raise _unbuildable(name, given, error) from error
+    except _REFUSALS as error:
+        raise _unbuildable(name, given, error) from error
+
+
+# How timm's builders refuse a value that they did not expect; without arguments of the user it is a bug, and stays one.
+_REFUSALS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, ValueError, ZeroDivisionError)
+
+
+def _unbuildable(name: str, given: dict[str, Any], error: Exception) -> Exception:
+    if not given:
+        return error
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    listed = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    return ValueError(f"model {name} cannot be built with {listed}: {reason}")
 
 
 def check_model_name(name: str) -> None:
@@ -47,16 +62,22 @@ def check_model_name(name: str) -> None:
 
 
 @torch.inference_mode()
-def check_image_size(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:
-    """One forward of an empty image (C, H, W). Raises ValueError when the model cannot take this size."""
-    was_training = model.training
+def check_image_size(model: nn.Module, name: str, input_size: tuple[int, int, int], classes: int | None = None) -> None:
+    """One forward of an empty image (C, H, W). Raises ValueError when the model cannot take this size, or (with
+    `classes`) answers anything else than one value per class."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        model(torch.zeros(1, *input_size))
-    except (RuntimeError, ValueError, AssertionError) as error:
+        answer = model(torch.zeros(1, *input_size, device=next(model.parameters()).device))
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
         size = "x".join(map(str, input_size))
-        raise ValueError(f"{name} cannot take images of {size}: {error}") from error
-    model.train(was_training)
+        raise ValueError(f"{name} cannot take images of {size}: {' '.join(str(error).split())}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if classes is not None and (not isinstance(answer, Tensor) or answer.shape != (1, classes)):
+        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(f"{name} is no classifier as it is built: for one image it gives {found}, not (1, {classes})")
 
 
 def class_names(model: nn.Module) -> tuple[str, ...]:

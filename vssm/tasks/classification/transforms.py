@@ -1,9 +1,11 @@
 """How an image becomes a classifier's input: as the model was published, and with variation for training."""
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
+from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
 from timm.data.transforms_factory import create_transform
 
 import vssm.models  # noqa: F401 (registers our models with timm)
@@ -26,7 +28,12 @@ def changed(preprocess: Preprocess, settings: DataSettings) -> Preprocess:
 
 
 def train_transform(settings: DataSettings, preprocess: Preprocess) -> ImageTransform:
-    """timm's training transform: random crop, flip, colours, erasing."""
+    """timm's training transform: random crop, flip, colours, erasing.
+
+    Raises ValueError for an `auto_augment` that timm cannot read, or would read in part.
+    """
+    if settings.auto_augment is not None:
+        check_policy(settings.auto_augment)
     if not settings.augment:
         return preprocess.transform()
     built = create_transform(
@@ -37,6 +44,7 @@ def train_transform(settings: DataSettings, preprocess: Preprocess) -> ImageTran
         color_jitter=settings.color_jitter,
         auto_augment=settings.auto_augment,
         re_prob=settings.random_erasing,
+        re_mode=settings.erase_mode,
         interpolation=preprocess.interpolation,
         mean=preprocess.mean,
         std=preprocess.std,
@@ -44,3 +52,25 @@ def train_transform(settings: DataSettings, preprocess: Preprocess) -> ImageTran
     # The smallest crop, of aspect 3:4, still has as many pixels as the model takes.
     min_side = math.ceil(max(preprocess.input_size[1:]) / math.sqrt(0.75 * settings.scale))
     return ImageTransform(built, min_side)
+
+
+_POLICIES = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+
+
+def check_policy(text: str) -> None:
+    """Raises ValueError when timm's own parser refuses an augmentation policy, or would pass over a part of it."""
+    kind, *options = text.split("-")
+    problem = ""
+    for option in options:
+        is_set = kind == "rand" and option.startswith("t")
+        if not is_set and re.fullmatch(r"[a-z]+\d[\d.]*", option) is None:
+            problem = f": {option!r} is no letters followed by a number"
+    try:
+        _POLICIES.get(kind, auto_augment_transform)(text)
+    except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+        problem = problem or (f": {error}" if str(error) else ": unknown")
+    if problem:
+        raise ValueError(
+            f"data.auto_augment is {text!r}, which timm cannot read{problem}; expected for example "
+            "rand-m9-mstd0.5-inc1, augmix-m5-w4, original, originalr, v0, v0r or 3a"
+        )
