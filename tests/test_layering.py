@@ -16,13 +16,12 @@ ALLOWED = {
     "data": set(),
     "tasks": {"ops", "nn", "weights", "models", "data"},
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
-    "tables": {"models", "analysis", "tasks"},
     "inference": {"ops", "nn", "weights", "models", "tasks", "data"},
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "inference"},
-    "figures": {"data", "tasks", "tables", "inference", "train"},
+    "figures": {"data", "tasks", "analysis", "inference", "train"},
     "report": {"tasks", "data", "analysis", "inference", "figures"},
     "cli": {"ops", "nn", "models", "weights", "data", "tasks", "analysis", "inference", "train", "report"}
-    | {"recipes", "tables", "figures"},
+    | {"recipes", "figures"},
 }
 HEAVY = {"lightning", "matplotlib", "triton", "sklearn", "transformers", "jsonargparse", "torchmetrics", "rich", "onnx"}
 

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds against the authors' own counts; the papers' tables are in tests/tables."""
+"""Parameters and multiply-adds against the authors' own counts; the papers' tables are in tests/analysis/tables."""
 
 import json
 from functools import cache, partial

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vssm.__main__ import main
-from vssm.tables import NAMES
+from vssm.analysis.tables import NAMES
 
 ROWS = ["--rows", "cascade", "cross"]
 
@@ -59,7 +59,7 @@ def test_the_page_shows_what_is_printed(capsys):
 
 
 def test_measured_beside_a_row_that_is_not_shown(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("vssm.tables.measure.peak_memory", lambda row, settings: 123.4)
+    monkeypatch.setattr("vssm.analysis.tables.measure.peak_memory", lambda row, conditions: 123.4)
     picture = tmp_path / "picture.png"
     argv = ["table", "scan-patterns", "--rows", "cascade", "--relative-to", "cross", "--measure", "--image-size", "32"]
     assert main([*argv, "--seconds", "0.01", "--threads", "1", "--json", "--plot", str(picture)]) == 0
@@ -83,7 +83,7 @@ def test_measured_beside_a_row_that_is_not_shown(capsys, monkeypatch, tmp_path):
             "the papers draw no figure of table d-state; --plot goes with imagenet, acc",
         ),
         (["resolution", "--measure", "--image-size", "64"], 1, "the rows of table resolution differ in their image"),
-        (["d-state", "--batch", "2"], 2, "--batch says how to measure: it goes with --measure"),
+        (["d-state", "--batch", "2"], 2, "--batch applies to measuring: add --measure"),
         (["d-state", "--measure", "--seconds", "0"], 2, "--seconds must be above 0, not 0.0"),
         (["acceleration", "--plot", "x.jpg"], 2, "--plot writes a file that ends in .png, not x.jpg"),
         (["--json"], 2, "which table? `vssm table` lists them"),

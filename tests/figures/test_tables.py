@@ -3,11 +3,11 @@
 import pytest
 from PIL import Image
 
+from vssm.analysis.tables import NAMES, load_table
+from vssm.analysis.tables.count import Counted
+from vssm.analysis.tables.records import records
+from vssm.analysis.throughput import Measured
 from vssm.figures.tables import draw
-from vssm.tables import NAMES, load_table
-from vssm.tables.count import Counted
-from vssm.tables.measure import Measured
-from vssm.tables.records import records
 
 FIGURES = [name for name in NAMES if load_table(name).figure is not None]
 

@@ -10,8 +10,8 @@ from vssm.cli.parsing import Parser, UsageError, parse
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vssm.tables.measure import Measured
-    from vssm.tables.table import Row, Table
+    from vssm.analysis.tables.table import Row, Table
+    from vssm.analysis.throughput import Measured
 
 DESCRIPTION = """\
 Shows a table of the papers: parameters and multiply-adds counted here beside the printed ones, and what the paper
@@ -28,12 +28,12 @@ def main(argv: list[str]) -> int:
     if args.name is None:
         return _list()
 
-    from vssm.tables import load_table
+    from vssm.analysis.tables import load_table
 
     whole = load_table(args.name)
     table = whole.select(args.rows) if args.rows else whole
     if args.plot is not None and table.figure is None:
-        from vssm.tables import NAMES
+        from vssm.analysis.tables import NAMES
 
         drawn = ", ".join(name for name in NAMES if load_table(name).figure is not None)
         raise ValueError(f"the papers draw no figure of table {table.name}; --plot goes with {drawn}")
@@ -71,7 +71,7 @@ def _check(args: argparse.Namespace) -> None:
     for option in MEASURING:
         value, flag = getattr(args, option), "--" + option.replace("_", "-")
         if value is not None and not args.measure:
-            raise UsageError(f"{flag} says how to measure: it goes with --measure")
+            raise UsageError(f"{flag} applies to measuring: add --measure")
         if isinstance(value, int | float) and not value > 0:
             raise UsageError(f"{flag} must be above 0, not {value}")
     if args.plot is not None and not args.plot.lower().endswith(".png"):
@@ -79,7 +79,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _list() -> int:
-    from vssm.tables import NAMES, load_table
+    from vssm.analysis.tables import NAMES, load_table
 
     width = max(map(len, NAMES)) + 2
     for name in NAMES:
@@ -101,8 +101,8 @@ def _show(args: argparse.Namespace, table: "Table", reference: "Row | None") -> 
 
     notes = Console(stderr=True)
     with notes.status("counting"):
-        from vssm.tables.count import count
-        from vssm.tables.records import records
+        from vssm.analysis.tables.count import count
+        from vssm.analysis.tables.records import records
 
         counted = {row.name: count(row) for row in table.rows}
     measured, how = None, None
@@ -126,11 +126,12 @@ def _measure(
     """What was measured, by row, and how, in words."""
     import torch
 
+    from vssm.analysis.tables.measure import measure
+    from vssm.analysis.throughput import Conditions
     from vssm.inference.device import pick_device
-    from vssm.tables.measure import Settings, measure
 
     device = pick_device(args.device or "auto").type
-    settings = Settings(
+    conditions = Conditions(
         batch=args.batch or 1,
         image_size=args.image_size,
         threads=args.threads,
@@ -140,12 +141,12 @@ def _measure(
     )
     measured: dict[str, Measured] = {}
     with console.status("measuring") as status:
-        for name, found in measure(rows, reference, settings):
+        for name, found in measure(rows, reference, conditions):
             measured[name] = found
             status.update(f"measured {len(measured)} of {sum(row.model is not None for row in rows)}: {name}")
-    threads = f", {settings.threads or torch.get_num_threads()} threads" if device == "cpu" else ""
-    doing = "training steps" if settings.training else "inference"
+    threads = f", {conditions.threads or torch.get_num_threads()} threads" if device == "cpu" else ""
+    doing = "training steps" if conditions.training else "inference"
     turns = min((found.turns for found in measured.values()), default=0)
-    side = "" if settings.image_size is None else f", {settings.image_size} x {settings.image_size}"
-    how = f"{doing}, {settings.batch} at a time{side}, float32, {device}{threads}, medians of {turns} turns or more"
+    side = "" if conditions.image_size is None else f", {conditions.image_size} x {conditions.image_size}"
+    how = f"{doing}, {conditions.batch} at a time{side}, float32, {device}{threads}, medians of {turns} turns or more"
     return measured, how

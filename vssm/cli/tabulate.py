@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from vssm.tables.records import Record
-from vssm.tables.table import Table
+from vssm.analysis.tables.records import Record
+from vssm.analysis.tables.table import Table
 
 Cell = Callable[[Record], str]
 

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from vssm.analysis.tables.records import Record
+from vssm.analysis.tables.table import Row, Table
 from vssm.figures.style import COLORS, QUIET, drawing, heading, title
-from vssm.tables.records import Record
-from vssm.tables.table import Row, Table
 
 LEFT = 0.25  # of the title, in inches
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from vssm.analysis.complexity import complexity
+from vssm.analysis.tables.table import Row
 from vssm.models.build import create_model
-from vssm.tables.table import Row
 from vssm.tasks.segmentation import UPerNet
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import vssm
-from vssm.tables import NAMES, load_table
-from vssm.tables.count import build, count, prints_as
+from vssm.analysis.tables import NAMES, load_table
+from vssm.analysis.tables.count import build, count, prints_as
 
 OURS = set(vssm.list_models())
 
@@ -73,7 +73,7 @@ def test_few_rows_of_ours_deviate():
 
 
 def test_the_files_are_the_tables():
-    stored = {file.name for file in (files("vssm.tables") / "data").iterdir()}
+    stored = {file.name for file in (files("vssm.analysis.tables") / "data").iterdir()}
     assert stored == {f"{name}.json" for name in NAMES}
 
 

@@ -4,6 +4,6 @@
 papers print them, digit by digit. `vssm table` shows them.
 """
 
-from vssm.tables.table import NAMES, Row, Table, load_table
+from vssm.analysis.tables.table import NAMES, Row, Table, load_table
 
 __all__ = ["NAMES", "Row", "Table", "load_table"]

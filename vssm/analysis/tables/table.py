@@ -89,7 +89,7 @@ def load_table(name: str) -> Table:
     """The table of that name; ValueError with the nearest names for another."""
     if name not in NAMES:
         raise ValueError(f"there is no table {name!r}{_nearest(name, NAMES)}")
-    stored = json.loads((files("vssm.tables") / "data" / f"{name}.json").read_text(encoding="utf-8"))
+    stored = json.loads((files("vssm.analysis.tables") / "data" / f"{name}.json").read_text(encoding="utf-8"))
     rows = tuple(_row({"size": stored.get("size", SIZE), **row}, stored["scores"]) for row in stored["rows"])
     head = (stored["title"], stored["source"], rows, stored["scores"], stored.get("notes", {}), stored.get("figure"))
     return Table(name, *head)

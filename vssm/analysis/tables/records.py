@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vssm.tables.count import Counted, prints_as
-from vssm.tables.measure import Measured
-from vssm.tables.table import Row, Table
+from vssm.analysis.tables.count import Counted, prints_as
+from vssm.analysis.tables.table import Row, Table
+from vssm.analysis.throughput import Measured
 
 Record = dict[str, Any]
 

@@ -1,0 +1,69 @@
+"""Medians over turns, steps of training and inference, threads."""
+
+import pytest
+import torch
+from torch import nn
+
+from vssm.analysis.throughput import LEAST_TURNS, Conditions, Measured, Runner, cpu_threads, in_turns, peak_of
+
+
+class Timed:
+    """Takes the next of these seconds at each call; the first of them warms up."""
+
+    def __init__(self, *seconds):
+        self.left = list(seconds)
+
+    def seconds(self):
+        return self.left.pop(0)
+
+
+def test_medians_of_turns():
+    conditions = Conditions(batch=6, seconds=0)
+    runner, reference = Timed(99, 2, 3, 4), Timed(99, 4, 3, 16)  # ratios 2, 1, 4
+    assert in_turns(runner, reference, 12.5, conditions) == Measured(6 / 3, 2.0, LEAST_TURNS, 12.5, False)
+    assert runner.left == reference.left == []
+    alone = Timed(99, 2, 1, 4)
+    assert in_turns(alone, alone, None, conditions) == Measured(6 / 2, 1.0, LEAST_TURNS, None, False)
+    assert alone.left == []
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_step(training):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 6, 2), nn.Dropout(0.5))
+    runner = Runner(model, (4, 6), Conditions(batch=5, training=training))
+    assert runner.images.shape == (5, 3, 4, 6) and runner.images.dtype == torch.float32
+    assert runner.seconds() > 0
+    assert model.training == training
+    weight = model[1].weight
+    assert (weight.grad is not None) == training
+    if training:  # a step starts from no gradient
+        first = weight.grad.abs().sum()
+        torch.manual_seed(0)
+        runner.seconds()
+        torch.manual_seed(0)
+        second = weight.grad.clone()
+        runner.seconds()
+        assert first > 0 and torch.equal(weight.grad, second)
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), cpu_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        1 / 0  # noqa: B018
+    assert torch.get_num_threads() == before
+    with cpu_threads(None):
+        assert torch.get_num_threads() == before
+
+
+def test_peak_of_counts_two_calls_and_the_building():
+    calls = []
+
+    class Counting(Timed):
+        def seconds(self):
+            calls.append(torch.get_num_threads())
+            return 1.0
+
+    found = peak_of(Counting, Conditions(threads=2))
+    assert calls == [2, 2]
+    assert found is None or found >= 0
