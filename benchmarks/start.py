@@ -25,7 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         image, run = Path(folder, "photo.png"), Path(folder, "run")
         Image.effect_noise((640, 480), 64).convert("RGB").save(image)
-        vssm = [sys.executable, "-m", "vssm"]
+        vssm = [sys.executable, "-m", "vssm_cli"]
         fit = [*vssm, "fit", "--config", "digits", "--out", str(run), "--trainer.max-steps", "1", "--epochs", "1"]
         subprocess.run(fit, check=True, capture_output=True)
         commands = {

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 import vssm
-from vssm.__main__ import main
 from vssm.models.mamba_adaptor import MambaAdaptorConfig
 from vssm.models.spatial_mamba import SpatialMambaConfig
 from vssm.models.vim import VimConfig
@@ -26,6 +25,7 @@ from vssm.models.vmamba import VMambaConfig
 from vssm.nn import STATE_FNS, DynamicFusion
 from vssm.weights import CATALOG
 from vssm.weights.rename import VMAMBA, to_official
+from vssm_cli.command import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vssm_cli import LIGHT
+from vssm_cli.command import COMMANDS
+
 PACKAGE = Path(__file__).parents[1] / "vssm"
+COMMAND = Path(__file__).parents[1] / "vssm_cli"
 
 # What a layer may import, besides itself. A layer that is not listed may not exist.
 ALLOWED = {
@@ -20,9 +24,9 @@ ALLOWED = {
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "inference"},
     "figures": {"data", "tasks", "analysis", "inference", "train"},
     "report": {"tasks", "data", "analysis", "inference", "figures"},
-    "cli": {"ops", "nn", "models", "weights", "data", "tasks", "analysis", "inference", "train", "report"}
-    | {"recipes", "figures"},
 }
+# What the command line needs to parse.
+KNOWN = sys.stdlib_module_names | {"jsonargparse", "docstring_parser", "vssm", "vssm_cli"}
 HEAVY = {"lightning", "matplotlib", "triton", "sklearn", "transformers", "jsonargparse", "torchmetrics", "rich", "onnx"}
 
 
@@ -55,6 +59,50 @@ def test_no_arrow_points_upwards():
             if parts[1] != layer and parts[1] not in ALLOWED[layer]:
                 wrong.append(f"{path.relative_to(PACKAGE)}:{line}: {layer} imports {parts[1]}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_nobody_imports_the_command_line():
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "__main__.py":
+            assert not any(name.split(".")[0] == "vssm_cli" for _, name in _imports(path)), path
+
+
+def test_the_command_line_parses_without_the_package():
+    """At their top, the files that are imported before a command line is parsed take the standard library, the parser,
+    each other, and the modules of the package that are loaded without it."""
+    first = [COMMAND / f"{name}.py" for name in (*COMMANDS, "command")]
+    wrong, seen = [], set()
+    while first:
+        path = first.pop()
+        seen.add(path)
+        for line, name in _top_imports(path):
+            head, _, rest = name.partition(".")
+            if head == "vssm_cli":
+                if rest and COMMAND / f"{rest}.py" not in seen:
+                    first.append(COMMAND / f"{rest}.py")
+            elif (head == "vssm" and rest not in LIGHT) or head not in KNOWN:
+                wrong.append(f"{path.name}:{line}: {name}")
+    assert {path.name for path in seen} >= {"parsing.py", "settings.py", "fit.py"}
+    assert not wrong, "\n".join(wrong)
+
+
+def test_light_modules_take_the_standard_library_and_each_other():
+    """In this order: each is loaded when those before it are there."""
+    for position, name in enumerate(LIGHT):
+        before = {f"vssm.{other}" for other in LIGHT[:position]}
+        for line, module in _top_imports(PACKAGE / f"{name}.py"):
+            assert module in before or module.partition(".")[0] in sys.stdlib_module_names, (
+                f"{name}.py:{line}: {module}"
+            )
+
+
+def _top_imports(path):
+    """(line, module) of every import outside of functions and of `if TYPE_CHECKING`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, node.module
 
 
 def test_operators_know_no_timm_and_no_torchvision():

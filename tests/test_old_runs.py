@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vssm.__main__ import main
 from vssm.report.write import write_report
 from vssm.train.callbacks import read_metrics
+from vssm_cli.command import main
 
 FIXTURE = Path(__file__).parent / "data" / "run_of_0.1"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())

@@ -7,10 +7,10 @@ import lightning
 import pytest
 import yaml
 
-from vssm.cli.settings import recipes
-from vssm.inference.run_dir import read_yaml
+from vssm._yaml import read_yaml
 from vssm.settings import Settings, TrainerSettings
 from vssm.settings import __file__ as settings_file
+from vssm_cli.settings import recipes
 
 
 def test_trainer_settings_are_lightning_arguments():

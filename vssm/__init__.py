@@ -6,17 +6,16 @@ first use needs; `vssm.ops`, `vssm.nn` and `vssm.models` are what they are made 
 
 from typing import TYPE_CHECKING, Any
 
-from vssm._launch import started_as_command
+from vssm import settings  # noqa: F401 (bound here, as the command line loads it before the package)
+from vssm._version import __version__
+from vssm.analysis.complexity import complexity
+from vssm.models import list_models
+from vssm.models.adaptors import add_adaptors, freeze_base, load_adaptors, save_adaptors
+from vssm.models.build import create_model
+from vssm.weights import convert, load_checkpoint
 
 if TYPE_CHECKING:
     from vssm.inference.predictor import load
-
-if not started_as_command():
-    from vssm.analysis.complexity import complexity
-    from vssm.models import list_models
-    from vssm.models.adaptors import add_adaptors, freeze_base, load_adaptors, save_adaptors
-    from vssm.models.build import create_model
-    from vssm.weights import convert, load_checkpoint
 
 __all__ = [
     "__version__",
@@ -31,8 +30,6 @@ __all__ = [
     "load_checkpoint",
     "save_adaptors",
 ]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

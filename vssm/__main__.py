@@ -1,8 +1,8 @@
-"""The command `vssm`, and `python -m vssm`. Nothing heavy is imported here: see vssm/cli/command.py."""
+"""`python -m vssm`: the command `vssm`. Python imports the package for it first, which `vssm` itself puts off."""
 
 import sys
 
-from vssm.cli.command import main
+from vssm_cli.command import main
 
 __all__ = ["main"]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vssm.__main__ import main
 from vssm.data.preprocess import Preprocess
 from vssm.data.splits import load_splits
 from vssm.settings import DataSettings
+from vssm_cli.command import main
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.train.tiny import tiny_settings
-from vssm.cli import demo
-from vssm.cli.parsing import Stop
+from vssm_cli import demo
+from vssm_cli.parsing import Stop
 
 
 @pytest.fixture
@@ -16,11 +16,11 @@ def tiny_recipe(tmp_path, monkeypatch):
     """The demo with a recipe of seconds; both of its models are cut down by it."""
     import yaml
 
-    import vssm.cli.settings
+    import vssm_cli.settings
 
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(tiny_settings().as_dict()))
-    monkeypatch.setattr(vssm.cli.settings, "recipes", lambda: {"digits": recipe})
+    monkeypatch.setattr(vssm_cli.settings, "recipes", lambda: {"digits": recipe})
 
 
 def test_demo_reports_and_fails_below_its_goal(tiny_recipe, tmp_path, capsys):

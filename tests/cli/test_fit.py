@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vssm.__main__ import main
 from vssm.inference.run_dir import RunDir
 from vssm.train.callbacks import read_metrics
 from vssm.train.module import TrainingModule
+from vssm_cli.command import main
 
 TINY = (
     "--model.args={dims: [8, 16], depths: [1, 1]}",

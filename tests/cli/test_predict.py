@@ -18,11 +18,11 @@ from rich.console import Console
 from torch import nn
 
 import vssm.inference.predict
-from vssm.__main__ import main
-from vssm.cli.predictions import Csv, JsonLines, Lines, Screen
 from vssm.data.preprocess import Preprocess
 from vssm.inference.predict import Prediction, predict
 from vssm.weights.rename import VIM, to_official
+from vssm_cli.command import main
+from vssm_cli.predictions import Csv, JsonLines, Lines, Screen
 
 
 @pytest.fixture(scope="module")

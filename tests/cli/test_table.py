@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vssm.__main__ import main
 from vssm.analysis.tables import NAMES
+from vssm_cli.command import main
 
 ROWS = ["--rows", "cascade", "cross"]
 

@@ -1,7 +1,8 @@
 import pytest
 
 from vssm._writing import replacing
-from vssm.inference.run_dir import RunDir, checkpoint_file, free_path, read_yaml
+from vssm._yaml import read_yaml
+from vssm.inference.run_dir import RunDir, checkpoint_file, free_path
 
 
 def test_a_directory_in_use_is_refused(tmp_path):

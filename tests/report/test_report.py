@@ -11,7 +11,6 @@ from PIL import Image
 
 from tests.report.html_check import check
 from tests.train.tiny import tiny_settings
-from vssm.__main__ import main
 from vssm.analysis.complexity import complexity
 from vssm.data.batches import Batch
 from vssm.data.digits import load_digits
@@ -24,6 +23,7 @@ from vssm.report.write import write_report
 from vssm.settings import Settings
 from vssm.tasks.classification.metrics import ClassificationMetrics
 from vssm.train.fit import build, fit, start_run
+from vssm_cli.command import main
 
 NAMES = ("<b>bold<b> & 'co'", 'a"quote', "Ünïcode 漢字")
 

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from tests.train.tiny import tiny_settings
 from vssm.analysis.complexity import complexity
-from vssm.cli.show import announce
 from vssm.train.fit import build, fit, start_run
 from vssm.train.plan import plan
 from vssm.train.progress import Clock, LiveProgress
+from vssm_cli.show import announce
 
 
 def test_plan():
@@ -62,7 +62,7 @@ def test_announcement():
 
 
 def test_many_classes_are_summed_up(monkeypatch):
-    monkeypatch.setattr("vssm.cli.show.MANY_CLASSES", 5)
+    monkeypatch.setattr("vssm_cli.show.MANY_CLASSES", 5)
     text = shown(tiny_settings())
     assert "139 to 146 training images each, median 144.5; fewest 8, most 1" in text
     assert "\n8 " not in text

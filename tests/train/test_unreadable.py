@@ -10,11 +10,11 @@ from PIL import Image
 
 from tests.train.test_fit import train
 from tests.train.tiny import tiny_settings
-from vssm.__main__ import main
 from vssm.data.unreadable import TooManyUnreadable, read_unreadable
 from vssm.inference.evaluate import evaluate
 from vssm.inference.run_dir import RunDir
 from vssm.train.fit import build
+from vssm_cli.command import main
 
 
 @pytest.fixture

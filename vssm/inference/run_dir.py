@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from vssm._writing import replacing
+from vssm._yaml import read_yaml, write_yaml
 
 CONFIG, ENVIRONMENT, METRICS, REPORT = "config.yaml", "environment.yaml", "metrics.csv", "report.html"
 UNREADABLE = "unreadable.csv"
@@ -97,7 +97,7 @@ class RunDir:
         return read_yaml(self.config)
 
     def write_config(self, plain: dict[str, Any]) -> None:
-        _write_yaml(self.config, plain)
+        write_yaml(self.config, plain)
 
     def read_environment(self) -> dict[str, Any]:
         """Versions, hardware and start of the training; nothing for a run that does not say."""
@@ -105,7 +105,7 @@ class RunDir:
         return read_yaml(file) if file.exists() else {}
 
     def write_environment(self, plain: dict[str, str]) -> None:
-        _write_yaml(self.path / ENVIRONMENT, plain)
+        write_yaml(self.path / ENVIRONMENT, plain)
 
     def close(self) -> None:
         if self._lock is not None:
@@ -151,26 +151,6 @@ def free_path(path: str | Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML file; ValueError naming the file for anything else."""
-    import yaml
-
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(plain, dict):
-        raise ValueError(f"{path}: expected a mapping of settings, got {type(plain).__name__}")
-    return plain
-
-
-def _write_yaml(path: Path, plain: dict[str, Any]) -> None:
-    import yaml
-
-    with replacing(path) as new:
-        new.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
 def _refuse_file(path: Path) -> None:

@@ -2,8 +2,8 @@
 
 import json
 
-from vssm.cli.parsing import UsageError
-from vssm.cli.settings import parse_settings, settings_parser, to_settings
+from vssm_cli.parsing import UsageError
+from vssm_cli.settings import parse_settings, settings_parser, to_settings
 
 DESCRIPTION = """\
 Measures a checkpoint on the images it was validated on, or on others: `vssm validate --checkpoint RUN_DIR
@@ -27,8 +27,8 @@ def measure(command: str, description: str, split: str, argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from vssm.cli.show import metrics_table, plain_metrics
     from vssm.inference.run_dir import checkpoint_file
+    from vssm_cli.show import metrics_table, plain_metrics
 
     file = checkpoint_file(asked.checkpoint)
     console = Console(stderr=asked.json)

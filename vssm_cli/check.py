@@ -5,8 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vssm.cli.lean import import_timm
-from vssm.cli.parsing import Parser, UsageError, parse
+from vssm_cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
 Reads every image of a folder once, as `vssm fit --data.root FOLDER` would split it, with all cores: what cannot be
@@ -35,7 +34,6 @@ def _check(args: argparse.Namespace) -> int:
 
     console = Console(stderr=args.json)
     with Console(stderr=True).status("loading"):
-        import_timm()
         from vssm.data.imagefolder import ImageFolder
         from vssm.data.inspection import inspect_images, summarise
         from vssm.data.preprocess import Preprocess

@@ -5,8 +5,8 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
-from vssm.cli.parsing import Stop, UsageError, describe
-from vssm.cli.settings import parse_settings, read_settings, settings_parser, to_settings
+from vssm_cli.parsing import Stop, UsageError, describe
+from vssm_cli.settings import parse_settings, read_settings, settings_parser, to_settings
 
 DESCRIPTION = """\
 Trains a model on images: `vssm fit --model vmamba_tiny --data.root FOLDER` where FOLDER holds train/CLASS/ and
@@ -39,15 +39,15 @@ def main(argv: list[str]) -> int:
 def _start(settings) -> int:
     from rich.console import Console
 
-    from vssm.inference.run_dir import RunDir, free_path, is_first_process
+    with Console(stderr=True).status("loading torch and Lightning"):
+        from vssm.inference.run_dir import RunDir, free_path, is_first_process
 
-    console = Console(quiet=not is_first_process())
-    if settings.out is None:
-        settings.out = str(free_path(f"runs/{settings.model.name}-{settings.data.name}"))
-    if is_first_process():
-        RunDir(settings.out).check_free()
-    with console.status("loading torch and Lightning"):
+        if settings.out is None:
+            settings.out = str(free_path(f"runs/{settings.model.name}-{settings.data.name}"))
+        if is_first_process():
+            RunDir(settings.out).check_free()
         from vssm.train.fit import build, start_run
+    console = Console(quiet=not is_first_process())
     experiment = build(settings)
     return _train(experiment, start_run(settings), False, console)
 
@@ -55,28 +55,28 @@ def _start(settings) -> int:
 def _resume(path: str) -> int:
     from rich.console import Console
 
-    from vssm.inference.run_dir import RunDir, is_first_process
+    with Console(stderr=True).status("loading torch and Lightning"):
+        from vssm.inference.run_dir import RunDir, is_first_process
 
-    run = RunDir.reopen(path) if is_first_process() else RunDir(path)
-    try:
-        settings = read_settings(run.config, settings_parser("fit", DESCRIPTION))
-        settings.keep_earlier(run.read_config())
-    except UsageError as error:
-        versions = run.read_environment().get("versions", "versions that it does not name")
-        raise Stop(f"{error}. The run was written by {versions}: resume with that version, or start anew") from None
-    console = Console(quiet=not is_first_process())
-    with console.status("loading torch and Lightning"):
+        run = RunDir.reopen(path) if is_first_process() else RunDir(path)
+        try:
+            settings = read_settings(run.config, settings_parser("fit", DESCRIPTION))
+            settings.keep_earlier(run.read_config())
+        except UsageError as error:
+            versions = run.read_environment().get("versions", "versions that it does not name")
+            raise Stop(f"{error}. The run was written by {versions}: resume with that version, or start anew") from None
         from vssm.train.fit import build
+    console = Console(quiet=not is_first_process())
     return _train(build(settings, weights=False), run, True, console)
 
 
 def _train(experiment, run, resume: bool, console) -> int:
-    from vssm.cli.show import announce, device_of, metrics_table
     from vssm.data.unreadable import read_unreadable
     from vssm.inference.run_dir import is_first_process
     from vssm.train.fit import fit
     from vssm.train.progress import LiveProgress
     from vssm.train.stopping import Diverged
+    from vssm_cli.show import announce, device_of, metrics_table
 
     announce(console, experiment)
     console.print(f"[bold]{'run':<10}[/]{run.path}", soft_wrap=True, highlight=False)

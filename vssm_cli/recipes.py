@@ -1,12 +1,12 @@
 """vssm recipes: the recipes that `vssm fit --config NAME` finds."""
 
-from vssm.cli.parsing import Parser, parse
+from vssm_cli.parsing import Parser, parse
 
 
 def main(argv: list[str]) -> int:
     if parse(Parser("recipes", "Lists the training recipes for `vssm fit --config NAME`."), argv) is None:
         return 0
-    from vssm.cli.settings import recipes
+    from vssm_cli.settings import recipes
 
     for name, path in recipes().items():
         comment = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vssm.cli.parsing import Parser, UsageError, parse
+from vssm_cli.parsing import Parser, UsageError, parse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +110,7 @@ def _show(args: argparse.Namespace, table: "Table", reference: "Row | None") -> 
         measured, how = _measure(args, table.rows, reference, notes)
     found = records(table, counted, measured, reference)
 
-    from vssm.cli.tabulate import show
+    from vssm_cli.tabulate import show
 
     show(table, found, args.form, reference.name if reference else None, how)
     if args.plot is not None:

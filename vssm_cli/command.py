@@ -13,7 +13,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from vssm.cli.parsing import Stop, UsageError, describe, nearest, print_error
+from vssm._version import __version__
+from vssm_cli.parsing import Stop, UsageError, describe, nearest, print_error
 
 COMMANDS = {
     "check": "look for damaged, doubled and misplaced images before a training",
@@ -27,7 +28,7 @@ COMMANDS = {
     "complexity": "count a model's parameters and multiply-adds by operator",
     "convert": "turn an official .pth checkpoint into a .safetensors of ours",
     "recipes": "list the training recipes for `vssm fit --config`",
-    "info": "say which device, core library and kernels run here, and why",
+    "info": "show which device, core library and kernels run here, and why",
     "demo": "train two small models on handwritten digits, in minutes on two cores",
 }
 
@@ -103,14 +104,12 @@ def _dispatch(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
     if name == "--version":
-        from importlib.metadata import version
-
-        print(f"vssm {version('vssm')}")
+        print(f"vssm {__version__}")
         return 0
     if name not in COMMANDS:
         kind, known = ("option", OPTIONS) if name.startswith("-") else ("command", COMMANDS)
         raise UsageError(f"vssm has no {kind} {name!r}{nearest(name, known)} (`vssm --help` lists all)")
-    return importlib.import_module(f"vssm.cli.{name}").main(rest)
+    return importlib.import_module(f"vssm_cli.{name}").main(rest)
 
 
 def help_text() -> str:
@@ -120,7 +119,7 @@ def help_text() -> str:
         [
             "usage: vssm COMMAND ...",
             "",
-            "Visual state space models: train them, judge them, use them.",
+            "Visual state space models: train them, evaluate them, use them.",
             "",
             "commands:",
             *lines,

@@ -1,6 +1,6 @@
 """vssm test: loss and accuracy of a checkpoint on images that neither trained nor chose it."""
 
-from vssm.cli.validate import measure
+from vssm_cli.validate import measure
 
 DESCRIPTION = """\
 Measures a checkpoint on the images in FOLDER/test/CLASS, where FOLDER is the data.root it was trained on or another:

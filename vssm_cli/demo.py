@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vssm.cli.parsing import Parser, Stop, parse
+from vssm_cli.parsing import Parser, Stop, parse
 
 DESCRIPTION = """\
 Trains vmamba_nano and spatial_mamba_nano on 1437 handwritten digits, tests them on 360 others, prints a table and
@@ -25,20 +25,21 @@ def main(argv: list[str]) -> int:
 def _demo(out: str | None, seed: int, epochs: int | None) -> int:
     from rich.console import Console
 
-    from vssm.cli.settings import recipes
-    from vssm.inference.run_dir import free_path, read_yaml
+    from vssm._yaml import read_yaml
+    from vssm.inference.run_dir import free_path
     from vssm.settings import Settings
+    from vssm_cli.settings import recipes
 
     folder = free_path("runs/demo") if out is None else Path(out)
     if out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is already in use; choose another --out, or remove it")
     console = Console()
     with console.status("loading torch and Lightning"):
-        from vssm.cli.show import announce, device_of, kernels
         from vssm.figures.demo import draw
         from vssm.report.write import write_report
         from vssm.train.demo import train_digits
         from vssm.train.progress import LiveProgress
+        from vssm_cli.show import announce, device_of, kernels
 
     results = []
     for name in MODELS:

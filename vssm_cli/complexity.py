@@ -1,7 +1,6 @@
 """vssm complexity: parameters and multiply-adds by operator."""
 
-from vssm.cli.lean import import_timm
-from vssm.cli.parsing import Parser, parse
+from vssm_cli.parsing import Parser, parse
 
 DESCRIPTION = "Counts a model's parameters and multiply-adds of one image by operator, the way the papers count them."
 
@@ -14,7 +13,6 @@ def main(argv: list[str]) -> int:
     if args is None:
         return 0
 
-    import_timm()
     from vssm.analysis.complexity import complexity
     from vssm.tasks.classification import create_classifier
 

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vssm.cli.lean import import_timm
-
 TABLE_ROWS = 20
 
 
@@ -18,7 +16,6 @@ def compare_models(args: argparse.Namespace, names: Iterator[str], stack: contex
 
     errors = Console(stderr=True)
     with errors.status("loading two models"):
-        import_timm()
         from vssm.data.sources import find_files
         from vssm.figures.comparison import SHOWN, draw
         from vssm.inference.compare import Tally, class_difference, compare

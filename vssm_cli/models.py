@@ -3,8 +3,7 @@
 from fnmatch import fnmatch
 from typing import Any
 
-from vssm.cli.lean import import_timm
-from vssm.cli.parsing import Parser, nearest, parse
+from vssm_cli.parsing import Parser, nearest, parse
 
 DESCRIPTION = "Lists our models with their parameters (for 1000 classes) and the image size they are made for."
 
@@ -16,22 +15,21 @@ def main(argv: list[str]) -> int:
     if args is None:
         return 0
 
-    import_timm()
     import timm
+    import torch
     from rich.console import Console
     from rich.table import Table
 
-    from vssm.analysis.unfilled import Unfilled
     from vssm.models import list_models
 
     names = [name for name in list_models() if fnmatch(name, args.pattern)]
     if not names:
-        raise ValueError(f"no model of ours is called {args.pattern!r}{nearest(args.pattern, list_models())}")
+        raise ValueError(f"unknown model {args.pattern!r}{nearest(args.pattern, list_models())}")
     table = Table("model")
     for heading in ("parameters", "image size"):
         table.add_column(heading, justify="right")
     for name in names:
-        with Unfilled():
+        with torch.device("meta"):  # shapes only
             model: Any = timm.create_model(name)
         count = sum(parameter.numel() for parameter in model.parameters())
         _, height, width = model.pretrained_cfg["input_size"]

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from vssm.cli.lean import import_timm
-from vssm.cli.parsing import Parser, UsageError, parse
+from vssm_cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
 Writes a report of a run: learning curves, accuracy, classes, confusions, calibration and the most confident mistakes,
@@ -34,7 +33,6 @@ def main(argv: list[str]) -> int:
 
     console = Console()
     with console.status("loading torch") as status:
-        import_timm()
         from vssm.inference.device import pick_device
         from vssm.report.write import write_report
 

@@ -1,9 +1,11 @@
 """vssm info: what runs here, and why."""
 
-from vssm.cli.lean import import_timm
-from vssm.cli.parsing import Parser, parse
+from vssm._version import __version__
+from vssm_cli.parsing import Parser, parse
 
-DESCRIPTION = "Says which device, core library and instruction set, and which implementation of each operator run here."
+DESCRIPTION = (
+    "Shows which device, core library and instruction set, and which implementation of each operator run here."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -14,7 +16,6 @@ def main(argv: list[str]) -> int:
     if args is None:
         return 0
 
-    import_timm()
     import platform
     from importlib.metadata import version
 
@@ -22,7 +23,6 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    import vssm.models  # noqa: F401 (brings the operators)
     from vssm import ops
     from vssm.inference.device import pick_device
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     explanation = ops.explain(device=device, dtype=getattr(torch, args.dtype))
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     facts = {
-        "vssm": version("vssm"),
+        "vssm": __version__,
         "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "timm": version("timm"),

@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vssm.cli.comparison import compare_models
-from vssm.cli.lean import import_timm
-from vssm.cli.parsing import Parser, UsageError, parse
+from vssm_cli.comparison import compare_models
+from vssm_cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
 Names what is in images: files, folders (searched to the bottom), patterns in quotes ('photos/**/*.jpg'), or a list of
@@ -86,9 +85,8 @@ def _predict(args: argparse.Namespace) -> int:
         if args.compare is not None:
             return compare_models(args, names, stack)
         with console.status("loading the model"):
-            import_timm()
-            from vssm.cli.predictions import open_writers
             from vssm.data.sources import find_files
+            from vssm_cli.predictions import open_writers
 
             predictor = _load(args)
         began = time.perf_counter()

@@ -1,7 +1,6 @@
 """vssm convert: an official checkpoint under our names, as safetensors."""
 
-from vssm.cli.lean import import_timm
-from vssm.cli.parsing import Parser, parse
+from vssm_cli.parsing import Parser, parse
 
 DESCRIPTION = "Writes the weights of an official VMamba, Spatial-Mamba or Vim file as .safetensors under our names."
 
@@ -15,7 +14,6 @@ def main(argv: list[str]) -> int:
     if args is None:
         return 0
 
-    import_timm()
     from vssm.weights import convert
 
     print(f"wrote {convert(args.source, args.target, ema=args.ema)}")

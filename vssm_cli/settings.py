@@ -6,17 +6,19 @@ import io
 import itertools
 import json
 import re
-from argparse import SUPPRESS
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import docstring_parser
+from docstring_parser import Docstring
 from jsonargparse import ArgumentError, ArgumentParser
 
-from vssm.cli.parsing import UsageError, nearest
-from vssm.inference.run_dir import read_yaml
+from vssm._yaml import read_yaml
 from vssm.settings import DataSettings, ModelSettings, OptimSettings, Settings, TrainerSettings
+from vssm_cli import PACKAGE
+from vssm_cli.parsing import UsageError, nearest
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = PACKAGE / "recipes"
 
 # Short names of the options used every day.
 SHORT = {
@@ -64,21 +66,37 @@ def settings_parser(command: str, description: str) -> ArgumentParser:
         prog=f"vssm {command}",
         description=description,
         usage=f"vssm {command} [--config RECIPE] [--SECTION.NAME VALUE ...]",
-        epilog="short names: " + ", ".join(f"{short} = {full}" for short, full in SHORT.items()),
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument(
         "--config", metavar="RECIPE", help="a recipe by name (`vssm recipes`) or a YAML file; options override it"
     )
+    _add_fields(parser, "", Settings, _documented(Settings))
     for name, section in SECTIONS.items():
-        parser.add_class_arguments(section, name, as_group=True)
-    parser.add_class_arguments(Settings, skip=set(SECTIONS), as_group=False)
-    for action in parser._actions:
-        if action.dest in SECTIONS:  # jsonargparse's way to give a whole section; here the short name has its place
-            action.metavar = "NAME"
-            action.help = f"the same as --{action.dest}.name" if action.dest in ("model", "data") else SUPPRESS
+        documented = _documented(section)
+        _add_fields(parser.add_argument_group(documented.short_description), f"{name}.", section, documented)
     return parser
+
+
+def _documented(section: type) -> Docstring:
+    return docstring_parser.parse(section.__doc__ or "")
+
+
+def _add_fields(group: Any, prefix: str, section: type, documented: Docstring) -> None:
+    """An option for each field: its type and default are the dataclass's, its help is the field's docstring.
+
+    jsonargparse would do this for the class as a whole, but imports the class's package while it does.
+    """
+    helps = {param.arg_name: param.description for param in documented.params}
+    types = get_type_hints(section)
+    defaults = section()
+    for field in dataclasses.fields(section):
+        name = prefix + field.name
+        if field.name not in SECTIONS:
+            short = "".join(f"; short: {short}" for short, full in SHORT.items() if full == f"--{name}")
+            default, text = getattr(defaults, field.name), f"{helps[field.name]}{short}"
+            group.add_argument(f"--{name}", type=types[field.name], default=default, help=text)
 
 
 def parse_settings(parser: ArgumentParser, argv: list[str], stored: dict[str, Any] | None = None) -> Any:
@@ -182,7 +200,7 @@ def _checked(path: Path, parser: ArgumentParser) -> dict[str, Any]:
     known = {action.dest for action in parser._actions}
     for name, value in flat.items():
         if name not in known or name in SECTIONS:
-            raise UsageError(f"{path}: unknown setting {name}{nearest(name, known)}")
+            raise UsageError(f"{path}: unknown setting {name}{nearest(name, known | SECTIONS.keys())}")
         try:
             # The same check as for the command line, one setting at a time, so that the message can name it.
             parser.parse_object({name: value})
@@ -214,5 +232,6 @@ def _one_line(message: str, parser: ArgumentParser) -> str:
     elif kinds:
         expected = " or ".join("null" if kind == "NoneType" else kind for kind in kinds)
     else:
-        expected = " ".join(message.partition(":")[2].split())
+        expected = " ".join(message.partition(":")[2].split()).removeprefix("Expected ")
+        expected = re.sub(r"\. (Got value|Given value): .*", "", expected)
     return f"--{wrong[1]}: expected {expected}" + (f", not {value[-1]!r}{close}" if value else "")

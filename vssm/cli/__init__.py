@@ -1,1 +1,0 @@
-"""The command line: parses, calls, prints. Nobody imports it but the entry point."""
