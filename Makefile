@@ -10,7 +10,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(wildcard csrc/* csrc/kernels/*)
 	test -x $(BIN)/python || $(PY) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "uv==0.13.8"
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[all]" --group dev
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[train]" --group dev
 	touch $@
 
 demo: setup

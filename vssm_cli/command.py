@@ -94,7 +94,7 @@ def _plain_warnings(unless: bool) -> Iterator[None]:
 
 
 _EXTRA_OF: dict[str, str] = dict.fromkeys(
-    ("lightning", "jsonargparse", "torchmetrics", "rich", "matplotlib", "sklearn"), "train"
+    ("lightning", "jsonargparse", "docstring_parser", "yaml", "torchmetrics", "rich", "matplotlib", "sklearn"), "train"
 )
 
 
