@@ -1,4 +1,4 @@
-"""What an error message says about a word that is not known. Standard library only."""
+"""Suggestions in error messages for an unknown word. Standard library only."""
 
 import difflib
 from collections.abc import Iterable

@@ -17,16 +17,16 @@ from vssm._version import __version__
 from vssm_cli.parsing import Stop, UsageError, describe, nearest, print_error
 
 COMMANDS = {
-    "check": "look for damaged, doubled and misplaced images before a training",
+    "check": "find damaged, duplicate and misplaced images before a training",
     "fit": "train a model on a folder of images, or on the bundled digits",
-    "validate": "measure a checkpoint on the validation images",
-    "test": "measure a checkpoint on test images",
-    "report": "show in one page how good runs are and where they fail",
-    "predict": "name what is in an image, or in a folder of them",
+    "validate": "evaluate a checkpoint on the validation images",
+    "test": "evaluate a checkpoint on test images",
+    "report": "write one page on how good runs are and where they fail",
+    "predict": "classify an image, or a folder of images",
     "models": "list the models by name and size",
-    "table": "show a table of the papers beside what is counted and measured here",
+    "table": "show a table of the papers next to what is counted and measured here",
     "complexity": "count a model's parameters and multiply-adds by operator",
-    "convert": "turn an official .pth checkpoint into a .safetensors of ours",
+    "convert": "turn an official checkpoint into .safetensors under our names",
     "recipes": "list the training recipes for `vssm fit --config`",
     "info": "show which device, core library and kernels run here, and why",
     "demo": "train two small models on handwritten digits, in minutes on two cores",

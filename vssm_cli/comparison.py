@@ -100,7 +100,7 @@ def _print(tally, labels: tuple[str, str], difference: str | None) -> None:
         table.add_row(*cells)
     console.print(table)
     if differ > len(rows):
-        console.print(f"and {differ - len(rows)} more; the surest are shown", highlight=False)
+        console.print(f"and {differ - len(rows)} more; the most confident are shown", highlight=False)
 
 
 def _name(path: Path) -> str:

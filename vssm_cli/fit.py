@@ -84,9 +84,9 @@ def _train(experiment, run, resume: bool, console) -> int:
         metrics = fit(experiment, run, resume, [LiveProgress(console)])
     except KeyboardInterrupt:
         console.show_cursor()
-        raise Stop(_what_now("interrupted", run), 130) from None
+        raise Stop(_with_remedy("interrupted", run), 130) from None
     except OSError as error:
-        raise Stop(_what_now(describe(error), run)) from error
+        raise Stop(_with_remedy(describe(error), run)) from error
     except Diverged as error:  # a resumed run would repeat it to the last bit
         kept = f"; {run.last} is as it was before, start anew from it with --init-from" if run.last.exists() else ""
         raise Stop(f"{error}{kept}") from error
@@ -106,7 +106,7 @@ def _train(experiment, run, resume: bool, console) -> int:
     return 0
 
 
-def _what_now(what: str, run) -> str:
+def _with_remedy(what: str, run) -> str:
     """What happened, and what can be done with the run."""
     if run.last.exists():
         return f"{what}; the last checkpoint is intact, continue with: vssm fit --resume {run.path}"
@@ -128,8 +128,8 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def _report(run, device: str, console) -> None:
-    """Writes report.html. The training is done and saved by then: what goes wrong here is said, not raised."""
-    with console.status("judging the best checkpoint"):
+    """Writes report.html. The training is done and saved by then: an error here is printed, not raised."""
+    with console.status("evaluating the best checkpoint"):
         from vssm.report.write import write_report
 
         try:

@@ -12,7 +12,7 @@ class UsageError(Exception):
 
 
 class Stop(Exception):
-    """The command ends early with a message that says all there is to say, for example how to resume."""
+    """The command ends early with a message that is complete, for example with how to resume."""
 
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)

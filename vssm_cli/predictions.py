@@ -77,7 +77,7 @@ class Lines:
 
 
 class Count:
-    """How many are done, on a terminal whose user looks at nothing else."""
+    """A running count on the terminal, when all results go to files."""
 
     def __init__(self, status: Status):
         self.status = status
@@ -91,7 +91,7 @@ class Count:
 
 
 class Screen:
-    """A table for eyes, whose rows are printed as they come: the widths of the columns are fixed beforehand."""
+    """A table on the terminal, whose rows are printed as they come: the widths of the columns are fixed beforehand."""
 
     def __init__(self, console: Console, classes: Sequence[str]):
         self.console = console
@@ -177,5 +177,5 @@ def _open(name: str, stack: contextlib.ExitStack) -> TextIO:
     if name != "-":
         return stack.enter_context(open(name, "w", encoding="utf-8", newline=""))  # noqa: PTH123
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # whatever a pipe's locale says: JSON is UTF-8
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale of a pipe: JSON is UTF-8
     return sys.stdout

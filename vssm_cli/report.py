@@ -7,7 +7,7 @@ from vssm_cli.parsing import Parser, UsageError, parse
 DESCRIPTION = """\
 Writes a report of a run: learning curves, accuracy, classes, confusions, calibration and the most confident mistakes,
 in one HTML file that needs nothing else. With several runs: a comparison. The checkpoint (best.ckpt, else last.ckpt)
-is judged anew on the validation images."""
+is re-evaluated on the validation images."""
 
 COMPARISON = "comparison.html"
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         from vssm.report.write import write_report
 
         def progress(done: int, images: int) -> None:
-            status.update(f"judging, {done} of {images} images")
+            status.update(f"evaluating, {done} of {images} images")
 
         out = args.out or (RunDir(runs[0]).report if len(runs) == 1 else Path(COMPARISON))
         reports = write_report(runs, out, pick_device(args.device), args.data_root, progress)

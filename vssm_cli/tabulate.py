@@ -1,4 +1,4 @@
-"""How a table of the papers is printed: for eyes, as Markdown, CSV or JSON."""
+"""How a table of the papers is printed: on the terminal, as Markdown, CSV or JSON."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def _used_notes(table: Table, found: Sequence[Record]) -> dict[str, str]:
 
 
 def _columns(table: Table, found: Sequence[Record], relative_to: str | None) -> dict[str, Cell]:
-    """Heading -> what stands in a row. Columns that say nothing in this table are left out."""
+    """Heading -> what stands in a row. Columns without information in this table are left out."""
     numbers = {key: f" [{i}]" for i, key in enumerate(_used_notes(table, found), 1)}
     columns: dict[str, Cell] = {"row": lambda r: r["row"] + "".join(numbers[key] for key in r["notes"])}
     if any(r["built_as"] not in (r["row"], None) for r in found):

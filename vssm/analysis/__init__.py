@@ -1,4 +1,4 @@
-"""Looking at models: functions that return numbers and tensors."""
+"""Analysis of models: multiply-adds, throughput, the tables of the papers."""
 
 from vssm.analysis.complexity import Complexity, complexity
 

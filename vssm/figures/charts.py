@@ -40,7 +40,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axes:
-    """From values to places in the drawing."""
+    """From values to positions in the drawing."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -90,7 +90,7 @@ def calibration_chart(bins: Sequence[Bin], ece: float) -> Markup:
     dots = join(
         tag(
             "circle",
-            tag("title", f"{one.count} images: confidence {one.confidence:.1%}, right {one.accuracy:.1%}"),
+            tag("title", f"{one.count} images: confidence {one.confidence:.1%}, accuracy {one.accuracy:.1%}"),
             cx=f"{x:.1f}",
             cy=f"{y:.1f}",
             r=f"{2.5 + 5 * math.sqrt(one.count / most):.1f}",
@@ -101,7 +101,7 @@ def calibration_chart(bins: Sequence[Bin], ece: float) -> Markup:
     drawing = _svg(f"Calibration, expected error {ece:.2%}", grid, ideal, _path(places, class_="line c0"), dots)
     legend = tag(
         "ul",
-        tag("li", "share that was right; dots grow with the number of images", class_="c0"),
+        tag("li", "accuracy; dots grow with the number of images", class_="c0"),
         tag("li", "perfectly calibrated", class_="ideal"),
         class_="legend",
     )

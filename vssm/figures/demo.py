@@ -32,7 +32,7 @@ class Digit(Protocol):
 class Result(Protocol):
     """A trained model on the test digits.
 
-    wrong: misread digits, most confident first. unsure: rightly read ones, least confident first. curves: the rows of
+    wrong: misread digits, most confident first. unsure: correctly read ones, least confident first. curves: the rows of
     metrics.csv.
     """
 
@@ -66,7 +66,7 @@ def draw(results: Sequence[Result], target: float, path: Path) -> None:
             height_ratios=[3.1] + [1.35] * rows,
             left=LEFT / WIDTH,
             right=0.975,
-            top=0.87,
+            top=0.855,
             bottom=0.035,
             hspace=0.6,
         )
@@ -134,7 +134,7 @@ def _count_epochs(axes: Axes) -> None:
 
 
 def _draw_hardest(figure: Figure, place: SubplotSpec, result: Result, color: str) -> None:
-    """The misread digits; what room is left goes to those that were read rightly with the least confidence."""
+    """The misread digits; what room is left goes to those that were read correctly with the lowest confidence."""
     wrong = result.wrong[:SHOWN]
     filled = [*wrong, *result.unsure[: SHOWN - len(wrong)]]
     text = f"{result.model}: {len(result.wrong)} of {result.tested} read wrongly"
