@@ -326,13 +326,19 @@ def test_training_under_autocast_stays_finite(name, dtype):
 
 @some
 def test_torchscript(name):
-    model = timm.create_model(name, num_classes=10).eval()
+    model = timm.create_model(name, num_classes=10, scriptable=True).eval()
+    usual = timm.create_model(name, num_classes=10).eval()
+    usual.load_state_dict(model.state_dict())
     x = _images(model, 1)
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(model), file)
     file.seek(0)
     with torch.no_grad():
-        torch.testing.assert_close(torch.jit.load(file)(x), model(x))
+        y = torch.jit.load(file)(x)
+        torch.testing.assert_close(y, model(x))
+        torch.testing.assert_close(y, usual(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="scriptable=True"):
+        torch.jit.script(usual)
 
 
 @some
@@ -342,9 +348,11 @@ def test_fx(name):
     traced = _trace(model)
     with torch.no_grad():
         (y,) = traced(x).values()
-        assert torch.equal(y, model(x))
-        (scripted,) = torch.jit.script(traced)(x).values()
-    torch.testing.assert_close(scripted, y)
+        torch.testing.assert_close(y, model(x))
+        scriptable = timm.create_model(name, num_classes=10, scriptable=True).eval()
+        scriptable.load_state_dict(model.state_dict())
+        (scripted,) = torch.jit.script(_trace(scriptable))(x).values()
+    torch.testing.assert_close(scripted, y, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="expected 3 channels"):
         traced(x[:, :2])
     traced.train()

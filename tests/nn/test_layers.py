@@ -86,8 +86,8 @@ def test_stem_sizes(stem, exact, patch):
     assert y.shape == (2, *size, 8)
 
 
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_stem_in_training_is_its_layers_one_by_one(momentum):
+@pytest.mark.parametrize(("momentum", "frozen"), [(0.1, False), (None, False), (0.1, True)])
+def test_stem_in_training_is_its_layers_one_by_one(momentum, frozen):
     torch.manual_seed(0)
     stem = ResidualStem(3, 16, 4).double()
     for layer in stem.children():
@@ -95,10 +95,10 @@ def test_stem_in_training_is_its_layers_one_by_one(momentum):
             nn.init.normal_(layer.weight)
             nn.init.normal_(layer.bias)
             layer.momentum = momentum
-    stem.norm3.eval()  # a frozen norm among the others
+    stem.norm3.train(not frozen)
     plain = copy.deepcopy(stem)
     seen = []
-    plain.conv2.register_forward_hook(lambda *_: seen.append(True))  # watched: nothing is fused
+    plain.conv2.register_forward_hook(lambda *_: seen.append(True))  # hooked: nothing is fused
     for step in range(2):
         x = torch.randn(2, 3, 33, 47, dtype=torch.float64)
         y, want = stem(x), plain(x)
@@ -109,10 +109,10 @@ def test_stem_in_training_is_its_layers_one_by_one(momentum):
     for (name, p), (_, q) in zip(stem.named_parameters(), plain.named_parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-8, msg=name)
     torch.testing.assert_close(dict(stem.named_buffers()), dict(plain.named_buffers()))
-    assert int(stem.norm1.num_batches_tracked) == 2 and int(stem.norm3.num_batches_tracked) == 0
+    assert int(stem.norm1.num_batches_tracked) == 2 and int(stem.norm3.num_batches_tracked) == 2 * (not frozen)
 
 
-def test_watched_bottleneck_is_its_layers_one_by_one():
+def test_a_hooked_bottleneck_is_its_layers_one_by_one():
     layer = BottleneckDownsample(4, 8).double()
     x = torch.randn(2, 7, 9, 4, dtype=torch.float64)
     seen = []

@@ -4,6 +4,7 @@ from vssm.models import mamba_adaptor as _mamba_adaptor
 from vssm.models import spatial_mamba as _spatial_mamba
 from vssm.models import vim as _vim
 from vssm.models import vmamba as _vmamba
+from vssm.models.base import Backbone
 from vssm.models.hierarchy import Hierarchy
 from vssm.models.mamba_adaptor import MambaAdaptor, MambaAdaptorConfig
 from vssm.models.spatial_mamba import SpatialMamba, SpatialMambaConfig
@@ -12,6 +13,7 @@ from vssm.models.vmamba import VMamba, VMambaConfig
 
 __all__ = [
     "NAMES",
+    "Backbone",
     "Hierarchy",
     "MambaAdaptor",
     "MambaAdaptorConfig",

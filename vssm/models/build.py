@@ -1,11 +1,13 @@
 """From a variant's configuration and a caller's keywords to a timm model."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
-from timm.models._builder import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
 from vssm._words import nearest
@@ -13,7 +15,18 @@ from vssm.weights.catalog import no_weights_error
 from vssm.weights.download import download
 from vssm.weights.read import read_checkpoint
 
+__all__ = ["create", "create_model"]
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+# What every model takes besides the fields of its configuration, and what timm's builder takes before it.
+_MODEL_KEYWORDS = ("in_chans", "num_classes", "global_pool", "drop_rate")
+_TIMM_KEYWORDS = set(signature(build_model_with_cfg).parameters) | {
+    "features_only",
+    "out_indices",
+    "feature_cls",
+    "pruned",
+}
 
 
 def create(
@@ -29,16 +42,24 @@ def create(
 ) -> ModelT:
     """Build `name`: keywords that are fields of `cfg` override it, the others go to timm and to the model.
 
+    Raises TypeError for a keyword that nobody knows, with the nearest one that is known.
+
     `default_features` are the maps that `features_only` gives when it is not told which.
 
     With pretrained=True the weights come from the published file of the variant (see `vssm.weights.catalog`), or
     from what `pretrained_cfg_overlay` names.
     """
     names = {field.name for field in fields(cfg)}
+    _check_keywords(name, kwargs, names)
     overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in names}
     # Lists, as a YAML file or a command line gives them, are as good as tuples.
     overrides = {key: tuple(v) if isinstance(v, list) else v for key, v in overrides.items()}
     cfg = replace(cfg, **overrides)
+    if getattr(cfg, "out_norms", False) and not kwargs.get("features_only", False):
+        raise ValueError(
+            "out_norms are norms of feature maps, which a classifier would carry and never use; build the model with "
+            "features_only=True, or without out_norms"
+        )
     if pretrained:
         pretrained_cfg_overlay = _with_weights(name, pretrained_cfg, pretrained_cfg_overlay, cache_dir)
     model = build_model_with_cfg(
@@ -59,6 +80,15 @@ def create(
     for module in model.modules():  # the description of the weights must not carry the weights themselves
         vars(module).get("pretrained_cfg", {}).pop("state_dict", None)
     return model
+
+
+def _check_keywords(name: str, kwargs: Mapping[str, Any], own: set[str]) -> None:
+    """One TypeError that names the nearest right word for what neither the configuration nor timm knows."""
+    known = own | set(_MODEL_KEYWORDS) | _TIMM_KEYWORDS
+    for key in kwargs:
+        if key not in known:
+            listed = ", ".join([*sorted(own), *_MODEL_KEYWORDS])
+            raise TypeError(f"{name} has no option {key!r}{nearest(key, known)}; it has {listed}")
 
 
 def _with_weights(

@@ -8,7 +8,7 @@ docs/models.md. There is no official code, and there are no official weights.
 from dataclasses import dataclass
 from typing import Any
 
-from timm.models._registry import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 
 from vssm.models.adaptors import put_adaptors
 from vssm.models.build import create

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath
-from timm.models._registry import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from vssm.models.build import create
@@ -35,8 +35,8 @@ from vssm.nn import (
     StateFusion,
     resolve_state_fn,
 )
+from vssm.nn.shortcut import Shortcut, add_branch
 from vssm.nn.state_fns import StateFn
-from vssm.nn.watch import is_watched
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
 
@@ -82,7 +82,7 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-class SpatialMambaBlock(nn.Module):
+class SpatialMambaBlock(Shortcut):
     """Position convolution, mixer, position convolution, MLP, each residual; (B, H, W, C) -> (B, H, W, C)."""
 
     def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float):
@@ -97,27 +97,23 @@ class SpatialMambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._add_mlp(self.cpe2(self._add_mixer(self.cpe1(x))))
+        if self.shortcuts:
+            return self._with_shortcuts(x)
+        x = self.cpe1(x)
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        x = self.cpe2(x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _add_mixer(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return x + self.drop_path(self.mixer(self.norm1(x)))
-        elif not self.training and not is_watched(self.mixer):
-            return self.mixer(self.norm1(x), x)
-        else:
-            return x + self.drop_path(self.mixer(self.norm1(x)))
-
-    def _add_mlp(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return x + self.drop_path(self.mlp(self.norm2(x)))
-        elif not self.training and not is_watched(self.mlp):
-            return self.mlp(self.norm2(x), x)
-        else:
-            return x + self.drop_path(self.mlp(self.norm2(x)))
+    @torch.jit.unused
+    def _with_shortcuts(self, x: Tensor) -> Tensor:
+        x = add_branch(self.cpe1(x), self.norm1, self.mixer, SS2D, self.drop_path)
+        return add_branch(self.cpe2(x), self.norm2, self.mlp, Mlp, self.drop_path)
 
 
 class SpatialMamba(Hierarchy):
     """The network of a `SpatialMambaConfig`; the other arguments are timm's."""
+
+    undecayed_suffixes = ("dt_proj_bias",)  # one-dimensional in the official model, hence without decay there
 
     def __init__(
         self,
@@ -147,10 +143,6 @@ class SpatialMamba(Hierarchy):
             drop_rate=drop_rate,
             out_norms=cfg.out_norms,
         )
-
-    def no_weight_decay(self) -> set[str]:
-        """The dt biases: one-dimensional in the official model, hence without decay there."""
-        return {name for name, _ in self.named_parameters() if name.endswith("dt_proj_bias")}
 
 
 def build_mixer(cfg: SpatialMambaConfig, dim: int) -> SS2D:

@@ -8,32 +8,32 @@ tokens are a map (B, H', W', dim) throughout, so that states can be fused on the
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, lecun_normal_, trunc_normal_
-from timm.models._features import feature_take_indices
-from timm.models._features_fx import register_notrace_function, register_notrace_module
-from timm.models._manipulate import checkpoint
-from timm.models._registry import generate_default_cfgs, register_model
+from timm.models import (
+    checkpoint,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_function,
+    register_notrace_module,
+)
 from torch import Tensor, nn
 
+from vssm.models.base import Backbone, drop_path_rates
 from vssm.models.build import create
-from vssm.models.hierarchy import check_image
-from vssm.nn import BidirectionalMamba, RMSNorm, resolve_state_fn
-from vssm.nn.choices import check_choice
-from vssm.nn.depth_first import depth_first
+from vssm.nn import BidirectionalMamba, RMSNorm, init_linear, resolve_state_fn
 from vssm.nn.head import TokenHead, without_class_token
+from vssm.nn.shortcut import Shortcut, add_branch
 from vssm.nn.state_fns import StateFn
-from vssm.nn.watch import is_watched
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
 from vssm.weights.position import resize_positions
-
-# The widest tensors of a block are about so many times larger than its tokens.
-GROWTH = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ VARIANTS: dict[str, dict] = {
 }
 
 
-class VimBlock(nn.Module):
+class VimBlock(Shortcut):
     """x + mixer(norm(x)) on NHWC tokens; the same sums as the official order, which adds a block late."""
 
     def __init__(self, dim: int, mixer: nn.Module, drop_path: float):
@@ -85,12 +85,13 @@ class VimBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return x + self.drop_path(self.mixer(self.norm(x)))
-        elif not self.training and not is_watched(self.mixer):
-            return self.mixer(self.norm(x), x)
-        else:
-            return x + self.drop_path(self.mixer(self.norm(x)))
+        if self.shortcuts:
+            return self._with_shortcuts(x)
+        return x + self.drop_path(self.mixer(self.norm(x)))
+
+    @torch.jit.unused
+    def _with_shortcuts(self, x: Tensor) -> Tensor:
+        return add_branch(x, self.norm, self.mixer, BidirectionalMamba, self.drop_path)
 
 
 class PatchEmbed(nn.Module):
@@ -105,8 +106,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        bottom = (self.patch_size - x.shape[2]) % self.stride
-        right = (self.patch_size - x.shape[3]) % self.stride
+        rows, columns = self.grid(x.shape[2], x.shape[3])
+        bottom = (rows - 1) * self.stride + self.patch_size - x.shape[2]
+        right = (columns - 1) * self.stride + self.patch_size - x.shape[3]
         return self.proj(F.pad(x, [0, right, 0, bottom])).permute(0, 2, 3, 1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -114,12 +116,14 @@ class PatchEmbed(nn.Module):
         return self._steps(height), self._steps(width)
 
     def _steps(self, side: int) -> int:
-        return math.ceil((side - self.patch_size) / self.stride) + 1
+        # Rounded up by a whole division: torch.compile has no remainder of a free size.
+        return (side - self.patch_size + self.stride - 1) // self.stride + 1
 
 
 register_notrace_module(PatchEmbed)
 
 
+@torch.fx.wrap
 @register_notrace_function
 def place_tokens(x: Tensor, pos_embed: Tensor, cls_token: Tensor | None, grid: tuple[int, int]) -> Tensor:
     """NHWC patches with their position embedding, learned on `grid` and resized for another one; with a class token,
@@ -143,12 +147,16 @@ def place_tokens(x: Tensor, pos_embed: Tensor, cls_token: Tensor | None, grid: t
     return (tokens + positions).unsqueeze(1)
 
 
-class Vim(nn.Module):
+class Vim(Backbone):
     """The network of a `VimConfig`; the other arguments are timm's.
 
     `forward_features` gives tokens (B, L, dim), the class token at L // 2 if there is one. `forward_intermediates` and
-    `features_only` give NCHW maps without it.
+    `features_only` give the outputs of blocks as NCHW maps without it.
     """
+
+    output_fmts = ("NCHW", "NHWC", "NLC")
+    undecayed_prefixes = ("pos_embed", "cls_token")
+    undecayed_suffixes = ("dt_proj_bias",)
 
     def __init__(
         self,
@@ -158,38 +166,32 @@ class Vim(nn.Module):
         global_pool: str | None = None,
         drop_rate: float = 0.0,
     ):
-        super().__init__()
         if cfg.depth < 1 or cfg.dim < 1 or cfg.patch_size < 1 or not 1 <= cfg.patch_stride <= cfg.patch_size:
             raise ValueError(
                 "dim, depth and patch_size must be at least 1 and patch_stride between 1 and patch_size, got "
                 f"{cfg.dim}, {cfg.depth}, {cfg.patch_size} and {cfg.patch_stride}"
             )
-        if not 0 <= cfg.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate must be in [0, 1), got {cfg.drop_path_rate}")
         if cfg.class_token and resolve_state_fn(cfg.state_fn) is not None:
-            raise ValueError("a class token has no place on the image grid: state_fn needs class_token=False")
-        self.in_chans, self.num_classes = in_chans, num_classes
-        self.patch_size = cfg.patch_size
-        self.num_features = self.head_hidden_size = cfg.dim
+            raise ValueError("a class token has no position on the image grid: state_fn needs class_token=False")
+        info = [{"num_chs": cfg.dim, "reduction": cfg.patch_stride, "module": f"blocks.{i}"} for i in range(cfg.depth)]
+        super().__init__("blocks", info, in_chans, num_classes, min_size=cfg.patch_size)
         self.num_prefix_tokens = int(cfg.class_token)
         self.grad_checkpointing = False
-        self.feature_info = [
-            {"num_chs": cfg.dim, "reduction": cfg.patch_stride, "module": f"blocks.{i}"} for i in range(cfg.depth)
-        ]
         height, width = (cfg.img_size, cfg.img_size) if isinstance(cfg.img_size, int) else cfg.img_size
         self.patch_embed = PatchEmbed(in_chans, cfg.dim, cfg.patch_size, cfg.patch_stride)
         self.grid = self.patch_embed.grid(height, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, cfg.dim)) if cfg.class_token else None
         tokens = self.grid[0] * self.grid[1] + self.num_prefix_tokens
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, cfg.dim))
-        rates = torch.linspace(0, cfg.drop_path_rate, cfg.depth, device="cpu").tolist()
+        rates = drop_path_rates(cfg.drop_path_rate, cfg.depth)
         self.blocks: nn.Sequential = nn.Sequential(*(VimBlock(cfg.dim, build_mixer(cfg), rate) for rate in rates))
-        self.norm: nn.Module = RMSNorm(cfg.dim)
+        self.norm = RMSNorm(cfg.dim)
         pool = ("token" if cfg.class_token else "avg") if global_pool is None else global_pool
         self.head = TokenHead(cfg.dim, num_classes, pool, drop_rate, cfg.class_token)
         self._init_weights()
 
     def _init_weights(self) -> None:
+        init_linear(self.head.fc)
         lecun_normal_(self.patch_embed.proj.weight)
         if self.patch_embed.proj.bias is not None:
             nn.init.zeros_(self.patch_embed.proj.bias)
@@ -203,112 +205,41 @@ class Vim(nn.Module):
             with torch.no_grad():
                 mixer.out_proj.weight /= math.sqrt(len(self.blocks))  # so many branches are added to one stream
 
-    # ---- forward ----
-
     def _embed(self, x: Tensor) -> Tensor:
         """An image to NHWC tokens; with a class token, one row of them."""
-        x = self.patch_embed(check_image(x, self.in_chans, self.patch_size))
-        return place_tokens(x, self.pos_embed, self.cls_token, self.grid)
-
-    def _run(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+        return place_tokens(self.patch_embed(x), self.pos_embed, self.cls_token, self.grid)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> normed tokens (B, L, dim), the class token at L // 2 if there is one."""
-        x = self._embed(x)
-        if torch.jit.is_scripting():
-            x = self.blocks(x)
-        elif self.grad_checkpointing:
-            for block in self.blocks:
-                x = checkpoint(block, x)
+        x = self.embed(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
         else:
-            x = depth_first(self.blocks, self._run, x, GROWTH)
+            x = self.blocks(x)
         return self.norm(x).flatten(1, 2)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify; with pre_logits, only pool."""
-        return self.head(x, pre_logits=pre_logits)
+    def _run_layer(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(layer, x) if self.grad_checkpointing else layer(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> logits (B, num_classes). ValueError for what is not an image batch of this model."""
-        return self.forward_head(self.forward_features(x))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The tokens after blocks as maps, without the class token.
-
-        Args:
-            indices: the blocks to return: a list, the last n for an int, all for None.
-            norm: apply the final norm to each.
-            stop_early: leave out the blocks after the last wanted one.
-            output_fmt: "NCHW", "NHWC" or "NLC".
-            intermediates_only: return the list alone, else (forward_features(x), list).
-        """
-        check_choice("output_fmt", output_fmt, ("NCHW", "NHWC", "NLC"))
-        take, last = feature_take_indices(len(self.blocks), indices)
-        grid = self.patch_embed.grid(x.shape[-2], x.shape[-1]) if x.dim() == 4 else (0, 0)
-        blocks = list(self.blocks)[: last + 1] if stop_early else list(self.blocks)
-        x = self._embed(x)
-        intermediates = []
-        for i, block in enumerate(blocks):
-            x = checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
-            if i in take:
-                intermediates.append(self._as_map(self.norm(x) if norm else x, grid, output_fmt))
-        if intermediates_only:
-            return intermediates
-        return self.norm(x).flatten(1, 2), intermediates
-
-    def _as_map(self, x: Tensor, grid: tuple[int, int], output_fmt: str) -> Tensor:
+    def _as_map(self, x: Tensor, index: int, norm: bool, size: Sequence[int], output_fmt: str) -> Tensor:
+        x = self.norm(x) if norm else x
         if self.cls_token is not None:
             x = without_class_token(x.squeeze(1))
         if output_fmt == "NLC":
             return x.flatten(1, -2)
-        x = x.reshape(x.shape[0], grid[0], grid[1], x.shape[-1])
+        rows, columns = self.patch_embed.grid(size[0], size[1])
+        x = x.reshape(x.shape[0], rows, columns, x.shape[-1])
         return x.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else x
 
-    # ---- classifier and pruning ----
-
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier for another number of classes (0: none), and another pooling if given."""
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what the given intermediates do not need, and return their indices."""
-        take, last = feature_take_indices(len(self.blocks), indices)
-        self.blocks = nn.Sequential(*list(self.blocks)[: last + 1])
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
-
-    # ---- training ----
+    def _finish(self, x: Tensor, complete: bool) -> Tensor:
+        return self.norm(x).flatten(1, 2)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward instead of keeping their activations."""
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Layer groups for layer-wise learning rates: embedding, then blocks."""
         return {"stem": r"^cls_token|^pos_embed|^patch_embed", "blocks": [(r"^blocks\.(\d+)", None)]}
-
-    def no_weight_decay(self) -> set[str]:
-        """Names that decay by their shape and must not, by the official rules (1-D tensors and biases never do)."""
-        names = {name for name, _ in self.named_parameters() if name.endswith("dt_proj_bias")}
-        return names | {"pos_embed", "cls_token"}
 
 
 def build_mixer(cfg: VimConfig) -> BidirectionalMamba:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath
-from timm.models._registry import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from vssm.models.build import create
@@ -37,8 +37,8 @@ from vssm.nn import (
     resolve_state_fn,
 )
 from vssm.nn.choices import check_choice
+from vssm.nn.shortcut import Shortcut, add_branch
 from vssm.nn.state_fns import StateFn
-from vssm.nn.watch import is_watched
 from vssm.ops import Route
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
@@ -131,7 +131,7 @@ SHORT_NAMES = {
 }
 
 
-class VMambaBlock(nn.Module):
+class VMambaBlock(Shortcut):
     """x + mixer(norm(x)), then x + mlp(norm(x)) unless mlp_ratio is 0; (B, H, W, C) -> (B, H, W, C)."""
 
     def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float, drop_path: float):
@@ -144,29 +144,21 @@ class VMambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._add_mixer(x)
-        return x if self.mlp is None else self._add_mlp(x)
+        if self.shortcuts:
+            return self._with_shortcuts(x)
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x if self.mlp is None else x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _add_mixer(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return x + self.drop_path(self.mixer(self.norm1(x)))
-        elif not self.training and not is_watched(self.mixer):
-            return self.mixer(self.norm1(x), x)
-        else:
-            return x + self.drop_path(self.mixer(self.norm1(x)))
-
-    def _add_mlp(self, x: Tensor) -> Tensor:
-        assert self.mlp is not None and self.norm2 is not None
-        if torch.jit.is_scripting():
-            return x + self.drop_path(self.mlp(self.norm2(x)))
-        elif not self.training and not is_watched(self.mlp):
-            return self.mlp(self.norm2(x), x)
-        else:
-            return x + self.drop_path(self.mlp(self.norm2(x)))
+    @torch.jit.unused
+    def _with_shortcuts(self, x: Tensor) -> Tensor:
+        x = add_branch(x, self.norm1, self.mixer, SS2D, self.drop_path)
+        return x if self.mlp is None else add_branch(x, self.norm2, self.mlp, Mlp, self.drop_path)
 
 
 class VMamba(Hierarchy):
     """The network of a `VMambaConfig`; the other arguments are timm's."""
+
+    undecayed_prefixes = ("pos_embed",)
 
     def __init__(
         self,

@@ -4,10 +4,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.models._features_fx import register_notrace_module
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.linear import Linear, Projections
+from vssm.nn.projection import Projections
 from vssm.nn.ssm import SSM
 from vssm.ops import Route, causal_conv1d
 
@@ -85,11 +85,11 @@ class BidirectionalMamba(Projections):
                 f"{ssm_ratio} * {dim}, {rank} and {conv_width}"
             )
         self.inner_dim, self.d_state, self.dt_rank = inner, d_state, rank
-        self.in_proj = Linear(dim, 2 * inner, bias=False)
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.forward_branch = MambaBranch(inner, d_state, rank, conv_width, False, discretization)
         self.backward_branch = MambaBranch(inner, d_state, rank, conv_width, True, discretization)
         self.adaptor_s: nn.Module | None = None
-        self.out_proj = Linear(inner, dim, bias=False)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
         self.reset_parameters()
 
     def set_adaptor_s(self, adaptor: nn.Module | None) -> None:

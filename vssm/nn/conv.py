@@ -1,7 +1,6 @@
 """Convolutions on NHWC maps: the tensors stay NHWC, the convolution sees a free channels_last view."""
 
-import torch
-from timm.models._features_fx import register_notrace_module
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.ops import conv2d, depthwise_conv3x3
@@ -40,22 +39,3 @@ class DepthwiseConv3x3(nn.Conv2d):
 
 
 register_notrace_module(DepthwiseConv3x3)
-
-
-def fold_norm(
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor,
-    shift: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that equals a convolution followed by a BatchNorm in eval mode.
-
-    Made from the live parameters at each call: they are small next to the maps, and a stored copy could be stale.
-    """
-    assert mean is not None and var is not None  # a BatchNorm that keeps no statistics is never in eval mode
-    scale = scale * torch.rsqrt(var + eps)
-    mean = mean if bias is None else mean - bias
-    return weight * scale[:, None, None, None], shift - mean * scale

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from vssm.nn.precision import FullPrecision
+from vssm.nn.precision import FullPrecision, StateConv1x1
 from vssm.nn.states import as_map, as_states, mean_state
 
 
@@ -32,16 +32,14 @@ class DeformableFusion(FullPrecision):
         self.routes, self.d_state, self.dilations = routes, d_state, list(dilations)
         self.kernels = nn.ParameterList(nn.Parameter(torch.ones(routes * dim, 1, 3, 3)) for _ in dilations)
         self.alphas = nn.Parameter(torch.ones(len(dilations)))
-        self.offsets = nn.Conv2d(routes * dim, routes * len(dilations) * 18, 1, groups=routes)
+        self.offsets = StateConv1x1(routes * dim, routes * len(dilations) * 18, routes)
         nn.init.zeros_(self.offsets.weight)
         assert self.offsets.bias is not None
         nn.init.zeros_(self.offsets.bias)
 
     def _fuse(self, h: Tensor) -> Tensor:
-        x, bias = as_map(h), self.offsets.bias
-        assert bias is not None
-        offsets = F.conv2d(mean_state(h), self.offsets.weight.to(h.dtype), bias.to(h.dtype), groups=self.routes)
-        offsets = offsets.unflatten(1, [self.routes, len(self.dilations), 18])
+        x = as_map(h)
+        offsets = self.offsets(mean_state(h)).unflatten(1, [self.routes, len(self.dilations), 18])
         alphas = self.alphas.to(h.dtype)
         fused = torch.zeros_like(x)
         for i, kernel in enumerate(self.kernels):

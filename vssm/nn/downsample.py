@@ -2,12 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from timm.models._features_fx import register_notrace_module
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.conv import Conv2d
 from vssm.nn.norm import LayerNorm
-from vssm.nn.watch import is_plain
+from vssm.nn.shortcut import Shortcut, as_built
 from vssm.ops import bottleneck
 
 
@@ -44,11 +44,11 @@ class ConvDownsample(nn.Module):
         return self.norm(self.conv(x))
 
 
-class BottleneckDownsample(nn.Module):
+class BottleneckDownsample(Shortcut):
     """Spatial-Mamba's: 1x1 to 4 out_dim, ReLU, depthwise 3x3 with stride 2, ReLU, 1x1 to out_dim, BatchNorm (the paper
     prints LayerNorm, the released weights hold BatchNorm). ceil(H/2) x ceil(W/2).
 
-    The convolutions are computed as one by `vssm.ops.bottleneck`, unless one was replaced or is watched by a hook.
+    The convolutions are computed as one by `vssm.ops.bottleneck` where all are as built.
     """
 
     def __init__(self, dim: int, out_dim: int):
@@ -60,21 +60,24 @@ class BottleneckDownsample(nn.Module):
         self.norm = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        conv1, conv2, conv3 = self.conv1, self.conv2, self.conv3
-        if torch.jit.is_scripting():
-            return self._layer_by_layer(x)
-        elif is_plain(conv1, nn.Conv2d) and is_plain(conv2, nn.Conv2d) and is_plain(conv3, nn.Conv2d):
-            assert conv1.bias is not None and conv2.bias is not None and conv3.bias is not None
-            weight1, weight3 = conv1.weight.flatten(1), conv3.weight.flatten(1)
-            x = bottleneck(x, weight1, conv1.bias, conv2.weight, conv2.bias, weight3, conv3.bias)
-            return self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.shortcuts and self._own_layers():
+            x = self._convolve(x).permute(0, 3, 1, 2)
         else:
-            return self._layer_by_layer(x)
+            x = F.relu(self.conv1(x.permute(0, 3, 1, 2)))
+            x = self.conv3(F.relu(self.conv2(x)))
+        return self.norm(x).permute(0, 2, 3, 1)
 
-    def _layer_by_layer(self, x: Tensor) -> Tensor:
-        x = F.relu(self.conv1(x.permute(0, 3, 1, 2)))
-        x = F.relu(self.conv2(x))
-        return self.norm(self.conv3(x)).permute(0, 2, 3, 1)
+    @torch.jit.unused
+    def _own_layers(self) -> bool:
+        convs = (self.conv1, self.conv2, self.conv3)
+        return all(as_built(conv, nn.Conv2d) and conv.bias is not None for conv in convs)
+
+    @torch.jit.unused
+    def _convolve(self, x: Tensor) -> Tensor:
+        conv1, conv2, conv3 = self.conv1, self.conv2, self.conv3
+        assert conv1.bias is not None and conv2.bias is not None and conv3.bias is not None
+        weight1, weight3 = conv1.weight.flatten(1), conv3.weight.flatten(1)
+        return bottleneck(x, weight1, conv1.bias, conv2.weight, conv2.bias, weight3, conv3.bias)
 
 
 register_notrace_module(BottleneckDownsample)

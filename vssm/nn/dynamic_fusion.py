@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssm.nn.choices import check_choice
-from vssm.nn.precision import FullPrecision
+from vssm.nn.precision import FullPrecision, StateConv1x1
+from vssm.nn.shortcut import Shortcut
 from vssm.nn.state_fusion import StateFusion
 from vssm.nn.states import as_map, as_states, mean_state
 
 MIXES = ("kernels", "outputs")
 
 
-class DynamicConv(nn.Module):
+class DynamicConv(Shortcut):
     """A depthwise convolution whose kernels are a mixture of experts, chosen by the map itself.
 
         y = (sum_e pi_e K_e) * h,    pi = softmax(W2 relu(W1 mean(h)) / temperature),    replicate border
@@ -38,8 +39,8 @@ class DynamicConv(nn.Module):
         self.routes, self.experts, self.dilation = routes, experts, dilation
         self.mix_outputs = mix == "outputs"
         hidden = max(1, dim // reduction)
-        self.fc1 = nn.Conv2d(routes * dim, routes * hidden, 1, groups=routes, bias=False)
-        self.fc2 = nn.Conv2d(routes * hidden, routes * experts, 1, groups=routes)
+        self.fc1 = StateConv1x1(routes * dim, routes * hidden, routes, bias=False)
+        self.fc2 = StateConv1x1(routes * hidden, routes * experts, routes)
         self.kernels = nn.Parameter(torch.empty(experts, routes, dim, kernel_size, kernel_size))
         nn.init.normal_(self.kernels, std=2**0.5 / kernel_size)  # Kaiming's, of a depthwise kernel
         # Saved with the weights: annealing it changes the function.
@@ -49,10 +50,7 @@ class DynamicConv(nn.Module):
     def attention(self, h: Tensor) -> Tensor:
         """pi (B, K, experts)."""
         mean = mean_state(h).mean([2, 3], keepdim=True)
-        hidden = F.relu(F.conv2d(mean, self.fc1.weight.to(h.dtype), groups=self.routes))
-        bias = self.fc2.bias
-        assert bias is not None
-        logits = F.conv2d(hidden, self.fc2.weight.to(h.dtype), bias.to(h.dtype), groups=self.routes)
+        logits = self.fc2(F.relu(self.fc1(mean)))
         return (logits.flatten(1).unflatten(1, [self.routes, self.experts]) / self.temperature.to(h.dtype)).softmax(2)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -76,16 +74,18 @@ class DynamicConv(nn.Module):
     def _own_kernels(self, x: Tensor, weight: Tensor) -> Tensor:
         """x (B, G, H, W) convolved, each sample with its own G of the kernels (B*G, 1, size, size)."""
         batch, groups = x.shape[0], x.shape[1]
-        if torch.jit.is_scripting():
-            one_by_one = False
-        else:  # in inference on the CPU: nothing is laid out anew
-            one_by_one = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if one_by_one:
+        if self.shortcuts and self._one_by_one(x):
             samples = zip(x.split(1), weight.split(groups))
             return torch.cat([F.conv2d(one, own, dilation=self.dilation, groups=groups) for one, own in samples])
         # Samples become channels.
         y = F.conv2d(x.contiguous().flatten(0, 1).unsqueeze(0), weight, dilation=self.dilation, groups=batch * groups)
         return y.squeeze(0).unflatten(0, [batch, groups])
+
+    @torch.jit.unused
+    def _one_by_one(self, x: Tensor) -> bool:
+        """In inference on the CPU a loop over the samples is faster: nothing is laid out anew."""
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return x.device.type == "cpu" and not torch.is_grad_enabled() and not traced
 
 
 class DynamicFusion(FullPrecision):
@@ -102,7 +102,7 @@ class DynamicFusion(FullPrecision):
         d_state: N.
         kernel_size, dilations: of the dynamic convolutions; an odd size.
         experts, reduction, temperature: kernels to mix, width of the attention C / reduction, softness of its softmax.
-            30 is where the paper begins; its annealing to 1 is for the training to do.
+            30 is where Chen et al. begin; annealing it to 1 is for the training to do.
         mix: "kernels": convolve once with the mixed kernel; "outputs": convolve with every expert and mix what comes
             out. The same function at another cost.
         static_dilations: of the `StateFusion` beside them; () for none.

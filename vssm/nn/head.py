@@ -1,7 +1,6 @@
 """The classifier of a sequence of tokens."""
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from vssm.nn.choices import check_choice
@@ -21,15 +20,14 @@ class TokenHead(nn.Module):
         self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, global_pool)
 
-    def reset(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier (0 classes: none), and another pooling if given."""
+    def reset(self, num_classes: int, global_pool: str | None = None, in_features: int | None = None) -> None:
+        """A fresh classifier (0 classes: none), another pooling and another width if given."""
+        if in_features is not None:
+            self.num_features = in_features
         if global_pool is not None:
             check_choice("global_pool", global_pool, ("token", "avg", "") if self.class_token else ("avg", ""))
             self.global_pool = global_pool
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        if isinstance(self.fc, nn.Linear):
-            trunc_normal_(self.fc.weight, std=0.02)
-            nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         if self.global_pool == "token":

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssm.nn.precision import FullPrecision
+from vssm.nn.precision import FullPrecision, StateConv1x1
 from vssm.nn.states import mean_state
 
 
@@ -51,7 +51,7 @@ class LocalAttentionFusion(FullPrecision):
         self.routes, self.radius, self.window, self.heads = routes, radius, window, heads
         self.qk_dim = 8  # of a head
         self.outside = -1e9  # a row of minus infinities alone, beyond the map, would make NaN
-        self.qk = nn.Conv2d(routes * dim, routes * 2 * heads * self.qk_dim, 1, groups=routes, bias=False)
+        self.qk = StateConv1x1(routes * dim, routes * 2 * heads * self.qk_dim, routes, bias=False)
         self.bias = nn.Parameter(torch.zeros(routes, heads, 2 * radius + 1, 2 * radius + 1))
 
     def _fuse(self, h: Tensor) -> Tensor:
@@ -60,8 +60,7 @@ class LocalAttentionFusion(FullPrecision):
         bottom, right = (w - height % w) % w, (w - width % w) % w
         rows, columns = (height + bottom) // w, (width + right) // w
 
-        qk = F.conv2d(mean_state(h), self.qk.weight.to(h.dtype), groups=self.routes)
-        qk = qk.unflatten(1, [routes, 2, self.heads * self.qk_dim])
+        qk = self.qk(mean_state(h)).unflatten(1, [routes, 2, self.heads * self.qk_dim])
         queries = self._windows(F.pad(qk[:, :, 0].flatten(0, 1), [0, right, 0, bottom]), w)
         halo = [r, right + r, r, bottom + r]
         keys = self._windows(F.pad(qk[:, :, 1].flatten(0, 1), halo), w + 2 * r)

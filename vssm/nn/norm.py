@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from timm.models._features_fx import register_notrace_module
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.ops import batch_norm, batch_norm_linear, layer_norm, rms_norm

@@ -3,7 +3,10 @@
 import contextlib
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+__all__ = ["FullPrecision", "StateConv1x1"]
 
 
 class FullPrecision(nn.Module):
@@ -20,3 +23,21 @@ class FullPrecision(nn.Module):
 
     def _fuse(self, h: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+class StateConv1x1(nn.Conv2d):
+    """A 1x1 convolution in the dtype of its input, also where the weights are narrower: (B, C, H, W) -> (B, C', H, W).
+
+    Args:
+        in_channels, out_channels: C and C', both split into `routes` groups.
+        bias: learn a bias.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, routes: int, bias: bool = True):
+        super().__init__(in_channels, out_channels, 1, groups=routes, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = self.bias
+        return F.conv2d(
+            input, self.weight.to(input.dtype), None if bias is None else bias.to(input.dtype), groups=self.groups
+        )

@@ -2,15 +2,17 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
-from timm.models._features_fx import register_notrace_module
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.choices import check_choice
 from vssm.nn.conv import DepthwiseConv3x3
 from vssm.nn.init import init_linear
-from vssm.nn.linear import Linear, Projections
 from vssm.nn.norm import LayerNorm
+from vssm.nn.projection import Projections
+from vssm.nn.shortcut import as_built
 from vssm.nn.ssm import SSM
 from vssm.ops import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route
 
@@ -80,12 +82,12 @@ class SS2D(SSM, Projections):
         super().__init__(inner, d_state, dt_rank, routes, discretization)
         self.act, self.gate, self.init = act, str(gate), init
 
-        self.in_proj = Linear(dim, inner if gate == "none" else 2 * inner, bias=False)
+        self.in_proj = nn.Linear(dim, inner if gate == "none" else 2 * inner, bias=False)
         # The convolution applies SiLU itself, in the pass that writes its result.
         self.conv_acts = conv and act == "silu"
         self.conv = DepthwiseConv3x3(inner, conv_bias, "silu" if self.conv_acts else "none") if conv else None
         self.out_norm = LayerNorm(inner)
-        self.out_proj = Linear(inner, dim, bias=False)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
         self.set_state_fn(state_fn)
         self.reset_parameters()
 
@@ -102,18 +104,23 @@ class SS2D(SSM, Projections):
         if not self.conv_acts:
             u = _activate(u, self.act)
         y = self.scan(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        if z is None:
-            y = self.out_norm(y)
-        elif self.gate == "act" and self.act == "silu":
-            y = self.out_norm(y, z)
-        else:
-            y = self.out_norm(y) * (_activate(z, self.act) if self.gate == "act" else z)
+        y = self.out_norm(y) if z is None else self._norm_and_gate(y, z)
         return self.project_out(y.to(u.dtype), residual)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.gate == "none":
-            return self.in_proj(x), None
+            return self.project_in(x), None
         return self.project_and_gate(x, self.inner_dim)
+
+    def _norm_and_gate(self, y: Tensor, z: Tensor) -> Tensor:
+        if self.shortcuts and self._norm_gates():
+            return self.out_norm(y, z)
+        return self.out_norm(y) * (_activate(z, self.act) if self.gate == "act" else z)
+
+    @torch.jit.unused
+    def _norm_gates(self) -> bool:
+        """Whether the norm multiplies by SiLU(z) in the pass that writes its result."""
+        return self.gate == "act" and self.act == "silu" and as_built(self.out_norm, LayerNorm)
 
     def extra_repr(self) -> str:
         routes = "cascade" if self.cascade else len(self.routes)

@@ -1,18 +1,18 @@
-"""What every mixer of this package has inside: the parameters of an SSM on maps, and the scan they make."""
+"""What every mixer of this package has inside: the parameters of an SSM on maps, and its scan."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssm.nn.init import init_ssm
+from vssm.nn.shortcut import Shortcut, as_built
 from vssm.nn.state_fusion import StateFusion
-from vssm.nn.watch import is_plain
 from vssm.ops import Route, ss2d, ss2d_cascade, ss2d_readout, ss2d_states
 from vssm.ops.discretization import is_zoh
 from vssm.ops.routes import encode
 
 
-class SSM(nn.Module):
+class SSM(Shortcut):
     """The selective state space model of a map along K routes, merged: `scan`, (B, E, H, W) -> (B, E, H, W).
 
     Parameters, and nothing else: subclasses call `scan` where their mixer has it.
@@ -39,6 +39,8 @@ class SSM(nn.Module):
         self.inner_dim, self.d_state, self.dt_rank = inner_dim, d_state, dt_rank
         self.zoh, self.discretization = is_zoh(discretization), discretization
         self.cascade = routes is None
+        if not self.shortcuts:
+            _check_scriptable(self.cascade, self.zoh)
         self.routes: tuple[Route, ...] = () if routes is None else routes
         self.route_codes = [] if routes is None else encode(routes)
         groups = 4 if routes is None else len(routes)
@@ -79,36 +81,25 @@ class SSM(nn.Module):
 
     def _scan(self, u: Tensor) -> Tensor:
         A = -torch.exp(_at_least_float32(self.A_log))
-        if torch.jit.is_scripting():
-            return self._scan_scripted(u, A)
-        elif self.cascade:
-            weights = (self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A)
-            return ss2d_cascade(u, *weights, self.D, discretization=self.discretization)
-        elif self.state_fn is None and self.adaptor_t is None:
-            weights = (self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A)
-            return ss2d(u, *weights, self.D, self.routes, self.discretization)
-        else:
-            state_fn, adaptor_t = self.state_fn, self.adaptor_t
-            weights = (self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A)
-            if state_fn is not None and adaptor_t is None and not self.zoh and is_plain(state_fn, StateFusion):
-                return state_fn.scan(u, weights, self.D, self.routes)
-            h, C = ss2d_states(u, *weights, self.routes, self.discretization)
-            h = h if state_fn is None else state_fn(h)
-            h = h if adaptor_t is None else adaptor_t(h)
-            return ss2d_readout(h, C, u, self.D)
+        return self._scan_in_python(u, A) if self.shortcuts else self._scan_scriptable(u, A)
 
-    def __prepare_scriptable__(self) -> "SSM":
-        """Called by torch.jit.script before it compiles."""
+    @torch.jit.unused
+    def _scan_in_python(self, u: Tensor, A: Tensor) -> Tensor:
+        weights = (self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, A)
+        state_fn, adaptor_t = self.state_fn, self.adaptor_t
         if self.cascade:
-            raise ValueError("the cascade scan cannot be scripted; use torch.export, or another scan")
-        if self.zoh:
-            raise ValueError(
-                "a scan with zero-order hold cannot be scripted; use torch.export, or discretization='euler'"
-            )
-        return self
+            return ss2d_cascade(u, *weights, self.D, discretization=self.discretization)
+        if state_fn is None and adaptor_t is None:
+            return ss2d(u, *weights, self.D, self.routes, self.discretization)
+        if adaptor_t is None and not self.zoh and as_built(state_fn, StateFusion):
+            return state_fn.scan(u, weights, self.D, self.routes)
+        h, C = ss2d_states(u, *weights, self.routes, self.discretization)
+        h = h if state_fn is None else state_fn(h)
+        h = h if adaptor_t is None else adaptor_t(h)
+        return ss2d_readout(h, C, u, self.D)
 
-    def _scan_scripted(self, u: Tensor, A: Tensor) -> Tensor:
-        """`scan` for TorchScript, which knows neither routes as objects nor Python operators."""
+    def _scan_scriptable(self, u: Tensor, A: Tensor) -> Tensor:
+        """The same for TorchScript, which knows neither routes as objects nor Python operators."""
         proj = F.linear(u.permute(0, 2, 3, 1), self.x_proj_weight.flatten(0, 1).to(u.dtype))
         weight, bias = self.dt_proj_weight, self.dt_proj_bias
         if self.state_fn is None and self.adaptor_t is None:
@@ -123,6 +114,13 @@ class SSM(nn.Module):
             C = proj.unflatten(3, [groups, rank + 2 * self.d_state])[:, :, :, :, rank + self.d_state :]
             skip = self.D.to(h.dtype).view(groups, inner).sum(0)
             return torch.ops.vssm.ss2d_readout(h, C.permute(0, 3, 4, 1, 2), u, skip, "")
+
+
+def _check_scriptable(cascade: bool, zoh: bool) -> None:
+    if cascade:
+        raise ValueError("the cascade scan cannot be scripted; use torch.export, or another scan")
+    if zoh:
+        raise ValueError("a scan with zero-order hold cannot be scripted; use torch.export, or discretization='euler'")
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

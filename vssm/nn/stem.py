@@ -3,17 +3,12 @@
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
-from timm.models._features_fx import register_notrace_module
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.conv import Conv2d, fold_norm
-from vssm.nn.depth_first import depth_first
+from vssm.nn.conv import Conv2d
 from vssm.nn.norm import LayerNorm, batch_norm_act, batch_norm_act_linear
-from vssm.nn.watch import is_plain
-from vssm.ops import linear
-
-# The maps inside a stem of convolutions are about so many times larger than the image.
-GROWTH = 4
+from vssm.nn.shortcut import Shortcut, as_built
 
 
 def _nhwc(x: Tensor) -> Tensor:
@@ -44,12 +39,6 @@ class ConvStem(nn.Module):
         self.norm2 = LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._run(x)
-        else:
-            return depth_first(self, self._run, x, GROWTH)
-
-    def _run(self, x: Tensor) -> Tensor:
         x = F.gelu(self.norm1(self.conv1(_nhwc(x))))
         return self.norm2(self.conv2(x))
 
@@ -59,10 +48,13 @@ def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class ResidualStem(nn.Module):
+class ResidualStem(Shortcut):
     """Spatial-Mamba's stem, BatchNorm after every convolution: 3x3 to dim/2, a residual pair of 3x3 there, 3x3 with
     stride 2 to 4 dim, 1x1 to dim. ReLU after the first, third and fourth, none after the sum (the released weights
-    decide; the paper's figure says GELU). The first stride is patch_size/2."""
+    decide; the paper's figure says GELU). The first stride is patch_size/2.
+
+    In training mode and where all layers are as built, norms run with what follows them.
+    """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int):
         super().__init__()
@@ -78,27 +70,22 @@ class ResidualStem(nn.Module):
         self.conv5 = nn.Conv2d(wide, dim, 1, bias=False)
         self.norm5 = nn.BatchNorm2d(dim)
 
-        # In eval mode the norms are folded into the convolutions; False computes them by themselves.
-        self.fold_norms = True
-
     def forward(self, x: Tensor) -> Tensor:
-        learning = self.norm1.training or self.norm2.training or self.norm3.training
-        learning = learning or self.norm4.training or self.norm5.training
         x = _nhwc(x).permute(0, 3, 1, 2)
-        if torch.jit.is_scripting():
-            return self._folded(x) if self.fold_norms and not learning else self._layer_by_layer(x)
-        elif not all(is_plain(layer, nn.Conv2d) or is_plain(layer, nn.BatchNorm2d) for layer in self.children()):
-            return self._layer_by_layer(x)
-        elif learning:
+        if self.shortcuts and self._all_learn():
             return self._learning(x)
-        else:
-            return depth_first(self, self._folded, x, GROWTH) if self.fold_norms else self._layer_by_layer(x)
-
-    def _layer_by_layer(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm1(self.conv1(x)))
         x = x + self.norm3(self.conv3(F.relu(self.norm2(self.conv2(x)))))
         x = F.relu(self.norm4(self.conv4(x)))
         return self.norm5(self.conv5(x)).permute(0, 2, 3, 1)
+
+    @torch.jit.unused
+    def _all_learn(self) -> bool:
+        return all(
+            (as_built(layer, nn.Conv2d) and layer.bias is None)
+            or (as_built(layer, nn.BatchNorm2d) and layer.affine and layer.training)
+            for layer in self.children()
+        )
 
     @torch.jit.unused
     def _learning(self, x: Tensor) -> Tensor:
@@ -107,24 +94,6 @@ class ResidualStem(nn.Module):
         x = batch_norm_act(self.norm3, _conv(self.conv3, y), residual=x)
         x = batch_norm_act_linear(self.norm4, _conv(self.conv4, x), self.conv5.weight.flatten(1), "relu")
         return batch_norm_act(self.norm5, x)
-
-    def _folded(self, x: Tensor) -> Tensor:
-        # In place where the tensor is new: no convolution needs its own result in its backward.
-        n = self.norm1
-        w, b = fold_norm(self.conv1.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        x = F.relu(F.conv2d(x, w, b, self.conv1.stride, padding=1), inplace=True)
-        n = self.norm2
-        w, b = fold_norm(self.conv2.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        y = F.relu(F.conv2d(x, w, b, padding=1), inplace=True)
-        n = self.norm3
-        w, b = fold_norm(self.conv3.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        x = F.conv2d(y, w, b, padding=1).add_(x)
-        n = self.norm4
-        w, b = fold_norm(self.conv4.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        x = F.relu(F.conv2d(x, w, b, self.conv4.stride, padding=1), inplace=True)
-        n = self.norm5
-        w, b = fold_norm(self.conv5.weight, None, n.weight, n.bias, n.running_mean, n.running_var, n.eps)
-        return linear(x.permute(0, 2, 3, 1), w.flatten(1), b)
 
 
 register_notrace_module(ResidualStem)

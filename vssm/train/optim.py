@@ -4,7 +4,7 @@ import math
 from typing import cast
 
 import torch
-from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from vssm.settings import OptimSettings
