@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from vssm._words import printable
+
 IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
@@ -77,4 +79,4 @@ def plain_name(path: str | Path) -> str:
 
 def printable_name(path: str | Path) -> str:
     """A path on one line that does nothing to a terminal: what cannot be printed becomes backslash escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain_name(path))
+    return printable(plain_name(path))

@@ -26,7 +26,7 @@ from vssm._writing import replacing
 from vssm.nn import AdaptorS, AdaptorT, BidirectionalMamba, LayerNorm, RMSNorm
 from vssm.nn.choices import check_choice
 from vssm.nn.ssm import SSM
-from vssm.weights.read import CheckpointError
+from vssm.weights.errors import CheckpointError
 
 _FORMAT = "vssm adaptors 1"
 _NORMS = (LayerNorm, RMSNorm, nn.LayerNorm, nn.BatchNorm2d)

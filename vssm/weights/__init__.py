@@ -3,8 +3,9 @@
 from vssm.weights.catalog import CATALOG, Weights
 from vssm.weights.convert import convert
 from vssm.weights.download import DownloadError, download
+from vssm.weights.errors import CheckpointError
 from vssm.weights.load import LoadReport, load_checkpoint
-from vssm.weights.read import CheckpointError, read_checkpoint
+from vssm.weights.read import read_checkpoint
 
 __all__ = [
     "CATALOG",

@@ -9,10 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vssm.weights.match import check_match, classifier_prefixes, some, to_names_of
+from vssm.weights.errors import CheckpointError
+from vssm.weights.match import check_match, classifier_prefixes, to_names_of
+from vssm.weights.names import check_distinct, some
 from vssm.weights.position import resize_map, resize_positions, square_grid
-from vssm.weights.read import MAX_BYTES, CheckpointError, read_checkpoint, take_state_dict
+from vssm.weights.read import MAX_BYTES, read_checkpoint, take_state_dict
 from vssm.weights.rename import OURS, SPATIAL_MAMBA, VIM, VMAMBA, family_of, to_ours
+from vssm.weights.tensors import check_values
 
 _HEAD = "head.fc."
 _POSITIONS = ("pos_embed.weight", "pos_embed")  # a map; the tokens of Vim
@@ -28,6 +31,7 @@ class LoadReport:
     unused: names of the file (ours, for a network's weights) that the model has no place for.
     initialised: names of the model that the file has nothing for and that keep their initial values.
     resized: what became of a position embedding for another image size, or "".
+    kept: names that are no family's and that `convert` wrote as they are.
     """
 
     path: Path
@@ -37,6 +41,7 @@ class LoadReport:
     unused: tuple[str, ...] = ()
     initialised: tuple[str, ...] = ()
     resized: str = ""
+    kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.loaded} tensors from {self.path}" + (f" ({self.entry})" if self.entry else "")]
@@ -44,6 +49,8 @@ class LoadReport:
             lines.append(f"not used, {len(self.unused)}: {some(self.unused)}")
         if self.initialised:
             lines.append(f"left at their initial values, {len(self.initialised)}: {some(self.initialised)}")
+        if self.kept:
+            lines.append(f"names of no rule, left as they are, {len(self.kept)}: {some(self.kept)}")
         if self.resized:
             lines.append(self.resized)
         return "\n".join(lines)
@@ -80,10 +87,10 @@ def load_checkpoint(
     target = _target(model)
     ours = family_of(target) == OURS
     if ours:
-        source, foreign, family = to_our_names(checkpoint.tensors)
+        source, foreign, family = to_our_names(checkpoint.tensors, str(path))
         _check_family(checkpoint.path, family, target, source)
     else:
-        source, foreign = to_names_of(target, checkpoint.tensors)
+        source, foreign = to_names_of(target, checkpoint.tensors, str(path))
         family = type(model).__name__
     classifiers = (_HEAD,) if ours else classifier_prefixes(model)
 
@@ -118,24 +125,29 @@ def load_checkpoint(
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """timm's hook: a file's content, in any form `load_checkpoint` reads, under our names."""
     tensors, _ = take_state_dict(state_dict, ema=False, origin="the checkpoint")
-    source, _, _ = to_our_names(tensors)
+    source, _, _ = to_our_names(tensors, "the checkpoint")
     resized = _resize_positions(source, model.state_dict(), model)
     if resized:
         warnings.warn(f"vssm: {resized}", stacklevel=2)
+    check_values("the checkpoint", source)
     return source
 
 
-def to_our_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str | None]:
+def to_our_names(
+    tensors: Mapping[str, Tensor], origin: str = "the file"
+) -> tuple[dict[str, Tensor], list[str], str | None]:
     """A network's tensors under our names, the names that belong to something else, and the family.
 
     A prefix ("backbone.", "module.", "model.") is found by where the network begins; what does not carry it, such as
     the neck of a detector, is foreign.
     """
     prefix = _prefix(tensors)
-    own = {_canonical(n, prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    names = {name: _canonical(name, prefix) for name in tensors if name.startswith(prefix)}
+    check_distinct(names, origin)
+    own = {canonical: tensors[name] for name, canonical in names.items()}
     foreign = [name for name in tensors if not name.startswith(prefix)]
     family = family_of(own)
-    return (to_ours(own, family) if family else own), foreign, family
+    return (to_ours(own, family, origin) if family else own), foreign, family
 
 
 def _prefix(names: Mapping[str, object]) -> str:
@@ -196,6 +208,8 @@ def _resize_positions(source: dict[str, Tensor], target: Mapping[str, Tensor], m
         if name not in source or name not in target or source[name].shape == target[name].shape:
             continue
         have, want = source[name], target[name]
+        if not have.numel() or not have.is_floating_point():
+            continue
         if have.dim() == want.dim() == 4:
             old, new = (have.shape[2], have.shape[3]), (want.shape[2], want.shape[3])
             source[name] = resize_map(have, *new)

@@ -1,23 +1,26 @@
 """The names of a file beside those of a model: what fits, and what is said when it does not."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from vssm.weights.read import CheckpointError
+from vssm.weights.errors import CheckpointError
+from vssm.weights.names import check_distinct, some
+from vssm.weights.tensors import check_plain, check_values
 
-SHOWN = 8
 
-
-def to_names_of(target: Mapping[str, object], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def to_names_of(
+    target: Mapping[str, object], tensors: Mapping[str, Tensor], origin: str
+) -> tuple[dict[str, Tensor], list[str]]:
     """A file's tensors under a model's own names, and the names that belong to something else.
 
     Wrappers' prefixes are taken off by timm, and then what most of the file's names have before a name of `target`
     ("model.", "task.model."). What does not carry that, such as the weights of a loss, is foreign.
     """
+    check_distinct({name: next(iter(clean_state_dict({name: None}))) for name in tensors}, origin)
     cleaned: dict[str, Tensor] = clean_state_dict(dict(tensors))
     prefix = _prefix_before(target, cleaned)
     own = {name.removeprefix(prefix): tensor for name, tensor in cleaned.items() if name.startswith(prefix)}
@@ -44,16 +47,19 @@ def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
 def check_match(
     path: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor], classifiers: tuple[str, ...] = ()
 ) -> None:
-    """Raises CheckpointError that lists what is missing, unexpected, or of another shape than the model's own.
+    """Raises CheckpointError that lists what is missing, unexpected, or of another shape or kind than the model's own,
+    and what is not finite.
 
     classifiers: how the names of the model's classifiers begin, for the remedy when the number of classes differs.
     """
+    check_plain(str(path), found)
     missing = [name for name in own if name not in found]
     unexpected = [name for name in found if name not in own]
     shapes = {
         n: (tuple(t.shape), tuple(own[n].shape)) for n, t in found.items() if n in own and t.shape != own[n].shape
     }
     if not (missing or unexpected or shapes):
+        check_values(str(path), found, own)
         return
     lines = [f"{path} does not fit the model; nothing was loaded."]
     if missing:
@@ -69,8 +75,3 @@ def check_match(
             lines.append(f"The file has {has} classes, the model {wants}: head='reset' keeps the model's classifier.")
             break
     raise CheckpointError("\n".join(lines))
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,8 +1,8 @@
 """Reading the tensors of a checkpoint file, and refusing what is not one."""
 
-import json
 import pickle
 import re
+import stat
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -14,6 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from vssm.weights.archive import check_archive, check_legacy
+from vssm.weights.errors import CheckpointError
+from vssm.weights.tensors import check_plain
 
 MAX_BYTES = 16 << 30
 
@@ -38,10 +42,6 @@ _IGNORED_OBJECTS = (
     "numpy._core.multiarray._reconstruct",
     "numpy._core.multiarray.scalar",
 )
-
-
-class CheckpointError(ValueError):
-    """A file that is not a checkpoint, or not one of this model. The model is left as it was."""
 
 
 class _Mapping:
@@ -97,7 +97,7 @@ def read_content(path: Path, max_bytes: int = MAX_BYTES) -> Any:
     _check_file(path, max_bytes)
     if path.suffix == ".safetensors" or _looks_like_safetensors(path):
         return _read_safetensors(path)
-    return _read_pickle(path)
+    return _read_pickle(path, max_bytes)
 
 
 def take_state_dict(content: Any, ema: bool, origin: str) -> tuple[dict[str, Tensor], str]:
@@ -111,10 +111,11 @@ def take_state_dict(content: Any, ema: bool, origin: str) -> tuple[dict[str, Ten
     if ema and not entry:
         raise CheckpointError(f"{origin} has no averaged weights ({' or '.join(_EMA_ENTRIES)}); pass ema=False")
     content = content[entry] if entry else content
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: t.detach() for name, t in content.items() if isinstance(name, str) and isinstance(t, Tensor)}
     if not tensors:
-        names = ", ".join(list(map(str, content))[:5]) or "nothing"
+        names = ", ".join(name[:80] for name in list(content)[:5] if isinstance(name, str)) or "nothing with a name"
         raise CheckpointError(f"{origin} holds no tensors{f' under {entry}' if entry else ''}; it holds {names}")
+    check_plain(origin, tensors)
     return tensors, entry
 
 
@@ -123,7 +124,10 @@ def _check_file(path: Path, max_bytes: int) -> None:
         raise IsADirectoryError(f"{path} is a folder; give the checkpoint file in it")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    size = path.stat().st_size
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe or a device may wait for ever
+        raise CheckpointError(f"{path} is not a regular file; give the checkpoint file itself")
+    size = found.st_size
     if size == 0:
         raise CheckpointError(f"{path} is empty; download it again")
     if size > max_bytes:
@@ -148,17 +152,23 @@ def _looks_like_safetensors(path: Path) -> bool:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); download it again") from error
+    except (SafetensorError, OSError, ValueError, OverflowError, TypeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file, or not of torch's types ({_first_line(error)}); download it again"
+        ) from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, max_bytes: int) -> Any:
     with path.open("rb") as file:
         head = file.read(16)
     if not head.startswith(_BEGINNINGS):
         raise CheckpointError(f"{path} is no checkpoint: it begins with {head!r}; download it again")
+    if head.startswith(b"PK"):
+        check_archive(path, max_bytes)
+    else:
+        check_legacy(path)
     with torch.serialization.safe_globals(_PLACEHOLDERS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        warnings.simplefilter("ignore")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -166,7 +176,20 @@ def _read_pickle(path: Path) -> Any:
                 f"{path} is refused: it is not plain weights ({_refusal(error)}). The file may be damaged or "
                 "malicious; if you trust its source, save its state dict alone and load that"
             ) from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (MemoryError, RecursionError) as error:
+            raise CheckpointError(f"{path} is refused: too large or too deep to be read ({error})") from error
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            EOFError,
+            ImportError,
+            LookupError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise CheckpointError(
                 f"{path} is truncated or no checkpoint ({_first_line(error)}); download it again"
             ) from error

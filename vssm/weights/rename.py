@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from vssm.weights.names import check_distinct
+
 VMAMBA, SPATIAL_MAMBA, VIM, OURS = "VMamba", "Spatial-Mamba", "Vim", "vssm"
 
 # Pairs (official, ours) of dotted prefixes; the first that fits a name wins, in either direction.
@@ -130,15 +132,28 @@ def family_of(names: Iterable[str]) -> str | None:
     return None
 
 
-def to_ours(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
-    """A state dict of `family` under our names and shapes; names that no rule knows stay as they are."""
+# How the parameters of our networks are called, whatever their mixers and adaptors have inside.
+_OUR_NAME = re.compile(
+    r"(stem\.(conv|norm)\d|patch_embed\.proj|(stages\.\d+\.)?blocks\.\d+\.(mixer|mlp|norm\d?|cpe[12])|"
+    r"stages\.\d+\.downsample\.\w+|norm|out_norms\.\d+|head\.fc|pos_embed|cls_token)(\.\w+)*"
+)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name is one that networks of ours use."""
+    return _OUR_NAME.fullmatch(name) is not None
+
+
+def to_ours(state: Mapping[str, Tensor], family: str, origin: str = "the file") -> dict[str, Tensor]:
+    """A state dict of `family` under our names and shapes; names that no rule knows stay as they are.
+
+    Raises CheckpointError for two names that become one of ours; `origin` is what it calls the file.
+    """
     if family == OURS:
         return {name: _as_linear(name, tensor) for name, tensor in state.items()}
-    renamed = {}
-    for name, tensor in state.items():
-        ours = _our_name(name, family, state)
-        renamed[ours] = _our_shape(ours, tensor, family)
-    return renamed
+    names = {name: _our_name(name, family, state) for name in state}
+    check_distinct(names, origin)
+    return {ours: _our_shape(ours, state[name], family) for name, ours in names.items()}
 
 
 def to_official(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
@@ -195,12 +210,13 @@ def _as_linear(name: str, tensor: Tensor) -> Tensor:
 
 def _our_shape(name: str, tensor: Tensor, family: str) -> Tensor:
     """Shapes of the K routes: 4 in VMamba, where single-file models flatten them, 1 in the others."""
-    leaf = name.rpartition(".")[2]
-    if leaf in ("x_proj_weight", "dt_proj_weight") and tensor.dim() == 2:
-        return tensor.unflatten(0, (4, -1)) if family == VMAMBA else tensor.unsqueeze(0)
-    if leaf == "dt_proj_bias" and tensor.dim() == 1:
-        return tensor.unflatten(0, (4, -1)) if family == VMAMBA else tensor.unsqueeze(0)
-    return _as_linear(name, tensor)
+    together = {"x_proj_weight": 2, "dt_proj_weight": 2, "dt_proj_bias": 1}.get(name.rpartition(".")[2])
+    if together is None or tensor.dim() != together:
+        return _as_linear(name, tensor)
+    if family != VMAMBA:
+        return tensor.unsqueeze(0)
+    fits = tensor.numel() > 0 and len(tensor) % 4 == 0
+    return tensor.unflatten(0, (4, -1)) if fits else tensor  # of another shape than any model has: refused there
 
 
 def _official_shape(name: str, tensor: Tensor, family: str) -> Tensor:
