@@ -6,7 +6,7 @@ from vssm_cli.parsing import Parser, Stop, parse
 
 DESCRIPTION = """\
 Trains vmamba_nano and spatial_mamba_nano on 1437 handwritten digits, tests them on 360 others, prints a table and
-writes a picture with the learning curves and the digits that were read wrongly. Fails (exit code 1) below 98 %."""
+writes a figure with the learning curves and the misclassified digits. Fails (exit code 1) below 98 %."""
 
 MODELS = ("vmamba_nano", "spatial_mamba_nano")
 RECIPE = "digits"
@@ -61,11 +61,11 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
         )
     picture = folder / "demo.png"
     draw(results, TARGET, picture)
-    console.print(f"learning curves and wrongly read digits: {picture}", soft_wrap=True)
+    console.print(f"learning curves and misclassified digits: {picture}", soft_wrap=True)
     report = folder / "report.html"
     with console.status("writing the report"):
         write_report([result.run for result in results], report, device_of(settings.trainer.accelerator))
-    console.print(f"report, the models beside each other: {report}", soft_wrap=True)
+    console.print(f"report that compares the models: {report}", soft_wrap=True)
     below = [result for result in results if result.accuracy < TARGET]
     if below:
         names = ", ".join(f"{result.model} {result.accuracy:.2%}" for result in below)

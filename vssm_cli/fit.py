@@ -64,7 +64,9 @@ def _resume(path: str) -> int:
             settings.keep_earlier(run.read_config())
         except UsageError as error:
             versions = run.read_environment().get("versions", "versions that it does not name")
-            raise Stop(f"{error}. The run was written by {versions}: resume with that version, or start anew") from None
+            raise Stop(
+                f"{error}. The run was written by {versions}: resume with that version, or start a new run"
+            ) from None
         from vssm.train.fit import build
     console = Console(quiet=not is_first_process())
     return _train(build(settings, weights=False), run, True, console)
@@ -88,7 +90,7 @@ def _train(experiment, run, resume: bool, console) -> int:
     except OSError as error:
         raise Stop(_with_remedy(describe(error), run)) from error
     except Diverged as error:  # a resumed run would repeat it to the last bit
-        kept = f"; {run.last} is as it was before, start anew from it with --init-from" if run.last.exists() else ""
+        kept = f"; {run.last} is unchanged; start a new run from it with --init-from" if run.last.exists() else ""
         raise Stop(f"{error}{kept}") from error
     finally:
         run.close()

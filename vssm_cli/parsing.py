@@ -8,7 +8,7 @@ from vssm._words import nearest
 
 
 class UsageError(Exception):
-    """The command was typed wrongly; printed as one line, exit code 2."""
+    """A usage error; printed as one line, exit code 2."""
 
 
 class Stop(Exception):

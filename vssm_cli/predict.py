@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--from-file", metavar="LIST", help="a file with one name per line; - is the standard input")
     parser.add_argument("--checkpoint", metavar="RUN_DIR|FILE", help="a run directory (its best.ckpt) or a checkpoint")
     parser.add_argument(
-        "--model", metavar="NAME", help="model of a checkpoint from elsewhere; alone: published weights"
+        "--model", metavar="NAME", help="model of a checkpoint that vssm fit did not write; alone: published weights"
     )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to show per image (default 5)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""vssm table: the papers' tables beside what is counted and measured here."""
+"""vssm table: the papers' tables next to what is counted and measured here."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vssm.analysis.throughput import Measured
 
 DESCRIPTION = """\
-Shows a table of the papers: parameters and multiply-adds counted here beside the printed ones, and what the paper
+Shows a table of the papers: parameters and multiply-adds counted here next to the printed ones, and what the paper
 reports to have reached, which is never measured here. Without a name it lists the tables."""
 
 MEASURING = ("relative_to", "batch", "image_size", "threads", "seconds", "train", "device")

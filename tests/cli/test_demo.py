@@ -31,7 +31,7 @@ def test_demo_reports_and_fails_below_its_goal(tiny_recipe, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "vmamba_nano ran" in shown and "ss2d" in shown and "fusion" in shown
     assert "M" in shown and "img/s" in shown
-    assert f"report, the models beside each other: {out / 'report.html'}" in shown
+    assert f"report that compares the models: {out / 'report.html'}" in shown
     picture = np.asarray(Image.open(out / "demo.png").convert("RGB"))
     assert picture.shape[1] > 1000
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100

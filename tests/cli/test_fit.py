@@ -323,7 +323,7 @@ def test_a_config_of_another_version_is_named(stopped, capsys, change, words):
     config.write_text(config.read_text().replace(*change))
     error = error_of_resume(run, capsys)
     assert words in error
-    assert "The run was written by vssm 0." in error and "resume with that version, or start anew" in error
+    assert "The run was written by vssm 0." in error and "resume with that version, or start a new run" in error
 
 
 def change_checkpoint(file, change):

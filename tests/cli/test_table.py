@@ -18,7 +18,7 @@ def test_the_list(capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
 
 
-def test_for_eyes(capsys, monkeypatch):
+def test_rich_table(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["table", "scan-patterns", *ROWS]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -37,7 +37,7 @@ def test_no_figure_is_cut_off_on_a_narrow_terminal(capsys, monkeypatch):
     assert lines[1] == "row built as M params paper off, % G macs paper off, % top-1, % (paper)".split()
 
 
-def test_csv_json_and_markdown_say_the_same(capsys):
+def test_csv_json_and_markdown_agree(capsys):
     forms = {}
     for form in ("csv", "json", "markdown"):
         assert main(["table", "scan-patterns", *ROWS, f"--{form}"]) == 0

@@ -78,7 +78,7 @@ def test_tally_counts_and_keeps_what_deserves_a_look():
     assert Tally(3).agreement == 0
 
 
-def test_different_classes_are_said():
+def test_different_classes_are_reported():
     assert class_difference(predictor(0.5), predictor(0.5, classes=("bright", "dark"))) is None
     said = class_difference(predictor(0.5), predictor(0.5, classes=("bright", "dim")))
     assert "1 have the same name in both, 1 are only in the first, 1 only in the second" in said

@@ -82,7 +82,7 @@ def test_one_run(digits, capsys):
         assert title in text
 
 
-def test_pictures_are_the_images_that_were_read_wrongly(digits):
+def test_pictures_are_the_misclassified_images(digits):
     import base64
     import io
 
@@ -173,7 +173,7 @@ def test_a_run_that_ended_early(copy):
     rows = copy.metrics.read_text().splitlines(keepends=True)
     copy.metrics.write_text("".join(rows[:1] + [row for row in rows[1:] if row.startswith("1,")]))
     text = check(run_page(evaluate_run(open_run(copy.path))))
-    assert "Training came to epoch 1 of 3" in text and "1 of 3 epochs, 4 steps of 16 images" in text
+    assert "Training reached epoch 1 of 3" in text and "1 of 3 epochs, 4 steps of 16 images" in text
     copy.metrics.write_text(rows[0])  # ended before the first row
     text = check(run_page(evaluate_run(open_run(copy.path))))
     assert "metrics.csv holds no finite value to draw" in text and "0 of 3 epochs, 0 steps" in text
@@ -212,7 +212,7 @@ def test_a_thousand_classes(digits):
 def test_two_classes_and_no_mistake(digits):
     truth = torch.tensor([0, 1] * 4)
     text = check(run_page(answered(digits, truth, truth, 2)))
-    assert text.count("No image was read wrongly.") == 1
+    assert text.count("No image was misclassified.") == 1
     assert "100.00\N{NO-BREAK SPACE}%" in text
     # Eight images cannot tell 100 % from 70 %: Wilson's interval.
     assert "top-1 of 8 validation images; 95 % interval 67.6 to 100.0\N{NO-BREAK SPACE}%" in text
@@ -239,7 +239,7 @@ def test_a_moved_folder_without_training_images(folder, tmp_path):
     assert evaluate_run(open_run(folder.path), data_root=str(root)).images_id != here.images_id
 
 
-def test_fit_says_when_the_report_could_not_be_written(tmp_path, capsys, monkeypatch):
+def test_fit_reports_a_report_that_could_not_be_written(tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

@@ -30,7 +30,7 @@ def test_plan():
     assert plan(experiment).steps == 50
 
 
-def test_a_model_that_cannot_be_counted_is_said(monkeypatch):
+def test_a_model_that_cannot_be_counted_is_reported(monkeypatch):
     def fail(model, size):
         raise NotImplementedError("no count for operator x")
 

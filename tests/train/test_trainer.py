@@ -32,7 +32,7 @@ def test_wrong_arguments_are_named(arguments, words):
         create_trainer(with_args(**arguments))
 
 
-def test_what_is_not_here_is_named():
+def test_a_missing_gpu_and_unknown_settings_are_named():
     settings = tiny_settings()
     settings.trainer.precision = "16-mixed"
     with pytest.raises(ValueError, match="16-mixed, which needs a GPU; on the CPU choose bf16-mixed or 32-true"):

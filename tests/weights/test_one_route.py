@@ -125,7 +125,7 @@ def test_a_distilled_model_has_two_classifiers(tmp_path):
     }
 
 
-def test_files_of_strangers_are_refused_by_other_models_too(tmp_path):
+def test_files_of_other_networks_are_refused_by_other_models_too(tmp_path):
     torch.save(timm.create_model("test_resnet", num_classes=5).state_dict(), tmp_path / "file.pth")
     model = timm.create_model("test_convnext", num_classes=5)
     before = {n: t.clone() for n, t in model.state_dict().items()}

@@ -91,5 +91,5 @@ def test_single_file_names(name):
     assert all(torch.equal(got[key], want[key]) for key in want)
 
 
-def test_strangers_are_no_family():
+def test_other_networks_belong_to_no_family():
     assert family_of(["layer1.0.conv1.weight", "fc.weight"]) is None

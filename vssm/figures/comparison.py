@@ -1,4 +1,4 @@
-"""The picture of a comparison: each image beside what both models see in it."""
+"""The figure of a comparison: each image with the predictions of both models."""
 
 import math
 from pathlib import Path

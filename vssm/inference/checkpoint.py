@@ -91,7 +91,7 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
 def _versions(about: dict[str, Any]) -> str:
     """Which version wrote a checkpoint, which wants to read it, and what to do, for a message."""
     wrote = about.get("version", "of a version that it does not name")
-    return f"it was written by vssm {wrote}, this is vssm {version('vssm')}: use that version, or train anew"
+    return f"it was written by vssm {wrote}, this is vssm {version('vssm')}: use that version, or train again"
 
 
 def check_unchanged(stored: TrainedModel, description: dict[str, Any], model: nn.Module) -> None:

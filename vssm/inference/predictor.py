@@ -156,7 +156,7 @@ def load(
     Args:
         source: a run directory of `vssm fit`, a checkpoint file (of a run, official, or any state dict of `model`), or
             the name of a model, whose published weights are then loaded
-        model: the name of the model that a checkpoint of elsewhere belongs to
+        model: the name of the model, for a checkpoint that `vssm fit` did not write
         device: where it computes; "auto" for the first accelerator, else the CPU
         image_size: side in pixels, where it is not to be the one it was trained at
 

@@ -1,4 +1,4 @@
-"""The page about several runs: beside each other where that is fair, and each in full below."""
+"""The page about several runs: side by side where they are comparable, and each in full below."""
 
 import math
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def _differences(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
         elif report.images_id != first.images_id:
             notes.append(
                 f"{name} and {names[0]} were evaluated on different images ({report.quality.images} and "
-                f"{first.quality.images}): small differences between them mean nothing, and no best value is marked."
+                f"{first.quality.images}): small differences mean little, and no best value is marked."
             )
     return notes
 

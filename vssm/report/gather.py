@@ -194,7 +194,7 @@ def _notes(found: FinishedRun, evaluation: Evaluation, quality: Details) -> tupl
     epochs, planned = history.epochs, found.stored.settings.trainer.max_epochs
     if epochs < planned and found.stored.settings.trainer.max_steps < 0:
         notes.append(
-            f"Training came to epoch {epochs} of {planned}: it was interrupted, stopped early, or has not ended."
+            f"Training reached epoch {epochs} of {planned}: it was interrupted, stopped early, or is still running."
         )
     if found.checkpoint.name == "last.ckpt":
         notes.append("There is no best.ckpt; this is last.ckpt, the weights of the last epoch saved.")

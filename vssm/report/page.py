@@ -228,7 +228,7 @@ def _confusions(report: Report) -> Markup:
         wrong = counts.sum(0) + counts.sum(1) - 2 * counts.diag()
         shown = sorted(wrong.argsort(descending=True, stable=True)[:MATRIX_CLASSES].tolist())
         text = f"The {MATRIX_CLASSES} of {len(names)} classes that are confused most. "
-    text += "Rows are the true classes, columns what they were read as; colour is the share of the row's images."
+    text += "Rows are the true classes, columns the predicted ones; the colour is the share of the row's images."
     support = quality.support.tolist()
     matrix = confusion_matrix(counts[shown][:, shown].tolist(), [support[k] for k in shown], [names[k] for k in shown])
     return join([tag("p", text), matrix, _pairs(quality, names)])
@@ -254,10 +254,10 @@ def _pairs(quality: Details, names: Sequence[str]) -> Markup:
 
 def _mistakes(report: Report) -> Markup:
     if not report.pictures:
-        return tag("p", "No image was read wrongly.")
+        return tag("p", "No image was misclassified.")
     wrong = report.quality.images - report.quality.not_finite - int(report.quality.confusion.diag().sum())
     text = (
-        f"{len(report.pictures)} of {amount(wrong, 'wrongly read image')}, as the model saw them, the most confident "
+        f"{len(report.pictures)} of {amount(wrong, 'misclassified image')}, as the model saw them, the most confident "
         "first. Look here for wrong labels, too."
     )
     return join([tag("p", text), tag("div", *(_figure(one, report) for one in report.pictures), class_="pictures")])
@@ -284,7 +284,8 @@ def _unreadable(report: Report) -> Markup:
     found = report.unreadable
     if not found:
         return Markup()
-    sentence = f"{amount(len(found), 'image')} could not be read, in training or now, and had no part in it."
+    left_out = "is left out" if len(found) == 1 else "are left out"
+    sentence = f"{amount(len(found), 'image')} could not be read in training or in this evaluation, and {left_out}."
     if len(found) > UNREADABLE_SHOWN:
         sentence += f" The first {UNREADABLE_SHOWN}:"
     rows = [[file_name(path), name_of(reason)] for path, reason in found[:UNREADABLE_SHOWN]]
