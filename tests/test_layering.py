@@ -22,7 +22,7 @@ ALLOWED = {
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
     "inference": {"ops", "nn", "weights", "models", "tasks", "data"},
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "inference"},
-    "figures": {"data", "tasks", "analysis", "inference", "train"},
+    "figures": {"data", "analysis", "inference"},
     "report": {"tasks", "data", "analysis", "inference", "figures"},
 }
 # What the command line needs to parse.

@@ -32,6 +32,8 @@ def _check(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from vssm_cli.lines import print_note
+
     console = Console(stderr=args.json)
     with Console(stderr=True).status("loading"):
         from vssm.data.imagefolder import ImageFolder
@@ -56,7 +58,7 @@ def _check(args: argparse.Namespace) -> int:
     )
     inspection = summarise(splits, facts, len(found.classes))
     for note in found.notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+        print_note(console, note)
     if args.json:
         print(json.dumps(_plain(inspection, found.classes), ensure_ascii=False))
     else:
@@ -81,6 +83,9 @@ def _print(inspection, classes: tuple[str, ...], console) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from vssm.data.files import printable_name
+    from vssm_cli.lines import print_line
+
     table = Table("class")
     for split in inspection.counts:
         table.add_column(split, justify="right")
@@ -99,32 +104,30 @@ def _print(inspection, classes: tuple[str, ...], console) -> None:
         middle = sides[len(sides) // 2]
         console.print(f"shorter side: {sides[0]} to {sides[-1]} pixels, median {middle}", highlight=False)
     kinds = ", ".join(f"{kind} {count}" for kind, count in inspection.kinds.most_common())
-    console.print(f"kinds: {kinds}", soft_wrap=True, highlight=False, markup=False)
+    print_line(console, f"kinds: {kinds}")
     if inspection.copies:
         words = "file repeats another of its" if inspection.copies == 1 else "files repeat another of their"
         console.print(f"{inspection.copies} {words} class and split, to the byte", highlight=False)
-    _print_list(console, "images cannot be read", [f"{_name(path)}: {why}" for path, why in inspection.unreadable])
+    _print_list(
+        console, "images cannot be read", [f"{printable_name(path)}: {why}" for path, why in inspection.unreadable]
+    )
     for what, groups in (
         ("images in more than one split, to the byte", inspection.leaks),
         ("images in more than one class, to the byte", inspection.conflicts),
     ):
-        _print_list(console, what, [" = ".join(map(_name, group)) for group in groups])
+        _print_list(console, what, [" = ".join(map(printable_name, group)) for group in groups])
     if inspection.clean:
         console.print("every image can be read; no image is in two splits or in two classes")
 
 
 def _print_list(console, what: str, lines: list[str]) -> None:
+    from vssm_cli.lines import print_line
+
     if not lines:
         return
     what = what.replace("images", "image", 1) if len(lines) == 1 else what
     console.print(f"[red]{len(lines)}[/] {what}:", highlight=False)
     for line in lines[:SHOWN]:
-        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"  {line}")
     if len(lines) > SHOWN:
         console.print(f"  and {len(lines) - SHOWN} more", highlight=False)
-
-
-def _name(path: Path) -> str:
-    from vssm.data.files import printable_name
-
-    return printable_name(path)

@@ -14,8 +14,11 @@ def compare_models(args: argparse.Namespace, names: Iterator[str], stack: contex
     """Prints agreement and the images that the models differ on, and writes the picture of `--out`."""
     from rich.console import Console
 
+    from vssm_cli.lines import print_line, print_speed
+
     errors = Console(stderr=True)
     with errors.status("loading two models"):
+        from vssm.data.files import printable_name
         from vssm.data.sources import find_files
         from vssm.figures.comparison import SHOWN, draw
         from vssm.inference.compare import Tally, class_difference, compare
@@ -35,9 +38,7 @@ def compare_models(args: argparse.Namespace, names: Iterator[str], stack: contex
     for number, pair in enumerate(pairs, 1):
         tally.add(pair)
         if pair.error is not None:
-            errors.print(
-                f"{_name(pair.path)}: {pair.error}", style="red", soft_wrap=True, highlight=False, markup=False
-            )
+            print_line(errors, f"{printable_name(pair.path)}: {pair.error}", style="red")
         status.update(f"{number} images")
     status.stop()
     if tally.images + tally.failed == 0:
@@ -46,10 +47,8 @@ def compare_models(args: argparse.Namespace, names: Iterator[str], stack: contex
     _print(tally, labels, class_difference(first, second))
     if args.out is not None and tally.images:
         draw(tally, labels, Path(args.out))
-        errors.print(f"picture {args.out}", highlight=False, markup=False, soft_wrap=True)
-    problems = f", {tally.failed} of {tally.images + tally.failed} files could not be read" if tally.failed else ""
-    speed = (tally.images + tally.failed) / (time.perf_counter() - began)
-    errors.print(f"{tally.images} images by two models{problems}, {speed:.1f} images/s", highlight=False)
+        print_line(errors, f"picture {args.out}")
+    print_speed(errors, f"{tally.images} images by two models", tally.failed, tally.images + tally.failed, began)
     return 1 if tally.failed else 0
 
 
@@ -79,9 +78,12 @@ def _print(tally, labels: tuple[str, str], difference: str | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from vssm.data.files import printable_name
+    from vssm_cli.lines import print_note
+
     console = Console()
     if difference is not None:
-        console.print(f"note: {difference}", soft_wrap=True, highlight=False)
+        print_note(console, difference)
     differ = tally.images - tally.agreed
     console.print(f"{tally.agreed} of {tally.images} images named alike ({tally.agreement:.1%})", highlight=False)
     rows = list(itertools.takewhile(lambda pair: not pair.agree, tally.interesting()))[:TABLE_ROWS]
@@ -93,7 +95,7 @@ def _print(tally, labels: tuple[str, str], difference: str | None) -> None:
         table.add_column(Text(label), overflow="fold")
         table.add_column("prob.", justify="right", no_wrap=True)
     for pair in rows:
-        cells: list[Text] = [Text(_name(pair.path))]
+        cells: list[Text] = [Text(printable_name(pair.path))]
         for prediction in (pair.first, pair.second):
             name, probability = prediction.classes[0]
             cells += [Text(name, style="bold"), Text(f"{probability:.1%}")]
@@ -101,9 +103,3 @@ def _print(tally, labels: tuple[str, str], difference: str | None) -> None:
     console.print(table)
     if differ > len(rows):
         console.print(f"and {differ - len(rows)} more; the most confident are shown", highlight=False)
-
-
-def _name(path: Path) -> str:
-    from vssm.data.files import printable_name
-
-    return printable_name(path)

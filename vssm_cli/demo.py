@@ -39,6 +39,7 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
         from vssm.report.write import write_report
         from vssm.train.demo import train_digits
         from vssm.train.progress import LiveProgress
+        from vssm_cli.lines import print_line
         from vssm_cli.show import announce, device_of, kernels
 
     results = []
@@ -54,18 +55,15 @@ def _demo(out: str | None, seed: int, epochs: int | None) -> int:
         console.print()
     console.print(_table(results))
     for result in results:
-        console.print(
-            f"{result.model} ran {kernels(result.operators, device_of(settings.trainer.accelerator))}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        ran = kernels(result.operators, device_of(settings.trainer.accelerator))
+        print_line(console, f"{result.model} ran {ran}")
     picture = folder / "demo.png"
     draw(results, TARGET, picture)
-    console.print(f"learning curves and misclassified digits: {picture}", soft_wrap=True)
+    print_line(console, f"learning curves and misclassified digits: {picture}")
     report = folder / "report.html"
     with console.status("writing the report"):
         write_report([result.run for result in results], report, device_of(settings.trainer.accelerator))
-    console.print(f"report that compares the models: {report}", soft_wrap=True)
+    print_line(console, f"report that compares the models: {report}")
     below = [result for result in results if result.accuracy < TARGET]
     if below:
         names = ", ".join(f"{result.model} {result.accuracy:.2%}" for result in below)

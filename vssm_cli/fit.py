@@ -78,10 +78,11 @@ def _train(experiment, run, resume: bool, console) -> int:
     from vssm.train.fit import fit
     from vssm.train.progress import LiveProgress
     from vssm.train.stopping import Diverged
+    from vssm_cli.lines import print_fact, print_line
     from vssm_cli.show import announce, device_of, metrics_table
 
     announce(console, experiment)
-    console.print(f"[bold]{'run':<10}[/]{run.path}", soft_wrap=True, highlight=False)
+    print_fact(console, "run", str(run.path))
     try:
         metrics = fit(experiment, run, resume, [LiveProgress(console)])
     except KeyboardInterrupt:
@@ -95,16 +96,16 @@ def _train(experiment, run, resume: bool, console) -> int:
     finally:
         run.close()
     if resume and not metrics:
-        console.print(f"{run.path} was already complete; nothing to do")
+        print_line(console, f"{run.path} was already complete; nothing to do")
         return 0
     if metrics:  # none when the last step came before the first validation
         console.print(metrics_table(metrics))
     if run.unreadable.exists():
         unreadable = len(read_unreadable(run.unreadable))
-        console.print(f"{unreadable} images could not be read: {run.unreadable}", soft_wrap=True, highlight=False)
+        print_line(console, f"{unreadable} images could not be read: {run.unreadable}")
     if is_first_process():
         _report(run, device_of(experiment.settings.trainer.accelerator), console)
-    console.print(f"run directory {run.path}; next: vssm predict IMAGE --checkpoint {run.path}", soft_wrap=True)
+    print_line(console, f"run directory {run.path}; next: vssm predict IMAGE --checkpoint {run.path}")
     return 0
 
 
@@ -133,10 +134,11 @@ def _report(run, device: str, console) -> None:
     """Writes report.html. The training is done and saved by then: an error here is printed, not raised."""
     with console.status("evaluating the best checkpoint"):
         from vssm.report.write import write_report
+        from vssm_cli.lines import print_line
 
         try:
             write_report([run.path], run.report, device)
         except (OSError, ValueError) as error:
-            console.print(f"no report: {error}; try again with: vssm report {run.path}", soft_wrap=True, markup=False)
+            print_line(console, f"no report: {error}; try again with: vssm report {run.path}")
             return
-    console.print(f"report {run.report}", soft_wrap=True, highlight=False, markup=False)
+    print_line(console, f"report {run.report}")

@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
 
     from vssm import ops
     from vssm.inference.device import pick_device
+    from vssm_cli.lines import print_fact
 
     device = pick_device(args.device)
     explanation = ops.explain(device=device, dtype=getattr(torch, args.dtype))
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     }
     console = Console()
     for name, fact in facts.items():
-        console.print(f"[bold]{name:<13}[/]{fact}", soft_wrap=True, highlight=False)
+        print_fact(console, name, fact, 13)
     table = Table("operator", "runs", "why")
     for choice in explanation.choices:
         others = "".join(

@@ -86,6 +86,7 @@ def _predict(args: argparse.Namespace) -> int:
             return compare_models(args, names, stack)
         with console.status("loading the model"):
             from vssm.data.sources import find_files
+            from vssm_cli.lines import print_speed
             from vssm_cli.predictions import open_writers
 
             predictor = _load(args)
@@ -103,9 +104,7 @@ def _predict(args: argparse.Namespace) -> int:
             done, failed = done + (prediction.error is None), failed + (prediction.error is not None)
             for writer in writers:
                 writer.write(prediction)
-    speed = (done + failed) / (time.perf_counter() - began)
-    problems = f", {failed} of {done + failed} files could not be read" if failed else ""
-    console.print(f"{done} images{problems}, {speed:.1f} images/s", highlight=False)
+    print_speed(console, f"{done} images", failed, done + failed, began)
     return 1 if failed else 0
 
 

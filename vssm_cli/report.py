@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     with console.status("loading torch") as status:
         from vssm.inference.device import pick_device
         from vssm.report.write import write_report
+        from vssm_cli.lines import print_line, print_note
 
         def progress(done: int, images: int) -> None:
             status.update(f"evaluating, {done} of {images} images")
@@ -43,8 +44,8 @@ def main(argv: list[str]) -> int:
         reports = write_report(runs, out, pick_device(args.device), args.data_root, progress)
     for report in reports:
         for note in report.notes:
-            console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+            print_note(console, note)
         line = f"{report.path}: top-1 {report.quality.top1:.2%} of {report.quality.images} images"
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"report: {out}", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, line)
+    print_line(console, f"report: {out}")
     return 0

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vssm_cli.lines import print_fact, print_note
+
 NAMES = {"val_loss": "loss", "val_top1": "top-1", "val_top5": "top-5", "val_images": "images"}
 UNREADABLE = "val_unreadable"
 
@@ -33,11 +35,11 @@ def announce(console: Console, experiment) -> None:
         "kernels": kernels(device=planned.device),
     }
     for name, value in rows.items():
-        console.print(f"[bold]{name:<10}[/]{escape(value)}", soft_wrap=True, highlight=False)
+        print_fact(console, name, value)
     if len(splits.classes) <= MANY_CLASSES:
         console.print(_class_table(splits.classes, counts))
     for note in splits.notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+        print_note(console, note)
 
 
 def _model_line(name: str, planned) -> str:

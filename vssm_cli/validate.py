@@ -28,6 +28,7 @@ def measure(command: str, description: str, split: str, argv: list[str]) -> int:
     from rich.console import Console
 
     from vssm.inference.run_dir import checkpoint_file
+    from vssm_cli.lines import print_note
     from vssm_cli.show import metrics_table, plain_metrics
 
     file = checkpoint_file(asked.checkpoint)
@@ -48,7 +49,7 @@ def measure(command: str, description: str, split: str, argv: list[str]) -> int:
         split=split, limit_batches=changed.trainer.limit_val_batches, precision=changed.trainer.precision, details=0
     )
     for note in evaluation.notes:
-        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
+        print_note(console, note)
     metrics = evaluation.metrics()
     if asked.json:
         print(json.dumps({"checkpoint": str(file), "split": split, **plain_metrics(metrics)}))

@@ -1,1 +1,20 @@
 """Images and their labels, torchvision-shaped: data sets, preprocessing, augmentation, the order of samples."""
+
+__all__ = [
+    "augment",
+    "batches",
+    "digits",
+    "files",
+    "image",
+    "imagefolder",
+    "inspection",
+    "loaders",
+    "parallel",
+    "preprocess",
+    "sampling",
+    "sources",
+    "split",
+    "splits",
+    "transforms",
+    "unreadable",
+]

@@ -2,3 +2,5 @@
 
 Importing this package is light; `vssm.inference.run_dir` needs the standard library only.
 """
+
+__all__ = ["checkpoint", "compare", "device", "evaluate", "predict", "predictor", "run_dir"]

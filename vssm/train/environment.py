@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from vssm._version import __version__
+
 
 def environment() -> dict[str, str]:
     """Facts by name, in the order a reader wants them."""
@@ -17,7 +19,7 @@ def environment() -> dict[str, str]:
         machine = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}; {machine}"
     elif accelerator is not None:
         machine = f"{accelerator.type}; {machine}"
-    versions = {name: version(name) for name in ("vssm", "torch", "timm", "lightning")}
+    versions = {"vssm": __version__} | {name: version(name) for name in ("torch", "timm", "lightning")}
     return {
         "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "hardware": machine,

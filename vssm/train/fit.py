@@ -5,7 +5,6 @@ import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import lightning as L
 import torch
@@ -14,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from vssm._version import __version__
 from vssm.data.splits import Splits
 from vssm.inference.checkpoint import FORMAT, check_unchanged, load_weights, read_checkpoint
 from vssm.inference.run_dir import RunDir, is_first_process
@@ -75,7 +75,7 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     check_image_size(model, chosen.name, splits.preprocess.input_size, len(splits.classes))
     description = {
         "format": FORMAT,
-        "version": version("vssm"),
+        "version": __version__,
         "classes": list(splits.classes),
         "images": splits.class_counts(),
         "fingerprints": splits.fingerprints(),
