@@ -2,4 +2,4 @@
 
 from vssm.analysis.complexity import Complexity, complexity
 
-__all__ = ["Complexity", "complexity", "tables", "throughput"]
+__all__ = ["Complexity", "complexity"]

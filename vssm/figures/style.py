@@ -51,7 +51,8 @@ def drawing(
     Raises:
         OSError: the file cannot be written; an older one is left as it was.
     """
-    with rc_context({**STYLE, **style}), warnings.catch_warnings():
+    changed: dict[Any, Any] = {**STYLE, **style}
+    with rc_context(changed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=size, dpi=dpi, facecolor="white")
         FigureCanvasAgg(figure)  # asked for, so that the backend of the process plays no part

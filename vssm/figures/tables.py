@@ -4,6 +4,7 @@ Figures 3 (e), 4, 7 and 11 of VMamba (arXiv 2401.10166). Filled marks are ours; 
 paper's.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vssm.analysis.tables.table import Row, Table
 from vssm.figures.style import COLORS, QUIET, drawing, heading, title
 
 LEFT = 0.25  # of the title, in inches
+NOTHING = math.nan  # leaves a gap in a line
 
 
 def draw(table: Table, found: Sequence[Record], reference: Row | None, path: Path) -> None:
@@ -35,13 +37,13 @@ def draw(table: Table, found: Sequence[Record], reference: Row | None, path: Pat
         fill(figure, table, found, reference or table.rows[0])
 
 
-def _panels(figure: Figure, rows: int, columns: int, **placed: Any) -> Sequence[Axes]:
+def _panels(figure: Figure, rows: int, columns: int, **placed: Any) -> list[Axes]:
     """A grid of axes below the title."""
     width, height = figure.get_size_inches()
     place = {"left": 0.8 / width, "right": 1 - 0.3 / width, "top": 1 - 1.35 / height, "bottom": 0.65 / height}
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(**{**place, "wspace": 0.22, "hspace": 0.38, **placed})
-    return axes.flatten()
+    return list(axes.flatten())
 
 
 def _under(table: Table, counts: bool, measured: bool) -> str:
@@ -169,15 +171,15 @@ def _resolutions(figure: Figure, table: Table, found: Sequence[Record], referenc
     models = list(dict.fromkeys(row.name.partition("@")[0] for row in table.rows))
     for color, model in zip(COLORS, models, strict=False):
         chosen = [(row, r) for row, r in zip(table.rows, found, strict=True) if row.name.partition("@")[0] == model]
-        own = {"color": color, "marker": "o", "markersize": 4.5, "linewidth": 1.5}
+        own: dict[str, Any] = {"color": color, "marker": "o", "markersize": 4.5, "linewidth": 1.5}
         hollow = own | {"markerfacecolor": "white"}
         sizes = [row.size for row, _ in chosen]
-        counted = [None if r["macs"] is None else r["macs"] / 1e9 for _, r in chosen]
+        counted = [NOTHING if r["macs"] is None else r["macs"] / 1e9 for _, r in chosen]
         # What no package has is drawn as printed.
-        printed = [float(row.gmacs or "nan") for row, _ in chosen]
-        known = all(value is not None for value in counted)
+        printed = [float(row.gmacs or NOTHING) for row, _ in chosen]
+        known = all(r["macs"] is not None for _, r in chosen)
         panels[0].plot(sizes, counted if known else printed, **(own if known else hollow), label=model)
-        speeds = [_paper_speed(table, reference, row) for row, _ in chosen]
+        speeds = [_paper_speed(table, reference, row) or NOTHING for row, _ in chosen]
         panels[1].plot(sizes, speeds, **(hollow | {"linestyle": ":"} if measured else hollow))
         if measured:
             panels[1].plot(sizes, [r["ratio"] for _, r in chosen], **own)
