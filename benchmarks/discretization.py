@@ -1,9 +1,9 @@
-"""Euler step and zero-order hold: a picture of what they compute, and what the second one costs.
+"""Euler form and zero-order hold: a figure of what they compute, and the cost of the second.
 
     python benchmarks/discretization.py --figure docs/discretization.png
     python benchmarks/discretization.py --cost [--batch 4] [--rounds 5]
 
-The cost is that of whole models, both forms in turns in one process; the table shows medians and their ratio.
+The cost is that of whole models, with both forms alternating in one process; the table shows medians and ratios.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def response(dt: float, seconds: float, discretization: str) -> tuple[list[float
 
 
 def draw(path: Path) -> None:
-    """Writes the PNG: the answer to a step input for three step sizes, and the weight of one input by its step."""
+    """Writes the PNG: the response to a step input for three step sizes, and the weight of one input by its step."""
     with drawing(path, (12, 3.1), 110, style={"font.size": 9}) as figure:
         figure.set_layout_engine("constrained")
         axes = figure.subplots(1, 4)
@@ -51,7 +51,7 @@ def draw(path: Path) -> None:
 
 
 def cost(batch: int, rounds: int) -> None:
-    """Prints seconds of a forward, and of a training step, of models with either form."""
+    """Prints the seconds of a forward and of a training step, for models with each form."""
     print(f"{torch.get_num_threads()} threads, batch {batch}, 224 x 224, medians of {rounds}")
     print(f"{'model':<22}{'what':<10}{'euler, s':>10}{'zoh, s':>10}{'ratio':>8}")
     for name in ("vmamba_tiny", "spatial_mamba_tiny", "vim_tiny_pool"):

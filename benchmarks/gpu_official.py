@@ -1,6 +1,6 @@
 """The official VMamba compared with ours, for gpu.py: its scan with cross-scan and merge, and its VMamba-T.
 
-Its CUDA extension is built from the sources in the checkout, for the card at hand alone, next to them in `build/`. A
+Its CUDA extension is built from the sources in the checkout, for the present GPU only, next to them in `build/`. A
 machine without a network can be given the checkout in a folder that git ignores (`build/official`). Where the extension
 does not build, its torch path is measured, and the result says so.
 """

@@ -1,13 +1,13 @@
-"""Which scan reads digits that lie anywhere? Seven small networks without depthwise convolution, five seeds each.
+"""Scan patterns on shifted digits: seven small networks without depthwise convolution, five seeds each.
 
     python benchmarks/shifted_digits.py                  everything; two processes of one thread, under 30 minutes
     python benchmarks/shifted_digits.py --arms cross unidirectional --seeds 1 --steps 100       a part, shorter
-    python benchmarks/shifted_digits.py --table          what is there, without training
+    python benchmarks/shifted_digits.py --table          the finished results, without training
 
-The digits are scikit-learn's, 8 x 8, each pasted at a random place of an empty 16 x 16 canvas: at a fresh place every
-time it is trained on, at four fixed places each to test on. Training and test digits are different ones, the same for
-all networks. Nothing is chosen by the test digits: every network trains for the same number of steps and is tested
-once. A cell (arm, seed) that is done is a file in `--out` and is not run again.
+The digits are scikit-learn's, 8 x 8, each pasted into an empty 16 x 16 canvas: at a new random position in every
+training step, at four fixed positions for testing. Training and test digits are disjoint, and the same for all
+networks. The test digits select nothing: every network trains for the same number of steps and is tested once. A
+finished cell (arm, seed) is a file in `--out` and is not run again.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import vssm
 from vssm._writing import replacing
 from vssm.figures.style import COLORS, FAINT, drawing, title
 
-# What the arms share: vmamba_nano, smaller, and without the depthwise convolution in front of the scan.
+# Common to all arms: a smaller vmamba_nano without the depthwise convolution before the scan.
 NANO: dict[str, Any] = {"num_classes": 10, "in_chans": 1, "dims": (32, 64), "depths": (1, 1), "conv": False}
 ARMS: dict[str, dict[str, Any]] = {
     "unidirectional": {"scan": "unidirectional"},
@@ -50,7 +50,7 @@ BATCH, CANVAS, PLACES = 32, 16, 4
 RATE, WEIGHT_DECAY, WARM_UP, CLIP = 1e-3, 0.05, 0.1, 5.0
 
 
-# Of the pixels of such canvases.
+# Mean and standard deviation of the pixels of such canvases.
 MEAN, DEVIATION = 0.08, 0.23
 
 
@@ -74,7 +74,7 @@ def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 def paste(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image at a random place of its own empty canvas: (N, 8, 8) -> (N, 1, 16, 16)."""
+    """Each image at a random position of its own empty canvas: (N, 8, 8) -> (N, 1, 16, 16)."""
     canvas = torch.zeros(len(images), CANVAS, CANVAS)
     corners = torch.randint(0, CANVAS - 8 + 1, (len(images), 2), generator=generator).tolist()
     for page, image, (top, left) in zip(canvas, images, corners, strict=True):
@@ -86,7 +86,7 @@ def paste(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def settings_of(arm: str, seed: int, steps: int) -> dict[str, Any]:
-    """All that a cell depends on; a stored one with other settings is run again."""
+    """Everything that a cell depends on; a stored cell with other settings is run again."""
     shared = {"batch": BATCH, "canvas": CANVAS, "places": PLACES, "lr": RATE, "weight_decay": WEIGHT_DECAY}
     model = json.loads(json.dumps(NANO | ARMS[arm]))
     return {"arm": arm, "seed": seed, "steps": steps, "warm_up": WARM_UP, "clip": CLIP, **shared, "model": model}
@@ -135,7 +135,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, steps: int, generato
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share read rightly, each digit at `PLACES` places that are the same for all networks."""
+    """Accuracy, each digit at `PLACES` positions that are the same for all networks."""
     generator = torch.Generator().manual_seed(0)
     model.eval()
     right = 0
@@ -161,7 +161,7 @@ def stored(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def run(arms: Sequence[str], seeds: int, steps: int, folder: Path, processes: int) -> None:
-    """Every cell that is not there yet; one seed of all arms after the other, so that a part is a fair part."""
+    """Every missing cell, seed by seed for all arms, so that an interrupted run is still a fair comparison."""
     (folder / "cells").mkdir(parents=True, exist_ok=True)
     wanted = [(arm, seed) for seed in range(seeds) for arm in arms]
     missing = [
@@ -184,7 +184,7 @@ def run(arms: Sequence[str], seeds: int, steps: int, folder: Path, processes: in
 
 
 def summary(arms: Sequence[str], seeds: int, steps: int, folder: Path) -> list[dict[str, Any]]:
-    """Per arm the accuracies that are there, their mean and standard deviation."""
+    """Per arm the accuracies found, their mean and standard deviation."""
     found = []
     for arm in arms:
         cells = [stored(place_of(folder, arm, seed, steps), settings_of(arm, seed, steps)) for seed in range(seeds)]
@@ -225,7 +225,7 @@ def write(found: Sequence[dict[str, Any]], steps: int, folder: Path) -> None:
 
 
 def draw(found: Sequence[dict[str, Any]], steps: int, path: Path) -> None:
-    """Accuracy by arm: every seed a dot, mean and standard deviation a bar; beside it four of the images."""
+    """Accuracy by arm: one dot per seed, a bar for mean and standard deviation; next to it four of the images."""
     with drawing(path, (11, 4.8), 120, style={"axes.grid": False}) as figure:
         grid = figure.add_gridspec(2, 4, width_ratios=[5, 0.15, 1, 1], left=0.13, right=0.98, top=0.8, bottom=0.12)
         axes = figure.add_subplot(grid[:, 0])
@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of training (default {STEPS})")
     parser.add_argument("--processes", type=int, default=2, help="cells at a time, one thread each (default 2)")
     parser.add_argument("--out", type=Path, default=Path("runs/shifted_digits"), help="default runs/shifted_digits")
-    parser.add_argument("--table", action="store_true", help="only gather what is there")
+    parser.add_argument("--table", action="store_true", help="only collect finished results")
     args = parser.parse_args()
     if min(args.seeds, args.steps, args.processes) < 1:
         parser.error("--seeds, --steps and --processes must be at least 1")

@@ -2,7 +2,7 @@
 
     python benchmarks/start.py [--rounds 5]
 
-The files are read once before, so the times are those of the processor and not of the disk. The checkpoint is a
+The files are read once before, so the times do not include disk access. The checkpoint is a
 `vmamba_nano`, trained for one step.
 """
 

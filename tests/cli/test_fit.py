@@ -87,7 +87,7 @@ def test_validate_repeats_the_logged_metrics(run, capsys):
     shown = capsys.readouterr().out
     assert f"{float(logged['val_top1']):.2%}" in shown
     assert f"{float(logged['val_loss']):.4f}" in shown
-    assert main([*argv, "--json"]) == 0  # all images, though the training judged by two batches
+    assert main([*argv, "--json"]) == 0  # all images, although the training evaluated two batches
     assert json.loads(capsys.readouterr().out)["images"] == 360
 
 

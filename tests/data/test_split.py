@@ -36,7 +36,7 @@ def test_images_stay_on_their_side():
 
 
 def test_the_split_is_this_one():
-    """Pinned, so that a later version judges old checkpoints on the same images. The accent is written in two ways."""
+    """Pinned, so that a later version evaluates old checkpoints on the same images. The accent has two forms."""
     val = hold_out(samples({"a": 12, "caf\u00e9": 12}), FOLDER, 0.25, seed=7)[1]
     decomposed = hold_out(samples({"a": 12, "cafe\u0301": 12}), FOLDER, 0.25, seed=7)[1]
     names = [(label, path.stem) for path, label in val]

@@ -184,11 +184,11 @@ def test_the_published_size_of_dynamic_convolution():
 
 
 def test_names():
-    for name, maker in STATE_FNS.items():
-        assert resolve_state_fn(name) is maker
+    for name, factory in STATE_FNS.items():
+        assert resolve_state_fn(name) is factory
         model = vssm.create_model("vmamba_nano", state_fn=name, depths=(1,), dims=(16,))
         state_fn = model.stages[0].blocks[0].mixer.state_fn
-        assert state_fn is None if maker is None else isinstance(state_fn, maker)
+        assert state_fn is None if factory is None else isinstance(state_fn, factory)
     assert resolve_state_fn(StateFusion) is StateFusion and resolve_state_fn(None) is None
     assert vssm.create_model("spatial_mamba_nano", state_fn="none").stages[0].blocks[0].mixer.state_fn is None
     vssm.create_model("vim_nano", state_fn="none")

@@ -22,7 +22,7 @@ STATE_FNS: dict[str, StateFn | None] = {
 
 
 def resolve_state_fn(state_fn: str | StateFn | None) -> StateFn | None:
-    """The maker of a name; a callable and None stay as they are. ValueError for anything else."""
+    """Resolve a name to a factory; a callable and None are returned as they are. ValueError for anything else."""
     if state_fn is None or callable(state_fn):
         return state_fn
     if state_fn not in STATE_FNS:
