@@ -48,6 +48,28 @@ def test_unknown_settings_are_named(plain, name):
         ("optim", "betas", (0.9, 1.5), r"optim.betas are \(0.9, 1.5\)"),
         ("model", "drop_path", 1.5, "model.drop_path is 1.5"),
         ("", "seed", -1, "seed is -1"),
+        (
+            "trainer",
+            "limit_train_batches",
+            0,
+            "limit_train_batches is 0; it must be a number of batches, 1 or",
+        ),
+        ("trainer", "limit_train_batches", 1.5, r"limit_train_batches is 1.5; .* or a share in \(0, 1\]"),
+        ("trainer", "limit_val_batches", 0.0, "limit_val_batches is 0.0"),
+        ("trainer", "limit_val_batches", -3, "limit_val_batches is -3"),
+        ("trainer", "precision", "bf16-true", "precision is bf16-true; expected 32-true, bf16-mixed or 16-mixed"),
+        ("trainer", "precision", "64-true", "precision is 64-true"),
+        ("optim", "temperature_epochs", -1.0, r"temperature_epochs is -1.0; it must be in \[0, inf\)"),
+        ("model", "args", {"in_chans": 1}, r"model\.args\.in_chans cannot be given: the images decide it"),
+        ("model", "args", {"num_classes": 3}, r"model\.args\.num_classes cannot be given: the classes of the images"),
+        ("model", "args", {"pretrained": True}, r"args\.pretrained .* a setting of its own: model\.pretrained"),
+        ("model", "args", {"drop_path_rate": 0.1}, r"args\.drop_path_rate .* a setting of its own: model\.drop_path"),
+        (
+            "model",
+            "args",
+            {"features_only": True},
+            r"args\.features_only cannot be given: a network without a",
+        ),
     ],
 )
 def test_numbers_that_make_no_sense_are_named(section, key, value, message):
@@ -55,6 +77,34 @@ def test_numbers_that_make_no_sense_are_named(section, key, value, message):
     setattr(getattr(settings, section) if section else settings, key, value)
     with pytest.raises(ValueError, match=message):
         settings.check()
+
+
+@pytest.mark.parametrize(("key", "value"), [("auto_augment", "rand-m9"), ("random_erasing", 0.1), ("crop_pct", 0.9)])
+def test_what_the_digits_cannot_do_is_refused(key, value):
+    settings = Settings()
+    settings.data.name = "digits"
+    settings.check()
+    setattr(settings.data, key, value)
+    with pytest.raises(ValueError, match=f"data.{key} has no meaning for the bundled digits"):
+        settings.check()
+
+
+def test_limits_that_make_sense():
+    for limit in (None, 1, 500, 1.0, 0.25):
+        settings = Settings()
+        settings.trainer.limit_train_batches = settings.trainer.limit_val_batches = limit
+        settings.check()
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_was():
+    """A setting that its configuration does not name has the value of what was done then, not today's default."""
+    plain = Settings().as_dict()
+    assert Settings.from_stored(plain) == Settings.from_dict(plain)
+    assert (Settings().data.erase_mode, Settings().optim.temperature_epochs) == ("pixel", 10.0)
+    del plain["data"]["erase_mode"], plain["optim"]["temperature_epochs"]
+    stored = Settings.from_stored(plain)
+    assert (stored.data.erase_mode, stored.optim.temperature_epochs) == ("const", 0.0)
+    assert Settings.from_dict(plain).data.erase_mode == "pixel", "a recipe is no stored run"
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -21,6 +21,7 @@ def announce(console: Console, experiment) -> None:
     from vssm.train.plan import plan
 
     settings, splits, planned = experiment.settings, experiment.splits, plan(experiment)
+    weights = getattr(experiment.module.task, "class_weights", None)
     counts = splits.class_counts()
     size = "x".join(map(str, splits.preprocess.input_size))
     rows = {
@@ -28,12 +29,18 @@ def announce(console: Console, experiment) -> None:
         "start": _start_line(settings.model),
         "images": f"{sum(counts['train'])} to train, {sum(counts['val'])} to validate, {len(splits.classes)} classes, "
         f"{size}",
-        "classes": _balance_line(splits.classes, counts["train"], experiment.module.task.class_weights),
+        "classes": _balance_line(
+            splits.classes, counts["train"], getattr(experiment.module.task, "class_weights", None)
+        ),
         "training": f"{settings.trainer.max_epochs} epochs of {planned.steps_per_epoch} steps, {planned.steps} in all, "
         f"lr {settings.optim.lr:g}, seed {settings.seed}",
         "batch": _batch_line(settings, planned),
         "kernels": kernels(device=planned.device),
     }
+    if planned.temperature is not None:
+        epochs = settings.optim.temperature_epochs
+        falls = f"falls to 1 over {epochs:g} epochs" if epochs > 0 else "stays (optim.temperature_epochs)"
+        rows["softmax"] = f"temperature of the dynamic convolutions {planned.temperature:g}, {falls}"
     for name, value in rows.items():
         print_fact(console, name, value)
     if len(splits.classes) <= MANY_CLASSES:

@@ -48,10 +48,7 @@ def open_image(path: str | Path, channels: int = 3, min_side: int | None = None)
     if channels not in MODES:
         raise ValueError(f"image files are read with 1 or 3 channels, not {channels}")
     try:
-        image = _decode(path, min_side)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = _eight_bits(image, path)
-        return _convert(image, MODES[channels])
+        return as_read(_decode(path, min_side), channels, path)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -64,6 +61,13 @@ def open_image(path: str | Path, channels: int = 3, min_side: int | None = None)
     except DAMAGE as error:
         named = isinstance(error, OSError) and error.strerror
         raise UnreadableImage(path, named or f"damaged image ({error})") from None
+
+
+def as_read(image: Image.Image, channels: int, name: str | Path) -> Image.Image:
+    """An image in memory as `open_image` gives that of a file; it is taken as upright. `name` is for its messages."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bits(image, name)
+    return _convert(image, MODES[channels])
 
 
 def _decode(path: str | Path, min_side: int | None) -> Image.Image:

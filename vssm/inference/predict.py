@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from vssm.data.image import UnreadableImage, open_image
+from vssm.data.image import UnreadableImage, as_read, open_image
 from vssm.data.parallel import map_ahead
 from vssm.data.preprocess import Preprocess
 from vssm.tasks import TASKS
@@ -30,7 +31,7 @@ def predict(
     model: nn.Module,
     preprocess: Preprocess,
     classes: Sequence[str],
-    files: Iterable[Path | UnreadableImage],
+    files: Iterable[Path | UnreadableImage | Image.Image],
     top_k: int = 5,
     batch_size: int = 32,
     threads: int | None = None,
@@ -39,20 +40,28 @@ def predict(
     """Yields one Prediction per file, in order. Mode and device of the model are kept.
 
     `threads` (one per core when not given) read the next batch while the model works on this one; no more than two
-    batches are held. An UnreadableImage among the files becomes the Prediction that says so.
+    batches are held. An UnreadableImage among the files becomes a Prediction with that error; an image in memory is
+    named by its file, where it knows it, or by its number.
     """
     transform = preprocess.transform()
 
-    def read(file: Path | UnreadableImage) -> tuple[Path, Tensor | str]:
+    def read(numbered: tuple[int, Path | UnreadableImage | Image.Image]) -> tuple[Path, Tensor | str]:
+        number, file = numbered
         if isinstance(file, UnreadableImage):
             return file.path, file.reason
+        if isinstance(file, Image.Image):
+            name = Path(getattr(file, "filename", "") or f"image {number}")
+            try:
+                return name, transform.pixels(as_read(file, preprocess.channels, name))
+            except UnreadableImage as error:
+                return name, error.reason
         try:
             return file, transform.pixels(open_image(file, preprocess.channels, transform.min_side))
         except UnreadableImage as error:
             return file, error.reason
 
     device = next(model.parameters()).device
-    images = map_ahead(read, files, threads or os.cpu_count() or 1, ahead=2 * batch_size)
+    images = map_ahead(read, enumerate(files), threads or os.cpu_count() or 1, ahead=2 * batch_size)
     while batch := list(islice(images, batch_size)):
         pixels = [image for _, image in batch if isinstance(image, Tensor)]
         outputs = _run(model, transform.normalise(torch.stack(pixels).to(device))) if pixels else None

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from vssm.data.image import UnreadableImage
@@ -20,7 +21,7 @@ from vssm.tasks import TASKS, find_task
 from vssm.tasks.classification import check_image_size, check_model_name, class_names, create_classifier
 from vssm.tasks.task import Task
 
-Images = str | PathLike[str] | Iterable[str | PathLike[str]]
+Images = str | PathLike[str] | Image.Image | Iterable[str | PathLike[str] | Image.Image]
 _FILES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -74,14 +75,16 @@ class Predictor:
     ) -> Generator[Prediction, None, None]:
         """Yields one Prediction per image, in order: `classes` (name, probability), or the `error`.
 
-        `images` are files, folders and patterns (`vssm.data.sources.find_files`), one or many, found and read as the
-        predictions are asked for; `threads` (one per core) read ahead.
+        `images` are files, folders and patterns (`vssm.data.sources.find_files`) or PIL images, one or many, found and
+        read as the predictions are asked for; `threads` (one per core) read ahead.
         """
-        return self.predict_files(find_files(_names(images)), top_k, batch_size, threads)
+        if isinstance(images, str | PathLike | Image.Image):
+            images = [images]
+        return self.predict_files(_found(images), top_k, batch_size, threads)
 
     def predict_files(
         self,
-        files: Iterable[Path | UnreadableImage],
+        files: Iterable[Path | UnreadableImage | Image.Image],
         top_k: int = 5,
         batch_size: int = 32,
         threads: int | None = None,
@@ -193,8 +196,11 @@ def load_predictor(checkpoint: str | Path | None, model_name: str | None = None)
     return Predictor(model_name, model, published_preprocess(model, use_test_size=True), class_names(model))
 
 
-def _names(images: Images) -> Iterator[str]:
-    if isinstance(images, str | PathLike):
-        yield str(images)
-    else:
-        yield from map(str, images)
+def _found(
+    images: Iterable[str | PathLike[str] | Image.Image],
+) -> Iterator[Path | UnreadableImage | Image.Image]:
+    for image in images:
+        if isinstance(image, Image.Image):
+            yield image
+        else:
+            yield from find_files([str(image)])

@@ -39,6 +39,9 @@ class Loaders(L.LightningDataModule):
         if self.batches_per_epoch(trainer) == 0:
             batches = max(1, share // self.settings.batch_size)
             raise ValueError(f"trainer.limit_train_batches: {limit} of {batches} batches is none; take a larger share")
+        interval, batches = trainer.val_check_interval, self.batches_per_epoch(trainer)
+        if isinstance(interval, int) and interval > batches:
+            raise ValueError(f"trainer.args.val_check_interval is {interval}, an epoch has {batches} batches only")
         batches = -(-size_of(self.splits.val) // (self.settings.batch_size * trainer.world_size))
         if batches_within(batches, trainer.limit_val_batches) == 0:
             limit = trainer.limit_val_batches

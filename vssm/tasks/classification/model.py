@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import vssm.models  # noqa: F401 (registers our models with timm)
 from vssm._words import nearest
+from vssm.data.imagefolder import some
 
 
 def create_classifier(
@@ -55,7 +56,13 @@ def _unbuildable(name: str, given: dict[str, Any], error: Exception) -> Exceptio
 
 def check_model_name(name: str) -> None:
     """Raises ValueError with the nearest known names when timm has no model of this name."""
-    if timm.is_model(name) or ":" in name:  # hf-hub:OWNER/NAME and local-dir:PATH are timm's to resolve
+    if ":" in name:  # hf-hub:OWNER/NAME and local-dir:PATH are timm's to resolve
+        return
+    if timm.is_model(name):
+        architecture, _, tag = name.partition(".")
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+        if tag and tag not in tags:
+            raise ValueError(f"{architecture} has no weights {tag!r}{nearest(tag, tags) or '; known: ' + some(tags)}")
         return
     near = nearest(name, timm.list_models())
     raise ValueError(f"no model is called {name!r}{near} (`vssm models` lists ours, timm.list_models() all)")

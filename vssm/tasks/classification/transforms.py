@@ -54,6 +54,7 @@ def train_transform(settings: DataSettings, preprocess: Preprocess) -> ImageTran
     return ImageTransform(built, min_side)
 
 
+_SETS = ("weights", "3a", "3aw")
 _POLICIES = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
 
 
@@ -62,8 +63,10 @@ def check_policy(text: str) -> None:
     kind, *options = text.split("-")
     problem = ""
     for option in options:
-        is_set = kind == "rand" and option.startswith("t")
-        if not is_set and re.fullmatch(r"[a-z]+\d[\d.]*", option) is None:
+        if kind == "rand" and option.startswith("t"):
+            if option[1:] not in _SETS:
+                problem = f": {option!r} is no set of transforms, which are {', '.join(f't{one}' for one in _SETS)}"
+        elif re.fullmatch(r"[a-z]+\d[\d.]*", option) is None:
             problem = f": {option!r} is no letters followed by a number"
     try:
         _POLICIES.get(kind, auto_augment_transform)(text)
