@@ -29,9 +29,7 @@ def announce(console: Console, experiment) -> None:
         "start": _start_line(settings.model),
         "images": f"{sum(counts['train'])} to train, {sum(counts['val'])} to validate, {len(splits.classes)} classes, "
         f"{size}",
-        "classes": _balance_line(
-            splits.classes, counts["train"], getattr(experiment.module.task, "class_weights", None)
-        ),
+        "classes": _balance_line(splits.classes, counts["train"], weights),
         "training": f"{settings.trainer.max_epochs} epochs of {planned.steps_per_epoch} steps, {planned.steps} in all, "
         f"lr {settings.optim.lr:g}, seed {settings.seed}",
         "batch": _batch_line(settings, planned),

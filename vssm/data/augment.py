@@ -19,7 +19,7 @@ def random_affine(
 
     Draws five numbers from torch's global generator. `shift` is a share of the side, `scale` and `shear` are relative.
     """
-    angle, dx, dy, size, slant = (torch.rand(5) * 2 - 1).tolist()
+    angle, dx, dy, size, slant = map(float, torch.rand(5) * 2 - 1)
     angle *= math.radians(degrees)
     size = 1 + size * scale
     cos, sin = math.cos(angle) * size, math.sin(angle) * size

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import default_collate  # pyright: ignore[reportUnknownVariableType]
 
 from vssm.data.unreadable import Indexed, Unreadable
 
@@ -46,7 +46,7 @@ class Collate:
         unreadable = tuple(sample for sample in samples if isinstance(sample, Unreadable))
         read = [sample.instead if isinstance(sample, Unreadable) else sample for sample in samples]
         read = [sample for sample in read if sample is not None]
-        indices = [sample.index for sample in read if isinstance(sample, Indexed)]
+        indices = [sample.position for sample in read if isinstance(sample, Indexed)]
         images, targets = self.stack([sample.sample if isinstance(sample, Indexed) else sample for sample in read])
         named = tuple(damaged._replace(instead=None) for damaged in unreadable)
         return Batch(images, targets, named, torch.tensor(indices, dtype=torch.long))

@@ -3,7 +3,7 @@
 The scans were made at NIST by 43 writers (Kaynak 1995; "Optical Recognition of Handwritten Digits", UCI).
 """
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ TEST_FRACTION = 0.2
 MEAN, STD = (0.309,), (0.349,)
 
 
-class Digits(Dataset):
+class Digits(Dataset[tuple[Tensor, int]]):
     """Normalised images (1, size, size) with their digit, and where in scikit-learn's array each came from."""
 
     def __init__(self, images: Tensor, labels: Tensor, positions: np.ndarray, background: float, augment: bool):
@@ -45,19 +45,22 @@ def load_digits(
     size: int = 32, augment: bool = True, split_seed: int = 0, interpolation: str = "bicubic"
 ) -> tuple[Digits, Digits]:
     """Training (1437) and test (360) digits; the 20 % for the test are drawn with `split_seed`, equal per class."""
-    from sklearn import datasets
-    from sklearn.model_selection import train_test_split
+    from sklearn import datasets  # pyright: ignore[reportMissingTypeStubs]
+    from sklearn.model_selection import (  # pyright: ignore[reportMissingTypeStubs]
+        train_test_split,  # pyright: ignore[reportUnknownVariableType]
+    )
 
     scans, labels = cast(tuple[np.ndarray, np.ndarray], datasets.load_digits(return_X_y=True))
-    split = train_test_split(np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=split_seed)
-    train, test = map(np.asarray, split)
+    numbers = np.arange(len(labels))
+    split = cast(Any, train_test_split)
+    train, test = split(numbers, test_size=TEST_FRACTION, stratify=labels, random_state=split_seed)
     transform = preprocess(size, interpolation).transform()
     grey = np.round(scans.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = torch.stack([torch.as_tensor(transform(Image.fromarray(scan))) for scan in grey])
     background = -MEAN[0] / STD[0]
 
     def subset(positions: np.ndarray, augment: bool) -> Digits:
-        chosen = torch.from_numpy(positions)
-        return Digits(images[chosen], torch.from_numpy(labels)[chosen].long(), positions, background, augment)
+        chosen = torch.as_tensor(positions)
+        return Digits(images[chosen], torch.as_tensor(labels)[chosen].long(), positions, background, augment)
 
     return subset(train, augment), subset(test, augment=False)

@@ -48,7 +48,7 @@ def image_files(folder: str | Path, on_error: Callable[[OSError], None] | None =
 
 def _names(folder: str) -> tuple[list[str], set[str]]:
     """The sorted names of the images and folders in a folder, and which of them are folders."""
-    names, folders = [], set()
+    names, folders = list[str](), set[str]()
     with os.scandir(folder) as listing:
         for entry in listing:
             if entry.name.startswith("."):

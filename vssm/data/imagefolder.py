@@ -13,7 +13,7 @@ from vssm.data.files import IMAGE_SUFFIXES, image_files, printable_name
 from vssm.data.image import open_image
 
 
-class ImageFolder(Dataset):
+class ImageFolder(Dataset[tuple[object, int]]):
     """Image files of one split, sorted by class and name, so that an index means the same on every machine.
 
     Args:

@@ -3,11 +3,11 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
-from timm.data.config import resolve_data_config
+from timm.data.config import resolve_data_config  # pyright: ignore[reportUnknownVariableType]
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
@@ -63,11 +63,16 @@ class Preprocess:
         return transform(open_image(path, self.channels, transform.min_side))
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        plain: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            plain[name] = list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value
+        return plain
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Preprocess":
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
+        fields: dict[str, Any] = {}
+        for name, value in plain.items():
+            fields[name] = tuple(cast(list[Any], value)) if isinstance(value, list) else value
         return cls(**fields)
 
 
@@ -82,12 +87,13 @@ def published_preprocess(
         use_test_size: the size and crop that the published accuracy was measured with, where they are not those of the
             training. For predictions with published weights; what is trained here is validated as it was trained.
     """
+    cfg: dict[str, Any]
     if isinstance(model, str):
-        published = timm.get_pretrained_cfg(model)
-        cfg: dict[str, Any] = published.to_dict() if published else {}
+        published = cast(Any, timm.get_pretrained_cfg(model))
+        cfg = published.to_dict() if published else {}
     else:
         cfg = getattr(model, "pretrained_cfg", None) or {}
-    config = resolve_data_config({"img_size": image_size}, cfg, use_test_size=use_test_size)
+    config: dict[str, Any] = cast(Any, resolve_data_config)({"img_size": image_size}, cfg, use_test_size=use_test_size)
     return Preprocess(
         tuple(config["input_size"]),
         tuple(config["mean"]),

@@ -5,8 +5,9 @@ resumed in the middle of an epoch sees the very images that the uninterrupted ru
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ REPLACEMENT_TRIES = 32
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
+def generators_kept() -> Generator[None, None, None]:
     """Puts the random, numpy and torch (CPU) generators back to where they were before the block."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws from it)
     try:
@@ -39,33 +40,33 @@ def seed_all(*key: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-class SeededSamples(Dataset):
+class SeededSamples(Dataset[Any]):
     """A data set whose random augmentation of sample `index` in `epoch` is always the same; keys are (epoch, index).
 
     An image that cannot be read comes as an Unreadable with another sample, drawn from (seed, epoch, index) too.
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: Dataset[Any], seed: int):
         self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: tuple[int, int]):
+    def __getitem__(self, key: tuple[int, int]) -> Any:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
         with generators_kept():
             return [self._sample(*key) for key in keys]
 
-    def _sample(self, epoch: int, index: int):
+    def _sample(self, epoch: int, index: int) -> Any:
         seed_all(self.seed, epoch, index)
         try:
             return self.dataset[index]
         except UnreadableImage as error:
             return Unreadable.of(error, instead=self._another())
 
-    def _another(self):
+    def _another(self) -> Any:
         """A sample drawn at random for one that cannot be read; None when none of the tries could be read.
 
         The generators were seeded for the sample it stands for, so the draw is a function of (seed, epoch, index).
@@ -101,7 +102,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         epoch = self.epoch
         generator = torch.Generator().manual_seed(hash((self.seed, epoch)) & 0xFFFF_FFFF)
         order = torch.randperm(self.samples, generator=generator)[self.rank :: self.world][: self.total]
-        return iter([(epoch, index) for index in order[self.start :].tolist()])
+        return iter([(epoch, int(index)) for index in order[self.start :].numpy()])
 
 
 class ShardSampler(Sampler[int]):

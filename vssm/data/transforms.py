@@ -1,15 +1,21 @@
 """From a PIL image to a model's input: the steps of timm's transforms, the slow ones made faster."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data.transforms import MaybeToTensor
 from torch import Tensor
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
-from torchvision.transforms.functional import pil_modes_mapping
+from torchvision.transforms import (  # pyright: ignore[reportMissingTypeStubs]
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    Resize,
+)
+from torchvision.transforms.functional import pil_modes_mapping  # pyright: ignore[reportMissingTypeStubs]
 
 
 class ImageTransform:
@@ -28,13 +34,15 @@ class ImageTransform:
         assert isinstance(normalize, Normalize), f"timm normalises after MaybeToTensor, not {normalize}"
         self.min_side = min_side
         self.image_steps = Compose(_crop_while_resizing(steps[:at]))
-        self.mean = torch.as_tensor(normalize.mean).view(-1, 1, 1)
-        self.std = torch.as_tensor(normalize.std).view(-1, 1, 1)
+        mean, std = cast(Any, normalize).mean, cast(Any, normalize).std
+        self.mean = torch.as_tensor(mean).view(-1, 1, 1)
+        self.std = torch.as_tensor(std).view(-1, 1, 1)
         self.tensor_steps = Compose(steps[at + 2 :])
 
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image (RGB or L) -> (C, H, W), float32."""
-        return self.tensor_steps(self.normalise(self.pixels(image)))
+        steps = cast(Callable[[Tensor], Tensor], self.tensor_steps)
+        return steps(self.normalise(self.pixels(image)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.image_steps}, {self.tensor_steps}, min_side={self.min_side})"
@@ -42,7 +50,7 @@ class ImageTransform:
     def pixels(self, image: Image.Image) -> Tensor:
         """PIL image (RGB or L) -> (H, W, C), uint8."""
         values = np.array(self.image_steps(image))
-        return torch.from_numpy(values if values.ndim == 3 else values[..., None])
+        return torch.as_tensor(values if values.ndim == 3 else values[..., None])
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(..., H, W, C) in 0..255 -> (..., C, H, W), float32: scaled to 0..1, minus the mean, over the deviation."""
@@ -99,8 +107,10 @@ class ResizedCenterCrop:
 
 def _crop_while_resizing(steps: Sequence[Any]) -> list[Any]:
     """Replaces Resize and CenterCrop, but where the crop has to pad, and for nearest, which a box shifts."""
-    match steps:
-        case [Resize(size=int(side)) as resize, CenterCrop(size=crop)]:
-            if side >= max(crop) and resize.interpolation != InterpolationMode.NEAREST:
-                return [ResizedCenterCrop(side, (crop[0], crop[1]), resize.interpolation)]
+    if len(steps) == 2 and isinstance(steps[0], Resize) and isinstance(steps[1], CenterCrop):
+        resize, crop = cast(Any, steps[0]), cast(Any, steps[1])
+        height, width = crop.size
+        nearest = resize.interpolation == InterpolationMode.NEAREST
+        if isinstance(resize.size, int) and resize.size >= max(height, width) and not nearest:
+            return [ResizedCenterCrop(resize.size, (height, width), resize.interpolation)]
     return list(steps)

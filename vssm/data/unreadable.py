@@ -28,9 +28,9 @@ class Unreadable(NamedTuple):
 
 
 class Indexed(NamedTuple):
-    """A sample and its index in the data set."""
+    """A sample and its position in the data set."""
 
-    index: int
+    position: int
     sample: Any
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -66,10 +66,12 @@ class TrainedModel:
 def read_checkpoint(path: str | Path) -> TrainedModel:
     """Raises OSError or ValueError that names the file when it is not a checkpoint of `vssm fit` that can be read."""
     file = checkpoint_file(path)
-    content = read_content(file)
-    if not isinstance(content, dict) or not isinstance(content.get("vssm"), dict):
+    content: Any = read_content(file)
+    file_content = cast(dict[str, Any], content if isinstance(content, dict) else {})
+    about = file_content.get("vssm")
+    if not isinstance(about, dict):
         raise ValueError(f"{file} was not written by `vssm fit`; for other weights name the model too (--model NAME)")
-    about = content["vssm"]
+    about = cast(dict[str, Any], about)
     if about.get("format") != FORMAT:
         raise ValueError(f"{file} has format {about.get('format')!r}, expected {FORMAT}; {_versions(about)}")
     try:
@@ -78,7 +80,7 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
             Settings.from_stored(about["settings"]),
             tuple(about["classes"]),
             Preprocess.from_dict(about["preprocess"]),
-            {n.removeprefix(PREFIX): v for n, v in content["state_dict"].items() if n.startswith(PREFIX)},
+            _without_prefix(file_content["state_dict"]),
             about.get("images", {}),
             about.get("fingerprints", {}),
         )
@@ -86,6 +88,11 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
         raise ValueError(f"{file} lacks {error.args[0]!r}; {_versions(about)}") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}; {_versions(about)}") from error
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the network, under its own names."""
+    return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
 
 
 def _versions(about: dict[str, Any]) -> str:

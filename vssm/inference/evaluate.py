@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -118,13 +119,15 @@ def evaluate(
     return Evaluation(quality, splits, planned, tuple(unreadable), seconds)
 
 
-def _to(values, device: torch.device):
+def _to(values: Any, device: torch.device) -> Any:
     """Tensors, and lists or dictionaries of them, on a device."""
     if isinstance(values, torch.Tensor):
         return values.to(device, non_blocking=True)
     if isinstance(values, dict):
-        return {name: _to(value, device) for name, value in values.items()}
-    return type(values)(_to(value, device) for value in values) if isinstance(values, list | tuple) else values
+        return {name: _to(value, device) for name, value in cast(dict[Any, Any], values).items()}
+    if isinstance(values, list | tuple):
+        return [_to(value, device) for value in cast(list[Any], values)]
+    return values
 
 
 def _computing_in(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:

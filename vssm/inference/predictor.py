@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -44,7 +45,7 @@ class Predictor:
         settings = stored.settings
         model = stored.create_model()
         if settings.model.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = cast(Any, model).to(memory_format=torch.channels_last)
         return cls(
             settings.model.name,
             model,

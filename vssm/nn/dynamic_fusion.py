@@ -150,7 +150,7 @@ class DynamicFusion(FullPrecision):
 
     def get_temperature(self) -> float:
         """The highest of all attentions."""
-        return max(float(module.temperature) for module in self.dynamic)
+        return max(float(module.temperature) for module in self.dynamic if isinstance(module, DynamicConv))
 
     def _fuse(self, h: Tensor) -> Tensor:
         fused = torch.zeros_like(h) if self.static is None else self.static(h)

@@ -72,12 +72,14 @@ class ClassificationTask:
         """Name and probability of the most probable classes of each image; () where the model gave NaN or infinity."""
         probabilities = outputs.float().softmax(-1)
         values, indices = probabilities.topk(min(top_k, probabilities.shape[-1]))
-        found: list[Classes] = []
-        for places, numbers in zip(indices.tolist(), values.tolist(), strict=True):
-            finite = all(map(math.isfinite, numbers))
-            named = ((classes[place], number) for place, number in zip(places, numbers, strict=True))
-            found.append(tuple(named) if finite else ())
-        return found
+        places: list[list[int]] = indices.tolist()
+        shares: list[list[float]] = values.tolist()
+        return [
+            tuple((classes[place], share) for place, share in zip(*image, strict=True))
+            if all(map(math.isfinite, image[1]))
+            else ()
+            for image in zip(places, shares, strict=True)
+        ]
 
     def draw(self, image: Image.Image, result: object) -> Image.Image:
         return image
