@@ -1,6 +1,8 @@
+import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,7 +32,12 @@ def test_demo_reports_and_fails_below_its_goal(tiny_recipe, tmp_path, capsys):
     assert stop.value.exit_code == 1
     shown = capsys.readouterr().out
     assert "vmamba_nano ran" in shown and "ss2d" in shown and "fusion" in shown
-    assert "M" in shown and "img/s" in shown
+    models = [line for line in shown.splitlines() if re.match(r"\W*(vmamba|spatial_mamba)_nano\W.*%", line)]
+    assert len(models) == 2
+    for line in models:
+        accuracy, wrong, size = re.search(r"([\d.]+)%\W+(\d+)\W+([\d.]+) M\W", line).groups()
+        assert int(wrong) == round((1 - float(accuracy) / 100) * 360) > 0
+        assert float(size) == pytest.approx(0.01, abs=0.011)
     assert f"report that compares the models: {out / 'report.html'}" in shown
     picture = np.asarray(Image.open(out / "demo.png").convert("RGB"))
     assert picture.shape[1] > 1000
@@ -38,10 +45,21 @@ def test_demo_reports_and_fails_below_its_goal(tiny_recipe, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {"vmamba_nano", "spatial_mamba_nano", "demo.png", "report.html"}
 
 
-def test_demo_passes_at_its_goal(tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "TARGET", 0.0)
+@pytest.mark.parametrize(("accuracy", "passes"), [(0.98, True), (0.9799, False)])
+def test_demo_passes_at_its_goal(tiny_recipe, tmp_path, monkeypatch, accuracy, passes):
+    import vssm.train.demo
+
+    train = vssm.train.demo.train_digits
+    monkeypatch.setattr(
+        vssm.train.demo, "train_digits", lambda *arguments: replace(train(*arguments), accuracy=accuracy)
+    )
     monkeypatch.setattr(demo, "MODELS", ("vmamba_nano",))
-    assert demo.main(["--out", str(tmp_path / "demo"), "--epochs", "1"]) == 0
+    argv = ["--out", str(tmp_path / "demo"), "--epochs", "1"]
+    if passes:
+        assert demo.main(argv) == 0
+    else:
+        with pytest.raises(Stop, match=r"the goal of 98% was missed: vmamba_nano 97\.99%"):
+            demo.main(argv)
 
 
 def test_digits_are_shown_as_scanned():

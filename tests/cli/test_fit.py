@@ -154,7 +154,7 @@ def fit_in(root, *more):
 CASES = {
     "unknown model": (
         lambda p, run: ["fit", "--data", "digits", "--model", "vmamba_tini", "--out", str(p / "out")],
-        "no model is called 'vmamba_tini'; nearest: vmamba_tiny",
+        "unknown model 'vmamba_tini'; nearest: vmamba_tiny",
     ),
     "missing root": (lambda p, run: fit_in(p / "none"), "none does not exist; expected a folder with train/CLASS"),
     "file as root": (lambda p, run: fit_in(p / "file"), "file is a file; expected a folder"),

@@ -117,7 +117,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
         vssm.load("nowhere/run")
     with pytest.raises(FileNotFoundError, match=r"weights\.pth does not exist"):
         vssm.load("weights.pth")
-    with pytest.raises(ValueError, match="no model is called 'vmamba_tini'; nearest: vmamba_tiny"):
+    with pytest.raises(ValueError, match="unknown model 'vmamba_tini'; nearest: vmamba_tiny"):
         vssm.load("vmamba_tini")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "some.pth")
     with pytest.raises(ValueError, match=r"some\.pth was not written by `vssm fit`; for other weights name the model"):

@@ -1,16 +1,13 @@
-"""What is said before training starts, and while it goes on."""
+"""What is announced before training starts."""
 
 import io
-from types import SimpleNamespace
 
-import pytest
 from rich.console import Console
 
 from tests.train.tiny import tiny_settings
 from vssm.analysis.complexity import complexity
-from vssm.train.fit import build, fit, start_run
+from vssm.train.fit import build
 from vssm.train.plan import plan
-from vssm.train.progress import Clock, LiveProgress
 from vssm_cli.show import announce
 
 
@@ -66,39 +63,3 @@ def test_many_classes_are_summed_up(monkeypatch):
     text = shown(tiny_settings())
     assert "139 to 146 training images each, median 144.5; fewest 8, most 1" in text
     assert "\n8 " not in text
-
-
-def test_time_left():
-    trainer = SimpleNamespace(
-        estimated_stepping_batches=100,
-        global_step=10,
-        check_val_every_n_epoch=2,
-        max_epochs=10,
-        current_epoch=1,
-        accumulate_grad_batches=3,
-    )
-    clock = Clock()
-    for seconds in (60.0, 2.0, 2.0):
-        clock.add(seconds)
-    assert clock.left(trainer) == "-:--:-- left"
-    clock.add(2.0)
-    assert clock.left(trainer) == "0:09:00 left"  # 90 steps of 3 batches; the first batch warmed up
-    clock.validation = 15.0
-    assert clock.left(trainer) == "0:10:00 left"  # 4 validations
-    for _ in range(500):
-        clock.add(1.0)
-    assert clock.left(trainer) == "0:05:30 left"
-
-
-@pytest.mark.parametrize(("width", "mixup"), [(140, 0.0), (80, 0.0), (80, 0.5)])
-def test_live_line(tmp_path, width, mixup):
-    settings = tiny_settings(out=str(tmp_path / "run"))
-    settings.trainer.max_epochs, settings.data.mixup = 1, mixup
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
-    fit(build(settings), start_run(settings), callbacks=[LiveProgress(console, per_second=1e9)])
-    text = console.file.getvalue()
-    assert "4/4 loss 2." in text
-    assert ("top-1" in text.split("epoch 1/1")[0]) == (mixup == 0)
-    assert all(word in text for word in ("lr 3.0e-03", "img/s", "waiting", "left", "validating, batch 3 of 3"))
-    assert ("━" in text) == (width == 140)
-    assert "epoch 1/1  train loss 2." in text

@@ -13,7 +13,7 @@ def test_any_timm_model():
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("vmamba_tini", "nearest: vmamba_tiny"), ("qqqqqq", "no model is called 'qqqqqq' (`vssm models`")],
+    [("vmamba_tini", "nearest: vmamba_tiny"), ("qqqqqq", "unknown model 'qqqqqq' (`vssm models`")],
 )
 def test_unknown_names(name, words):
     with pytest.raises(ValueError) as error:

@@ -65,7 +65,7 @@ def check_model_name(name: str) -> None:
             raise ValueError(f"{architecture} has no weights {tag!r}{nearest(tag, tags) or '; known: ' + some(tags)}")
         return
     near = nearest(name, timm.list_models())
-    raise ValueError(f"no model is called {name!r}{near} (`vssm models` lists ours, timm.list_models() all)")
+    raise ValueError(f"unknown model {name!r}{near} (`vssm models` lists ours, timm.list_models() all)")
 
 
 @torch.inference_mode()
