@@ -268,7 +268,7 @@ COMPARE_WRONG = [
     (
         ["photos", "--compare", "vmamba_tini", "vmamba_tiny"],
         1,
-        "no model is called 'vmamba_tini'; nearest: vmamba_tiny",
+        "unknown model 'vmamba_tini'; nearest: vmamba_tiny",
     ),
     (["photos", "--compare", "runs/none", "vmamba_tiny"], 1, "runs/none does not exist; expected a checkpoint"),
 ]

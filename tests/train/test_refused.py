@@ -37,7 +37,7 @@ def settings_with(**changes):
         ({"model__args": {"global_pool": "x"}}, r"cannot be built with .*global_pool='x': Invalid pool type: x"),
         ({"model__args": {"dims": 3}}, "vmamba_nano cannot be built with dims=3, depths=.*has no len"),
         ({"model__args": {"d_state": "x"}}, "cannot be built with .*d_state='x'"),
-        ({"model__args": {"norm_layer": "x"}}, "model vmamba_nano takes no argument 'norm_layer'"),
+        ({"model__args": {"norm_layer": "x"}}, "^vmamba_nano has no option 'norm_layer'; nearest: "),
         ({"model__name": "vmamba_nano.x"}, r"vmamba_nano has no weights 'x'"),
         ({"model__name": "resnet50.a1_in1"}, "resnet50 has no weights 'a1_in1'; nearest: a1_in1k"),
         ({"trainer__limit_train_batches": 0.1}, r"limit_train_batches: 0\.1 of 6 batches is none; take a larger share"),

@@ -37,6 +37,8 @@ def create_classifier(
         if "unexpected keyword argument" in str(error):
             unknown = str(error).rpartition("argument ")[2]
             raise ValueError(f"model {name} takes no argument {unknown}") from error
+        if f"{name} has no option" in str(error):  # ours name the nearest one
+            raise ValueError(str(error)) from error
         raise _unbuildable(name, given, error) from error
     except _REFUSALS as error:
         raise _unbuildable(name, given, error) from error
