@@ -85,8 +85,8 @@ def test_big_endian_grey_of_16_bits(tmp_path):
     assert np.asarray(open_image(tmp_path / "a.tif", 1)).tolist() == [[0, 128, 255]]
 
 
-def png(width, height, bit_depth, colour_type, rows):
-    """A PNG that Pillow cannot write: `rows` are the packed pixels."""
+def png(width, height, bit_depth, colour_type, rows, **chunks):
+    """A PNG that Pillow cannot write: `rows` are the packed pixels, `chunks` come before them."""
     import zlib
 
     def chunk(kind, data):
@@ -94,7 +94,8 @@ def png(width, height, bit_depth, colour_type, rows):
 
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    more = b"".join(chunk(kind.encode(), content) for kind, content in chunks.items())
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def test_colour_of_16_bits(tmp_path):
@@ -340,3 +341,50 @@ def test_a_hundred_megapixels_in_bounded_memory(tmp_path):
     width, height, kilobytes = map(int, done.stdout.split())
     assert (width, height) == (1563, 1000)
     assert kilobytes < 60_000
+
+
+def packed(values, bit_depth):
+    """A row of a PNG."""
+    if bit_depth >= 8:
+        return np.asarray(values, dtype=">u2" if bit_depth == 16 else np.uint8).tobytes()
+    bits = "".join(format(value, f"0{bit_depth}b") for value in values)
+    return int(bits.ljust(8 * -(-len(bits) // 8), "0"), 2).to_bytes(-(-len(bits) // 8))
+
+
+@pytest.mark.parametrize("bit_depth", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_is_laid_on_white_in_every_depth(tmp_path, bit_depth):
+    top = 2**bit_depth - 1
+    levels = sorted({0, 1, top // 3, top // 2, top // 2 + 1, top - 1, top})
+    eight_bits = {level: level >> 8 if bit_depth == 16 else level * 255 // top for level in levels}
+    for transparent in levels:
+        row = packed(levels, bit_depth)
+        content = png(len(levels), 1, bit_depth, 0, [row], tRNS=struct.pack(">H", transparent))
+        (tmp_path / "a.png").write_bytes(content)
+        want = [255 if level == transparent else eight_bits[level] for level in levels]
+        assert np.asarray(open_image(tmp_path / "a.png", 1)).tolist() == [want]
+        assert np.asarray(open_image(tmp_path / "a.png", 3))[0].tolist() == [[value] * 3 for value in want]
+
+
+@pytest.mark.parametrize("bit_depth", [8, 16])
+def test_a_transparent_colour_is_laid_on_white_in_every_depth(tmp_path, bit_depth):
+    unit = 1 if bit_depth == 8 else 257
+    pixels = [[200, 30, 40], [200, 30, 41], [0, 0, 0], [255, 255, 0]]
+    for transparent in pixels:
+        values = [value * unit for pixel in pixels for value in pixel]
+        content = png(4, 1, bit_depth, 2, [packed(values, bit_depth)], tRNS=packed([v * unit for v in transparent], 16))
+        (tmp_path / "a.png").write_bytes(content)
+        want = [[255, 255, 255] if pixel == transparent else pixel for pixel in pixels]
+        assert np.asarray(open_image(tmp_path / "a.png"))[0].tolist() == want
+
+
+@pytest.mark.parametrize("bit_depth", [1, 2, 4, 8])
+def test_a_transparent_entry_of_a_palette_in_every_depth(tmp_path, bit_depth):
+    palette = bytes([255, 0, 0, 0, 0, 255])
+    content = png(3, 1, bit_depth, 3, [packed([0, 1, 0], bit_depth)], PLTE=palette, tRNS=bytes([255, 0]))
+    (tmp_path / "a.png").write_bytes(content)
+    assert np.asarray(open_image(tmp_path / "a.png"))[0].tolist() == [[255, 0, 0], [255, 255, 255], [255, 0, 0]]
+
+
+def test_a_large_16_bit_grey_without_transparency_is_as_before(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(2, 1, 16, 0, [packed([0, 40000], 16)]))
+    assert np.asarray(open_image(tmp_path / "a.png", 1)).tolist() == [[0, 156]]

@@ -20,6 +20,8 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Pillow's names of grey PNGs of 1, 2 and 4 bits, and their highest level.
+GREY_LEVELS = {"1": 1, "L;2": 3, "L;4": 15}
 # How Pillow reports damage. Beside its own OSError these are what its readers raise on content they did not expect.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, struct.error)
 
@@ -79,9 +81,26 @@ def _decode(path: str | Path, min_side: int | None) -> Image.Image:
     with Image.open(path) as image:
         if min_side is not None:
             image.draft(None, (min_side, min_side))
+        _scale_transparent_colour(image)
         image.load()
         turn = UPRIGHT.get(_orientation(image))
         return image if turn is None else image.transpose(turn)
+
+
+def _scale_transparent_colour(image: Image.Image) -> None:
+    """The one colour of a PNG that is transparent (its tRNS chunk), on the scale that Pillow decodes the pixels to.
+
+    Pillow keeps the high bytes of colours of 16 bits, so that two of them that differ in the low bytes are one.
+    """
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or not image.tile:
+        return
+    raw_mode = image.tile[0][3]
+    if isinstance(colour, int) and raw_mode in GREY_LEVELS:
+        levels = GREY_LEVELS[raw_mode]
+        image.info["transparency"] = (colour & levels) * (255 // levels)
+    elif isinstance(colour, tuple) and raw_mode == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -93,7 +112,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
-    """Grey of 16 or 32 bits or of floats as 8 bits, by the range of the type and never by that of the image."""
+    """Grey of 16 or 32 bits or of floats as 8 bits, by the range of the type and never by that of the image.
+
+    The level that is transparent is laid on white here, while it can be told from its neighbours.
+    """
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "F":
@@ -102,7 +124,11 @@ def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
         return Image.fromarray(np.round(values * 255).astype(np.uint8))
     if low < 0 or high > 65535:
         raise UnreadableImage(path, f"32-bit values from {low} to {high}; they must be in 0..65535")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    scaled = (values >> 8).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        scaled[values == transparent] = 255
+    return Image.fromarray(scaled)
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
