@@ -69,3 +69,38 @@ def test_preprocess_keeps_its_values_as_plain_types():
     image = preprocess.transform()(Image.new("RGB", (100, 80), (255, 255, 255)))
     assert image.shape == (3, 48, 40)
     assert image[:, 0, 0].tolist() == pytest.approx([0.9 / 0.4, 0.8 / 0.5, 0.7 / 0.6])
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+def _folders(root, *names):
+    for name in names:
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(root / name / "a.png")
+    return root
+
+
+@pytest.mark.parametrize("trained, validated", [(NFC, NFD), (NFD, NFC), (NFC, NFC), (NFD, NFD)])
+def test_accents_of_class_names_are_compared_however_they_are_written(tmp_path, trained, validated):
+    train = ImageFolder(_folders(tmp_path / "train", "zoo", trained, "cafz"), lambda image: image)
+    assert train.classes == ("cafz", trained, "zoo")  # the order of NFC, the names as they are
+    val = ImageFolder(_folders(tmp_path / "val", "zoo", validated), lambda image: image, classes=train.classes)
+    assert val.classes == train.classes
+    assert [label for _, label in val.samples] == [1, 2]
+    assert val.samples[0][0].parent.name == validated
+
+
+def test_the_fingerprint_is_that_of_the_names(tmp_path):
+    one = ImageFolder(_folders(tmp_path / "one", NFC, "a"), lambda image: image)
+    other = ImageFolder(_folders(tmp_path / "other", NFD, "a"), lambda image: image)
+    assert one.fingerprint() == other.fingerprint()
+    assert one.fingerprint() != ImageFolder(_folders(tmp_path / "b", "cafe", "a"), lambda image: image).fingerprint()
+
+
+def test_one_class_in_two_spellings_is_refused(tmp_path):
+    _folders(tmp_path, NFC, NFD)
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system has one name for both")
+    with pytest.raises(ValueError, match=r"in two ways \('caf.*' and 'caf.*'\); put"):
+        ImageFolder(tmp_path, lambda image: image)

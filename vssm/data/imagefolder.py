@@ -4,11 +4,13 @@ import copy
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
 
+from vssm._words import spelled
 from vssm.data.files import IMAGE_SUFFIXES, image_files, printable_name
 from vssm.data.image import open_image
 
@@ -40,9 +42,11 @@ class ImageFolder(Dataset[tuple[object, int]]):
         if classes is not None:
             _check_same_classes(self.folder, found, classes)
         self.classes = tuple(found if classes is None else classes)
+        folders = {spelled(name): name for name in found}
         self.samples: list[tuple[Path, int]] = []
         for label, name in enumerate(self.classes):
-            images = list(image_files(self.folder / name)) if name in found else []
+            own = folders.get(spelled(name))
+            images = [] if own is None else list(image_files(self.folder / own))
             if not images and classes is None:
                 raise ValueError(
                     f"{self.folder / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); "
@@ -58,7 +62,7 @@ class ImageFolder(Dataset[tuple[object, int]]):
 
     def fingerprint(self) -> str:
         """The same for the same files in the same order, wherever the folder lies: a hash of their names."""
-        names = (os.fsencode(path.relative_to(self.folder).as_posix()) for path, _ in self.samples)
+        names = (os.fsencode(spelled(path.relative_to(self.folder).as_posix())) for path, _ in self.samples)
         return hashlib.sha256(b"\0".join(names)).hexdigest()
 
     def with_samples(
@@ -79,9 +83,12 @@ class ImageFolder(Dataset[tuple[object, int]]):
 
 
 def class_names(folder: Path) -> list[str]:
-    """The class folders of one split, sorted. Raises when there is no such folder or no class in it."""
+    """The class folders of one split, sorted. Raises when there is no such folder, no class in it, or one twice.
+
+    Names are compared, here and with those of other splits and runs, however their accents are written.
+    """
     require_folder(folder, "one folder of images per class")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = sorted((p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=spelled)
     if not names:
         raise ValueError(
             f"{folder} has no class folders; expected {folder}/CLASS/IMAGE, one folder of images per class"
@@ -90,6 +97,12 @@ def class_names(folder: Path) -> list[str]:
         if not name.isprintable():
             raise ValueError(
                 f"{printable_name(folder / name)}: the name of a class has to be printable Unicode; rename the folder"
+            )
+    for name, next_name in pairwise(names):
+        if spelled(name) == spelled(next_name):
+            raise ValueError(
+                f"{folder} has {name} twice, with the accents written in two ways ({name!a} and {next_name!a}); put "
+                "the images into one of the folders"
             )
     return names
 
@@ -103,7 +116,8 @@ def require_folder(folder: Path, content: str) -> None:
 
 def _check_same_classes(folder: Path, found: Sequence[str], expected: Sequence[str]) -> None:
     """A validation split may lack a class, but may not have one that training does not know."""
-    unknown = sorted(set(found) - set(expected))
+    known = {spelled(name) for name in expected}
+    unknown = sorted(name for name in found if spelled(name) not in known)
     if unknown:
         raise ValueError(
             f"{folder} has {some(unknown)}, which the training classes do not include "

@@ -1,5 +1,6 @@
 """From what a user names (files, folders, patterns, lists of names) to image files, one at a time."""
 
+import codecs
 import glob
 import os
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,9 @@ def find_files(names: Iterable[str]) -> Iterator[Path | UnreadableImage]:
     that cannot be listed, comes as an UnreadableImage in its place.
     """
     for name in names:
+        if isinstance(name, ListedName) and not glob.has_magic(name) and not os.path.lexists(name):
+            yield _not_found(name, "No such file or directory")
+            continue
         if os.path.lexists(name) or not glob.has_magic(name):
             yield from _files_of(name)
             continue
@@ -27,15 +31,61 @@ def find_files(names: Iterable[str]) -> Iterator[Path | UnreadableImage]:
             empty = False
             yield from _files_of(match)
         if empty:
-            yield UnreadableImage(name, "no file matches this pattern")
+            yield _not_found(name, "no file matches this pattern")
 
 
-def listed_names(lines: BinaryIO) -> Iterator[str]:
-    """One name per line, in the file system's encoding; empty lines are left out."""
-    for line in lines:
-        name = os.fsdecode(line.rstrip(b"\r\n"))
-        if name:
-            yield name
+class ListedName(str):
+    """A name from a list, and the number of its line there, from 1."""
+
+    line: int
+
+
+def listed_names(lines: BinaryIO) -> Iterator[ListedName]:
+    """One name per line, empty lines left out: in the file system's encoding, or in UTF-8 or UTF-16 with their mark.
+
+    A list of Windows in UTF-16 is known without its mark, too. Lines may end in LF, CRLF or CR, but a name with a CR
+    in it that is there is that name. Raises ValueError for a zero byte, which no name can have, and damaged UTF-16.
+    """
+    number = 0
+    for line in _lines(lines):
+        text = line.removesuffix("\n").removesuffix("\r")
+        for name in [text] if "\r" not in text or os.path.lexists(text) else text.split("\r"):
+            number += 1
+            if "\0" in name:
+                raise ValueError(f"line {number} of the list has a zero byte; write one name per line")
+            if name:
+                listed = ListedName(name)
+                listed.line = number
+                yield listed
+
+
+def _lines(lines: BinaryIO) -> Iterator[str]:
+    """The text of a list, line by line as it arrives; at once for UTF-16, whose lines end in two bytes."""
+    first = lines.readline()
+    encoding = _utf16(first)
+    if encoding is not None:
+        try:
+            yield from (first + lines.read()).decode(encoding).removeprefix("\ufeff").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the list is damaged UTF-16 ({error}); save it as UTF-8") from error
+        return
+    yield os.fsdecode(first.removeprefix(codecs.BOM_UTF8))
+    yield from map(os.fsdecode, lines)
+
+
+def _utf16(first: bytes) -> str | None:
+    """The byte order of text in UTF-16, by its mark or by every other byte being zero; None for other text."""
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16-le" if first.startswith(codecs.BOM_UTF16_LE) else "utf-16-be"
+    even, odd = first[::2].count(0), first[1::2].count(0)
+    if max(even, odd) * 4 > len(first):  # half of the half: names of other alphabets have folders and suffixes, too
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return None
+
+
+def _not_found(name: str, reason: str) -> UnreadableImage:
+    line = f" (line {name.line} of the list)" if isinstance(name, ListedName) else ""
+    return UnreadableImage(name, reason + line)
 
 
 def _files_of(name: str) -> Iterator[Path | UnreadableImage]:

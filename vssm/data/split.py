@@ -4,10 +4,10 @@ Standard library only.
 """
 
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from vssm._words import spelled
 from vssm.data.imagefolder import require_folder
 
 LAYOUT = "train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE alone"
@@ -74,6 +74,6 @@ def hold_out(
 
 def _draw(name: Path, seed: int) -> float:
     """A number in [0, 1) that looks random; the same for both ways in which systems write an accented letter."""
-    text = unicodedata.normalize("NFC", f"{seed}/{name.as_posix()}")
+    text = spelled(f"{seed}/{name.as_posix()}")
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from vssm._words import same_names, spelled
 from vssm.data.imagefolder import some
 from vssm.data.preprocess import Preprocess
 from vssm.inference.run_dir import checkpoint_file
@@ -105,8 +106,8 @@ def check_unchanged(stored: TrainedModel, description: dict[str, Any], model: nn
     """Raises ValueError when the images or the model are not those that a run was trained with so far."""
     remedy = f"put them back as they were, or start a new run from it: --init-from {stored.file}"
     now = tuple(description["classes"])
-    if stored.classes != now:
-        differing = sorted(set(stored.classes) ^ set(now))
+    if not same_names(stored.classes, now):
+        differing = sorted(set(map(spelled, stored.classes)) ^ set(map(spelled, now)))
         raise ValueError(
             f"{stored.file} was trained on {len(stored.classes)} classes, the images are now of {len(now)} "
             f"({some(differing)} on one side only); {remedy}"

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from vssm._words import same_names, spelled
 from vssm.data.image import UnreadableImage
 from vssm.inference.predict import Prediction, predict
 from vssm.inference.predictor import Predictor
@@ -30,7 +31,7 @@ class Pair:
     @property
     def agree(self) -> bool:
         """Whether the most probable classes have the same name."""
-        return self.first.classes[0][0] == self.second.classes[0][0]
+        return same_names([self.first.classes[0][0]], [self.second.classes[0][0]])
 
     @property
     def interest(self) -> tuple[bool, float]:
@@ -90,7 +91,7 @@ class Tally:
 
 def class_difference(first: Predictor, second: Predictor) -> str | None:
     """A sentence when the models do not know the same classes; the order does not matter, names are compared."""
-    names = set(first.classes), set(second.classes)
+    names = set(map(spelled, first.classes)), set(map(spelled, second.classes))
     if names[0] == names[1]:
         return None
     common = len(names[0] & names[1])

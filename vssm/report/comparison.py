@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from vssm._markup import Markup, join, name_of, table, tag
+from vssm._words import same_names
 from vssm.data.imagefolder import some
 from vssm.figures.charts import Series, line_chart
 from vssm.report.gather import Report
@@ -16,7 +17,7 @@ def comparison_page(reports: Sequence[Report]) -> str:
     evaluated on the same images; differences are stated."""
     names = run_names(reports)
     differences = _differences(reports, names)
-    same_classes = all(report.classes == reports[0].classes for report in reports)
+    same_classes = all(same_names(report.classes, reports[0].classes) for report in reports)
     body = [
         tag("h1", f"{len(reports)} runs {'compared' if same_classes else 'of different classes'}"),
         *(tag("p", note, class_="note", role="note") for note in differences),
@@ -39,7 +40,7 @@ def _differences(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
     """What keeps the runs from being comparable."""
     first, notes = reports[0], []
     for report, name in zip(reports[1:], names[1:], strict=True):
-        if report.classes != first.classes:
+        if not same_names(report.classes, first.classes):
             here, there = set(report.classes) - set(first.classes), set(first.classes) - set(report.classes)
             apart = [
                 f"only {run} has {some(sorted(which))}" for run, which in ((name, here), (names[0], there)) if which

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from vssm._words import same_names
 from vssm.analysis.one_image import multiply_adds
 from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.loaders import size_of
@@ -149,7 +150,7 @@ def _trained_on(predictor: Predictor, settings: Settings, classes: Sequence[str]
         found = predictor.task.load_splits(settings.data, predictor.preprocess)
     except (OSError, ValueError):  # gone or changed since; the report is about the validation images
         return None
-    return tuple(found.class_counts()["train"]) if found.classes == tuple(classes) else None
+    return tuple(found.class_counts()["train"]) if same_names(found.classes, classes) else None
 
 
 def _images_id(dataset: Any, planned: int) -> str:
