@@ -10,12 +10,10 @@ from matplotlib.patches import Rectangle
 
 from vssm.data.files import printable_name
 from vssm.data.image import open_image
-from vssm.figures.style import INK, QUIET, drawing, title
+from vssm.figures.style import ALARM, INK, PAIR, PAIR_TINTS, QUIET, TRACK, drawing, title
 from vssm.inference.compare import Pair, Tally
 from vssm.inference.predict import Prediction
 
-COLORS, TINTS = ("#1f6f8b", "#b5531c"), ("#cfe3ea", "#f6dcc9")
-ALARM, TRACK = "#b3261e", "#f1f3f4"
 # Inches.
 WIDTH, EXAMPLE_HEIGHT, SIDE = 4.9, 2.15, 1.75
 MARGIN, HEADER, GAP, ROW = 0.45, 1.25, 0.3, 0.23
@@ -52,7 +50,7 @@ def _draw_header(figure: Figure, tally: Tally, labels: tuple[str, str], shown: i
     differ = tally.images - tally.agreed
     order = "differing first, the most confident on top" if differ else "the most different probabilities first"
     title(figure, alike, f"{shown} shown, {order}", MARGIN)
-    for label, color, tint in zip(labels, COLORS, TINTS, strict=True):
+    for label, color, tint in zip(labels, PAIR, PAIR_TINTS, strict=True):
         patch = Rectangle((x, 1 - 1.05 / height), 0.16 / width, 0.12 / height, transform=figure.transFigure)
         patch.set(facecolor=tint, edgecolor=color)
         figure.add_artist(patch)
@@ -79,7 +77,7 @@ def _draw_example(figure: Figure, pair: Pair, left: float, top: float) -> None:
     _text(bars, bars_width, -0.12, verdict, 0.5, ha="right", color=color)
     shown = min(3, max(len(pair.first.classes), len(pair.second.classes)))
     for prediction, color, tint, y in zip(
-        (pair.first, pair.second), COLORS, TINTS, (-0.26, -0.26 - shown * ROW - 0.06), strict=True
+        (pair.first, pair.second), PAIR, PAIR_TINTS, (-0.26, -0.26 - shown * ROW - 0.06), strict=True
     ):
         _draw_bars(bars, prediction, color, tint, y, bars_width)
 

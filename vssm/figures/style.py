@@ -16,7 +16,9 @@ from PIL import Image
 from vssm._writing import replacing
 
 COLORS = ("#1f6f8b", "#d1495b", "#6a994e", "#7b5ea7", "#e09f3e", "#3d5a80", "#9c6644", "#5f6368")
-INK, QUIET, FAINT = "#222831", "#5f6368", "#9aa0a6"
+PAIR, PAIR_TINTS = (COLORS[0], "#b5531c"), ("#cfe3ea", "#f6dcc9")  # of two models side by side, and behind text
+INK, QUIET, FAINT, TRACK = "#222831", "#5f6368", "#9aa0a6", "#f1f3f4"
+ALARM = "#b3261e"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "text.color": INK,
