@@ -172,7 +172,8 @@ def _resolutions(figure: Figure, table: Table, found: Sequence[Record], referenc
     for color, model in zip(COLORS, models, strict=False):
         chosen = [(row, r) for row, r in zip(table.rows, found, strict=True) if row.name.partition("@")[0] == model]
         own: dict[str, Any] = {"color": color, "marker": "o", "markersize": 4.5, "linewidth": 1.5}
-        hollow = own | {"markerfacecolor": "white"}
+        hollow: dict[str, Any] = {**own, "markerfacecolor": "white"}
+        dotted: dict[str, Any] = {**hollow, "linestyle": ":"}
         sizes = [row.size for row, _ in chosen]
         counted = [NOTHING if r["macs"] is None else r["macs"] / 1e9 for _, r in chosen]
         # What no package has is drawn as printed.
@@ -180,7 +181,7 @@ def _resolutions(figure: Figure, table: Table, found: Sequence[Record], referenc
         known = all(r["macs"] is not None for _, r in chosen)
         panels[0].plot(sizes, counted if known else printed, **(own if known else hollow), label=model)
         speeds = [_paper_speed(table, reference, row) or NOTHING for row, _ in chosen]
-        panels[1].plot(sizes, speeds, **(hollow | {"linestyle": ":"} if measured else hollow))
+        panels[1].plot(sizes, speeds, **(dotted if measured else hollow))
         if measured:
             panels[1].plot(sizes, [r["ratio"] for _, r in chosen], **own)
         for axes, key in ((panels[2], "top1"), (panels[3], "top1_linear_tuning")):
