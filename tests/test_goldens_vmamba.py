@@ -6,6 +6,7 @@ import torch
 
 import vssm.ops
 from tests.goldens import PATHS, error, image, load, official_keys, official_model, relative_error, samples
+from vssm.ops import native
 from vssm.weights.rename import VMAMBA, to_official
 
 CASES = {
@@ -64,5 +65,9 @@ def test_gradients(dtype, suffix, tolerance):
 
 
 def test_float64_runs_on_a_fast_path():
-    for choice in vssm.ops.explain(dtype=torch.float64).choices:
-        assert choice.path in ("core", "torch"), choice
+    best = "core" if native.available() else "torch"
+    for op in ("ss2d", "layer_norm", "depthwise_conv3x3"):
+        (choice,) = vssm.ops.explain(op, dtype=torch.float64).choices
+        assert choice.path == best, choice
+    with vssm.ops.use("reference"):
+        assert {c.path for c in vssm.ops.explain(dtype=torch.float64).choices} == {"reference"}

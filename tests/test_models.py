@@ -374,16 +374,16 @@ def test_compiles_as_one_graph(name, backend):
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.full
-@nano
+@pytest.mark.parametrize("name", [NANO[0], *(pytest.param(n, marks=pytest.mark.full) for n in NANO[1:])])
 def test_trains_when_compiled(name):
     model = _nano(name)
     x = _images(model)
     want = {k: g.clone() for k, g in _grads(model, x).items()}
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    compiled(x).square().sum()
-    _assert_same_grads(_grads(model, x), want)
+    model.zero_grad()
+    compiled(x).square().sum().backward()
+    _assert_same_grads({k: p.grad for k, p in model.named_parameters()}, want)
 
 
 @nano
@@ -400,7 +400,49 @@ def test_exports(name, free):
         torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [NANO[2], *(pytest.param(n, marks=pytest.mark.full) for n in NANO[:2])])
+def test_compiled_at_several_sizes(name):
+    """The second size makes the graph one of free sizes; the third and fourth run it."""
+    model = _nano(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        for size in ((32, 32), (48, 48), (37, 50), (64, 41)):
+            x = _images(model, 2, size)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@nano
+@pytest.mark.parametrize("gradients", [False, True])
+def test_traced(name, gradients):
+    """torch.jit.trace records what runs at any other input, with the gradients of the model."""
+    model = _nano(name)
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(model, _images(model, 2, (32, 32)))
+    x = _images(model, 2, (32, 32))
+    torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
+    want = {k: g.clone() for k, g in _grads(model, x).items()}
+    model.zero_grad()
+    traced(x).square().sum().backward()
+    _assert_same_grads({k: p.grad for k, p in model.named_parameters()}, want)
+
+
 # ---- names ----
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "near"),
+    [("vmamba_tiny", "d_stat", "d_state"), ("vim_nano", "path_size", "patch_size"), (NANO[1], "dilation", "dilations")],
+)
+def test_an_unknown_option_names_the_nearest(name, option, near):
+    with pytest.raises(TypeError, match=rf"{name} has no option '{option}'; nearest: {near}.*; it has .*drop_rate"):
+        timm.create_model(name, **{option: 4})
+
+
+@nano_hierarchies
+def test_output_norms_are_for_features_only(name):
+    with pytest.raises(ValueError, match=r"out_norms are norms of feature maps.*features_only=True"):
+        timm.create_model(name, out_norms=True)
 
 
 def test_unknown_names_suggest_the_nearest():

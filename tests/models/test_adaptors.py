@@ -123,9 +123,9 @@ def test_what_is_refused(tmp_path):
     model = vssm.add_adaptors(copy.deepcopy(base))
     with pytest.raises(ValueError, match="has adaptors already; add them once"):
         vssm.add_adaptors(model)
-    with pytest.raises(ValueError, match="neither temporal nor spatial"):
+    with pytest.raises(ValueError, match="temporal and spatial are both False"):
         vssm.add_adaptors(_nano(), temporal=False, spatial=False)
-    with pytest.raises(ValueError, match="ResNet has no state space model"):
+    with pytest.raises(ValueError, match="ResNet contains no SSM to attach an adaptor to"):
         vssm.add_adaptors(timm.create_model("resnet10t"))
     with pytest.raises(ValueError, match=r"has no adaptors; vssm\.add_adaptors"):
         vssm.freeze_base(base)

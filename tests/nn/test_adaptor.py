@@ -7,7 +7,7 @@ from timm.layers import set_scriptable
 
 from tests.goldens import PATHS
 from vssm.nn import SS2D, AdaptorS, AdaptorT, BidirectionalMamba, StateFusion
-from vssm.nn.adaptor import ring_of_places
+from vssm.nn.adaptor import ring_of_offsets
 from vssm.ops import use
 
 
@@ -20,7 +20,7 @@ def _randomised(module):
 
 def test_the_ring():
     places = [[0, 1], [2, 0], [0, -3], [-4, 0]]
-    torch.testing.assert_close(ring_of_places(4), torch.tensor(places, dtype=torch.float32), atol=1e-6, rtol=0)
+    torch.testing.assert_close(ring_of_offsets(4), torch.tensor(places, dtype=torch.float32), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -30,7 +30,7 @@ def test_static_selection_is_the_mean_of_the_ring(path):
     adaptor.gain.data.fill_(1)
     h = torch.randn(1, 2, 3, 2, 10, 11, dtype=torch.float64)
     padded = F.pad(h, (4, 4, 4, 4))
-    places = ring_of_places(4).round().int().tolist()
+    places = ring_of_offsets(4).round().int().tolist()
     expected = h + sum(padded[..., 4 + y : 14 + y, 4 + x : 15 + x] for y, x in places) / 4
     with use(path):
         torch.testing.assert_close(adaptor(h), expected, atol=1e-6, rtol=0)

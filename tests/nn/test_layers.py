@@ -37,13 +37,10 @@ def test_mlp_uses_the_exact_gelu():
     torch.testing.assert_close(mlp(x), mlp.fc2(F.gelu(mlp.fc1(x), approximate="none")))
 
 
-@pytest.mark.parametrize("act", ["none", "silu"])
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("act", "residual"), [("none", False), ("none", True), ("silu", False)])
 def test_depthwise_conv(act, residual):
     conv = DepthwiseConv3x3(4, act=act, residual=residual)
     x = torch.randn(2, 5, 6, 4)
-    if act == "silu" and residual:
-        return  # no model asks for both
     want = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=1, groups=4).permute(0, 2, 3, 1)
     want = F.silu(want) if act == "silu" else x + want if residual else want
     torch.testing.assert_close(conv(x), want)

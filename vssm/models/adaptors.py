@@ -61,10 +61,10 @@ def add_adaptors(
         model: any network with mixers of this package: VMamba, Spatial-Mamba, Vim, or your own.
         temporal: `AdaptorT` on the states of each scan; behind a state fusion where there is one.
         spatial: `AdaptorS` on the merged map of each mixer.
-        points, selection: of `AdaptorT`: places per state; "learned" or "static".
+        points, selection: of `AdaptorT`: sampling points per state; "learned" or "static".
         dilations: of `AdaptorS`.
         share: "none", or "stage": mixers of one stage (of one width, in a row) have their adaptors in common.
-        parallel: `AdaptorS` convolves what the scan began with, not what it gave.
+        parallel: `AdaptorS` convolves the input of the scan, not its output.
 
     Returns:
         The model.
@@ -74,7 +74,7 @@ def add_adaptors(
             neither kind asked for.
     """
     if not temporal and not spatial:
-        raise ValueError("neither temporal nor spatial adaptors were asked for; turn one on")
+        raise ValueError("temporal and spatial are both False; set one of them to True")
     if _has_adaptors(model):
         raise ValueError(f"{type(model).__name__} has adaptors already; add them once, to the base")
     config = {
@@ -101,7 +101,7 @@ def put_adaptors(
     check_choice("share", share, ("none", "stage"))
     mixers = list(_mixers(model))
     if not mixers:
-        raise ValueError(f"{type(model).__name__} has no state space model that an adaptor could go around")
+        raise ValueError(f"{type(model).__name__} contains no SSM to attach an adaptor to")
     if temporal and any(ssm.cascade for mixer in mixers for ssm in _scans(mixer)):
         raise ValueError("the cascade scan has no states on one grid: add spatial adaptors only (temporal=False)")
     like = next(model.parameters())
@@ -147,7 +147,7 @@ def freeze_base(model: nn.Module, norms: bool = True, head: bool = True) -> Trai
 
 
 def save_adaptors(model: nn.Module, path: str | Path) -> Path:
-    """Write what trains (`requires_grad`) and the buffers to a .safetensors file, with a mark of the frozen base.
+    """Write what trains (`requires_grad`) and the buffers to a .safetensors file, with a fingerprint of the frozen base.
 
     The file takes its place at the end, or not at all. Raises ValueError for a model without adaptors, or one whose
     base is not frozen: then the whole model is the thing to save.
@@ -200,9 +200,7 @@ def load_adaptors(model: nn.Module, path: str | Path) -> nn.Module:
             "with the number of classes that the adaptors were trained for"
         )
     if _mark(frozen) != about["base"]:
-        raise CheckpointError(
-            f"{path} belongs to other weights of {about['model']}; load those that its training began with"
-        )
+        raise CheckpointError(f"{path} belongs to other weights of {about['model']}; load those it was trained on")
     add_adaptors(model, **json.loads(about["adaptors"]))
     model.load_state_dict(tensors, strict=False)  # the base is there, and what adaptors share goes by one name
     return model

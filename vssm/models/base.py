@@ -44,8 +44,8 @@ def check_image(x: Tensor, in_chans: int, min_size: int) -> Tensor:
 class Backbone(nn.Module):
     """A network of this package: VMamba, Spatial-Mamba, Vim, Mamba-Adaptor.
 
-    A family builds its layers, `norm` and `head`, and says how an image becomes the first map (`_embed`), how the last
-    one is finished (`forward_features`, `_finish`) and how a map is returned (`_as_map`).
+    A family builds its layers, `norm` and `head`, and defines how an image becomes the first map (`_embed`), how the
+    last one is normed (`forward_features`, `_finish`) and how a map is returned (`_as_map`).
 
     Args:
         layers: name of the attribute with the layers, an nn.Sequential of stages or blocks.
@@ -180,7 +180,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that must not decay although their shape says so."""
+        """Names of the parameters that must not decay, although weight decay by shape would include them."""
         return {
             name
             for name, _ in self.named_parameters()

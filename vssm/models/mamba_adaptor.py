@@ -22,9 +22,9 @@ class MambaAdaptorConfig(VMambaConfig):
     """The fields of `VMambaConfig`, and of the adaptors; each can be overridden by keyword.
 
     temporal, spatial: whether there is an `AdaptorT`, an `AdaptorS`.
-    points, selection: of `AdaptorT`: places per state; "learned", or "static" ones.
+    points, selection: of `AdaptorT`: sampling points per state; "learned", or "static" ones.
     scales: dilations of the kernels of `AdaptorS`; (1,) for a single scale.
-    parallel: `AdaptorS` convolves what the scan began with, not what it gave.
+    parallel: `AdaptorS` convolves the input of the scan, not its output.
     """
 
     temporal: bool = True

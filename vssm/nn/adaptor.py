@@ -1,4 +1,4 @@
-"""Mamba-Adaptor (arXiv 2505.12685): what looks again at an SSM's states, and at what it read from them.
+"""Mamba-Adaptor (arXiv 2505.12685): modules on the states of an SSM, and on its output.
 
 The paper has no public code. What it leaves open is chosen here and listed in docs/differences.md.
 """
@@ -16,18 +16,18 @@ SELECTIONS = ("learned", "static")
 
 
 class AdaptorT(nn.Module):
-    """Adaptor-T: every state remembers K others, h + gain * sum_k c_k h(p + o_k).
+    """Adaptor-T: every state is combined with K others at learned offsets, h + gain * sum_k c_k h(p + o_k).
 
-    An `adaptor_t`: h (B, S, C, N, H, W) -> the same, for the S sequences of a scan on the image grid. Places o_k and
-    coefficients c_k (a softmax over k) of each sequence are linear in its state, averaged over N. At the start the
-    places are a ring, point k at distance k, the coefficients equal and the gain, one per channel, 0: the identity.
+    An `adaptor_t`: h (B, S, C, N, H, W) -> the same, for the S sequences of a scan on the image grid. Offsets o_k and
+    coefficients c_k (a softmax over k) of each sequence are linear in its state, averaged over N. Initially the
+    offsets are a ring, point k at distance k, the coefficients equal and the gain, one per channel, 0: the identity.
 
     Args:
         dim: channels C of the mixer.
         sequences: S.
         points: K.
         selection: "learned", or "static": the ring and the mean, nothing predicted.
-        gain: at the start. 1 is the paper's sum, for a network that learns from the beginning.
+        gain: its initial value. 1 is the paper's sum, for a network that is trained from scratch.
 
     Raises ValueError for a map of fewer pixels than points.
     """
@@ -41,7 +41,7 @@ class AdaptorT(nn.Module):
         self.gain = nn.Parameter(torch.full((sequences, dim), float(gain)))
         learned = selection == "learned"
         self.weight = nn.Parameter(torch.zeros(sequences, 3 * points, dim)) if learned else None
-        ring = torch.cat([ring_of_places(points).flatten(), torch.zeros(points)]).expand(sequences, -1).clone()
+        ring = torch.cat([ring_of_offsets(points).flatten(), torch.zeros(points)]).expand(sequences, -1).clone()
         self.bias: Tensor | nn.Parameter
         if learned:
             self.bias = nn.Parameter(ring)
@@ -52,7 +52,7 @@ class AdaptorT(nn.Module):
         sequences, height, width = h.shape[1], h.shape[4], h.shape[5]
         if torch.jit.is_scripting():
             fits = height * width >= self.points
-        else:  # with free sizes an export cannot ask
+        else:  # an export with free sizes cannot branch on them
             fits = torch.compiler.is_exporting() or height * width >= self.points
         if not fits:
             raise ValueError(
@@ -74,7 +74,7 @@ class AdaptorT(nn.Module):
         return f"points={self.points}, selection={self.selection}"
 
 
-def ring_of_places(points: int) -> Tensor:
+def ring_of_offsets(points: int) -> Tensor:
     """(points, 2) offsets in rows and columns: directions evenly around, point k at distance k + 1 along the larger
     axis."""
     angles = torch.arange(points) * (2 * math.pi / points)
@@ -86,8 +86,8 @@ def ring_of_places(points: int) -> Tensor:
 class AdaptorS(nn.Module):
     """Adaptor-S: y + sum_i K_i * y, depthwise 3x3 kernels of several dilations, replicate border.
 
-    An `adaptor_s`: y (B, C, H, W) -> the same, on what the scan read from its states and merged; u (B, C, H, W) is what
-    the scan began with. All kernels are 0 at the start: the identity.
+    An `adaptor_s`: y (B, C, H, W) -> the same, on the merged output of the scan; u (B, C, H, W) is what
+    the scan took as its input. The kernels start at 0: the identity.
 
     Args:
         dim: channels C.

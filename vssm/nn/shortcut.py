@@ -1,7 +1,7 @@
-"""The one question that every shortcut asks: is what it skips exactly what was built, and does nobody listen to it?
+"""The one question that every shortcut asks: is what it skips exactly what was built, and is it free of hooks?
 
 A shortcut computes what a composition of modules computes without calling each of them: two linear layers as one
-operator, a sum inside the last projection, a norm folded into a convolution. It must be invisible. So its owner asks
+operator, a sum inside the last projection, a norm and its gate in one pass. It must be invisible. So its owner asks
 `as_built` of every module that it would not call, at every forward: nothing is kept, so nothing can be stale.
 """
 
@@ -21,7 +21,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def as_built(module: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Whether a module may be skipped by an owner that does its work: exactly of this kind, hooked by nobody.
+    """Whether a module may be skipped by an owner that does its work: exactly of this kind, without hooks.
 
     False for what stands in for a layer (subclasses, parametrised, quantised and low-rank layers), for a module with a
     forward or backward hook of any sort or a `forward` of its own, while hooks on all modules are set, for parameters
@@ -50,7 +50,7 @@ def _hooks_on_all() -> bool:
 class Shortcut(nn.Module):
     """A module that takes shortcuts, unless it was built to be scripted.
 
-    TorchScript knows no `as_built`. As elsewhere in timm, what is to be scripted says so when it is built, by
+    TorchScript knows no `as_built`. As elsewhere in timm, a model for scripting is built as one, by
     `timm.create_model(..., scriptable=True)` or inside `timm.layers.set_scriptable(True)`: it is then the plain
     composition of its layers. `torch.jit.script` refuses others with this remedy.
     """

@@ -21,7 +21,7 @@ SCANS: dict[str, tuple[Route, ...] | None] = {
     "unidirectional": UNIDIRECTIONAL,
     "bidirectional": BIDIRECTIONAL,
     "raster": RASTER,
-    "cascade": None,  # rows, then columns: two scans one after the other, four parameter groups
+    "cascade": None,  # Cascade-Scan: rows, then columns, one scan after the other, four parameter groups
 }
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 GATES = ("none", "act", "linear")
@@ -30,8 +30,8 @@ GATES = ("none", "act", "linear")
 class SS2D(SSM, Projections):
     """in_proj, depthwise convolution, activation, scan along K routes, out_norm, gate, out_proj.
 
-    x (B, H, W, dim) -> (B, H, W, dim), plus a residual of that shape if given. VMamba (arXiv 2401.10166), figure 3 and
-    section 4.4; Spatial-Mamba (arXiv 2410.15091), figure 3, is the scan "raster" with a `StateFusion` as state_fn.
+    x (B, H, W, dim) -> (B, H, W, dim), plus a residual of that shape if given. VMamba (arXiv 2401.10166),
+    section 4.2, figures 2 and 3; Spatial-Mamba (arXiv 2410.15091), figure 4, is the scan "raster" with a `StateFusion` as state_fn.
 
     Args:
         dim: width of the stage, C.

@@ -61,7 +61,7 @@ class SSM(Shortcut):
 
     def set_adaptor_s(self, adaptor: nn.Module | None) -> None:
         """Put a module behind the merge, or take it away. It is called with y (B, E, H, W), at least float32, and
-        with u, what was scanned, and gives the next y."""
+        with u, what was scanned, and returns the next y."""
         self.adaptor_s = adaptor
 
     def set_state_fn(self, state_fn: nn.Module | None) -> None:

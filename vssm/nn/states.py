@@ -12,7 +12,7 @@ def as_map(h: Tensor) -> Tensor:
 
 
 def as_states(x: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `as_map`, `like` the states it began with."""
+    """The inverse of `as_map`, `like` the states it was made from."""
     if like.shape[1] == 1 and like.shape[3] == 1:
         return x.unsqueeze(1).unsqueeze(3)
     return x.unflatten(1, [like.shape[1], like.shape[2], like.shape[3]])
