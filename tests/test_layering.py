@@ -15,7 +15,7 @@ COMMAND = Path(__file__).parents[1] / "vssm_cli"
 ALLOWED = {
     "ops": set(),
     "nn": {"ops"},
-    "weights": set(),
+    "weights": {"nn"},
     "models": {"ops", "nn", "weights"},
     "data": set(),
     "tasks": {"ops", "nn", "weights", "models", "data"},

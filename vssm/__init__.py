@@ -10,9 +10,10 @@ from vssm import settings  # noqa: F401 (bound here, as the command line loads i
 from vssm._version import __version__
 from vssm.analysis.complexity import complexity
 from vssm.models import list_models
-from vssm.models.adaptors import add_adaptors, freeze_base, load_adaptors, save_adaptors
 from vssm.models.build import create_model
+from vssm.nn.attach import add_adaptors, freeze_base
 from vssm.weights import convert, load_checkpoint
+from vssm.weights.adaptors import load_adaptors, save_adaptors
 
 if TYPE_CHECKING:
     from vssm.inference.predictor import load

@@ -10,9 +10,9 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from vssm.models.adaptors import put_adaptors
 from vssm.models.build import create
 from vssm.models.vmamba import VANILLA, VMamba, VMambaConfig
+from vssm.nn.attach import put_adaptors
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
 

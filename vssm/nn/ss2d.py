@@ -31,7 +31,8 @@ class SS2D(SSM, Projections):
     """in_proj, depthwise convolution, activation, scan along K routes, out_norm, gate, out_proj.
 
     x (B, H, W, dim) -> (B, H, W, dim), plus a residual of that shape if given. VMamba (arXiv 2401.10166),
-    section 4.2, figures 2 and 3; Spatial-Mamba (arXiv 2410.15091), figure 4, is the scan "raster" with a `StateFusion` as state_fn.
+    section 4.2, figures 2 (the cross-scan) and 3; Spatial-Mamba (arXiv 2410.15091), figure 4, is the scan "raster" with
+    a `StateFusion` as state_fn.
 
     Args:
         dim: width of the stage, C.

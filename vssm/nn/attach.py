@@ -1,34 +1,27 @@
-"""Mamba-Adaptor (arXiv 2505.12685) around the SSMs of a model that exists: as a booster, and for fine-tuning.
+"""Attach Mamba-Adaptor's modules (arXiv 2505.12685) to the SSMs of a model that exists, and freeze the rest.
 
 model = timm.create_model("vmamba_tiny", num_classes=10)
 vssm.load_checkpoint(model, "official.pth", head="reset")
 vssm.add_adaptors(model)                       # the same function as before
 print(vssm.freeze_base(model))                 # adaptors, norms and head train
-...
-vssm.save_adaptors(model, "pets.safetensors")  # what was trained, a small file
-vssm.load_adaptors(base, "pets.safetensors")   # on the same base; refused on another
+
+`vssm.weights.adaptors` saves and loads them.
 """
 
-import hashlib
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from vssm._writing import replacing
-from vssm.nn import AdaptorS, AdaptorT, BidirectionalMamba, LayerNorm, RMSNorm
+from vssm.nn.adaptor import AdaptorS, AdaptorT
+from vssm.nn.bimamba import BidirectionalMamba
 from vssm.nn.choices import check_choice
+from vssm.nn.norm import LayerNorm, RMSNorm
 from vssm.nn.ssm import SSM
-from vssm.weights.errors import CheckpointError
 
-_FORMAT = "vssm adaptors 1"
+__all__ = ["TrainableShare", "adaptor_config", "add_adaptors", "freeze_base", "has_adaptors", "put_adaptors"]
+
 _NORMS = (LayerNorm, RMSNorm, nn.LayerNorm, nn.BatchNorm2d)
 _CONFIG = "adaptors"  # attribute of a model that carries adaptors
 
@@ -75,7 +68,7 @@ def add_adaptors(
     """
     if not temporal and not spatial:
         raise ValueError("temporal and spatial are both False; set one of them to True")
-    if _has_adaptors(model):
+    if has_adaptors(model):
         raise ValueError(f"{type(model).__name__} has adaptors already; add them once, to the base")
     config = {
         "temporal": temporal, "spatial": spatial, "points": points, "dilations": list(dilations),
@@ -130,7 +123,7 @@ def freeze_base(model: nn.Module, norms: bool = True, head: bool = True) -> Trai
 
     Returns what trains; print it. Raises ValueError for a model without adaptors.
     """
-    if not _has_adaptors(model):
+    if not has_adaptors(model):
         raise _no_adaptors(model)
     for parameter in model.parameters():
         parameter.requires_grad = False
@@ -144,66 +137,6 @@ def freeze_base(model: nn.Module, norms: bool = True, head: bool = True) -> Trai
             parameter.requires_grad = True
     parameters = list(model.parameters())
     return TrainableShare(sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
-
-
-def save_adaptors(model: nn.Module, path: str | Path) -> Path:
-    """Write what trains (`requires_grad`) and the buffers to a .safetensors file, with a fingerprint of the frozen base.
-
-    The file takes its place at the end, or not at all. Raises ValueError for a model without adaptors, or one whose
-    base is not frozen: then the whole model is the thing to save.
-    """
-    path = Path(path)
-    config = _config_of(model)
-    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    if not frozen:
-        raise ValueError("every parameter trains, so there is no base to apply a file to; save the whole model instead")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must be a file that ends in .safetensors")
-    tensors = {name: p for name, p in model.named_parameters() if p.requires_grad} | dict(model.named_buffers())
-    persistent = model.state_dict().keys()
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name in persistent}
-    metadata = {"format": _FORMAT, "model": _name(model), "base": _mark(frozen), "adaptors": json.dumps(config)}
-    with replacing(path) as new:
-        save_file(tensors, new, metadata)
-    return path
-
-
-def load_adaptors(model: nn.Module, path: str | Path) -> nn.Module:
-    """Add the adaptors of a file of `save_adaptors` to a base, in place, and what else was trained with them.
-
-    The base must be the one they were trained on, with the same number of classes. Raises CheckpointError, the model
-    then unchanged, for a file of another base or kind, and ValueError for a model that has adaptors already.
-    """
-    path = Path(path)
-    if _has_adaptors(model):
-        raise ValueError(f"{type(model).__name__} has adaptors already; load onto a model without")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is no .safetensors file ({error})") from None
-    if about.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} was not written by save_adaptors")
-    if about["model"] != _name(model):
-        raise CheckpointError(f"{path} has the adaptors of a {about['model']}, the model is a {_name(model)}")
-    frozen = {name: p for name, p in model.named_parameters() if name not in tensors}
-    own = model.state_dict()
-    strange = [name for name in tensors if name not in own and not re.search(r"\.adaptor_[st]\.", name)]
-    if strange:
-        raise CheckpointError(f"{path} has {strange[0]}, which a {_name(model)} does not have")
-    misshaped = [name for name, t in tensors.items() if name in own and own[name].shape != t.shape]
-    if misshaped:
-        name = misshaped[0]
-        raise CheckpointError(
-            f"{path} has {name} of {tuple(tensors[name].shape)}, the model {tuple(own[name].shape)}; build the model "
-            "with the number of classes that the adaptors were trained for"
-        )
-    if _mark(frozen) != about["base"]:
-        raise CheckpointError(f"{path} belongs to other weights of {about['model']}; load those it was trained on")
-    add_adaptors(model, **json.loads(about["adaptors"]))
-    model.load_state_dict(tensors, strict=False)  # the base is there, and what adaptors share goes by one name
-    return model
 
 
 def _mixers(model: nn.Module) -> Iterator[Any]:
@@ -223,7 +156,8 @@ def _scans(mixer: Any) -> list[SSM]:
     return [mixer]
 
 
-def _has_adaptors(model: nn.Module) -> bool:
+def has_adaptors(model: nn.Module) -> bool:
+    """Whether a model has adaptors, attached or built in."""
     return any(isinstance(m, AdaptorT | AdaptorS) for m in model.modules())
 
 
@@ -231,27 +165,13 @@ def _no_adaptors(model: nn.Module) -> ValueError:
     return ValueError(f"{type(model).__name__} has no adaptors; vssm.add_adaptors(model) adds them")
 
 
-def _config_of(model: nn.Module) -> dict[str, Any]:
+def adaptor_config(model: nn.Module) -> dict[str, Any]:
+    """The options that `add_adaptors` was called with. ValueError for a model that it was not called with."""
     config = getattr(model, _CONFIG, None)
-    if config is None and _has_adaptors(model):
+    if config is None and has_adaptors(model):
         raise ValueError(
             f"{type(model).__name__} was built with its adaptors and has no base without; save the whole model"
         )
     if config is None:
         raise _no_adaptors(model)
     return config
-
-
-def _name(model: nn.Module) -> str:
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return cfg.get("architecture", type(model).__name__)
-
-
-def _mark(parameters: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(parameters):
-        tensor = parameters[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
