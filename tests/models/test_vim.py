@@ -95,7 +95,7 @@ def test_resized_positions(token):
     torch.testing.assert_close(resize_positions(positions.view(1, -1, 1), 6, 8, 6, 8).flatten(), positions)
 
 
-def test_loading_for_another_size_says_so(tmp_path):
+def test_loading_for_another_size_is_reported(tmp_path):
     torch.save(_nano().state_dict(), tmp_path / "small.pth")
     larger = _nano(img_size=(40, 48))
     report = vssm.load_checkpoint(larger, tmp_path / "small.pth")

@@ -111,7 +111,7 @@ def test_scan_patterns_differ_and_share_their_parameters():
             assert (outputs[a] - outputs[b]).abs().max() > 1e-6, (a, b)
 
 
-def test_gates_and_activations_do_what_they_say():
+def test_gates_and_activations_are_applied():
     x = torch.randn(1, 4, 4, 8)
     plain = SS2D(8)
     state = plain.state_dict()
@@ -158,7 +158,7 @@ def test_autocast_stays_close(dtype, options):
     assert all(p.grad.isfinite().all() for p in mixer.parameters())
 
 
-def test_the_cascade_says_that_it_cannot_be_scripted():
+def test_scripting_the_cascade_is_refused():
     with set_scriptable(True), pytest.raises(ValueError, match="the cascade scan cannot be scripted"):
         SS2D(8, scan="cascade")
     mixer = SS2D(8, scan="cascade").eval()
