@@ -91,6 +91,16 @@ def test_validate_repeats_the_logged_metrics(run, capsys):
     assert json.loads(capsys.readouterr().out)["images"] == 360
 
 
+def test_an_evaluation_is_on_one_device(run, capsys):
+    argv = ["validate", "--checkpoint", str(run), "--trainer.limit-val-batches", "1", "--json"]
+    assert main([*argv, "--devices", "2"]) == 2
+    assert "vssm validate evaluates on one device; leave out --devices 2" in capsys.readouterr().err
+    assert main([*argv, "--precision", "64-true"]) == 1
+    assert "trainer.precision is 64-true; expected 32-true" in capsys.readouterr().err
+    assert main([*argv, "--devices", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 16
+
+
 def test_predict(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for name, value in (("a", 0), ("b", 255)):

@@ -1,5 +1,7 @@
 """Images and their labels, torchvision-shaped: data sets, preprocessing, augmentation, the order of samples."""
 
+# Modules, imported when asked for.
+# pyright: reportUnsupportedDunderAll=false
 __all__ = [
     "augment",
     "batches",

@@ -3,4 +3,6 @@
 Importing this package is light; `vssm.inference.run_dir` needs the standard library only.
 """
 
+# Modules, imported when asked for.
+# pyright: reportUnsupportedDunderAll=false
 __all__ = ["checkpoint", "compare", "device", "evaluate", "predict", "predictor", "run_dir"]

@@ -19,7 +19,7 @@ from vssm.inference.evaluate import Evaluation, Progress, evaluate
 from vssm.inference.predict import Prediction, predict
 from vssm.settings import DataSettings
 from vssm.tasks import TASKS, find_task
-from vssm.tasks.classification import check_image_size, check_model_name, class_names, create_classifier
+from vssm.tasks.classification import check_model_name, class_names, create_classifier
 from vssm.tasks.task import Task
 
 Images = str | PathLike[str] | Image.Image | Iterable[str | PathLike[str] | Image.Image]
@@ -65,7 +65,7 @@ class Predictor:
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         preprocess = replace(self.preprocess, input_size=(self.preprocess.channels, image_size, image_size))
-        check_image_size(self.model, self.name, preprocess.input_size)
+        self.task.check_model(self.model, self.name, preprocess.input_size)
         return replace(self, preprocess=preprocess)
 
     def to(self, device: torch.device | str) -> "Predictor":

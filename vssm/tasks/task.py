@@ -76,8 +76,14 @@ class Task(Protocol):
         self, settings: ModelSettings, classes: int, channels: int, pretrained: bool = False
     ) -> nn.Module: ...
 
+    def check_model(
+        self, model: nn.Module, name: str, input_size: tuple[int, int, int], classes: int | None = None
+    ) -> None:
+        """Raises ValueError when the network cannot take such images, or answers in another form than this task's."""
+        ...
+
     def preprocess(self, settings: DataSettings, model_name: str) -> Preprocess:
-        """How an image becomes the input of a network that starts to train."""
+        """How an image becomes the input of a network that starts to train. Raises ValueError for an unknown name."""
         ...
 
     def train_transform(self, settings: DataSettings, preprocess: Preprocess) -> Transform: ...

@@ -19,7 +19,6 @@ from vssm.inference.checkpoint import FORMAT, check_unchanged, load_weights, rea
 from vssm.inference.run_dir import RunDir, is_first_process
 from vssm.settings import Settings
 from vssm.tasks import find_task
-from vssm.tasks.classification import check_image_size, check_model_name
 from vssm.tasks.task import Task
 from vssm.train import tensorboard
 from vssm.train.averaging import AverageWeights
@@ -58,11 +57,10 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     """
     settings.check()
     chosen, task = settings.model, find_task(settings.task)
-    check_model_name(chosen.name)
+    preprocess = task.preprocess(settings.data, chosen.name)
     trainer = create_trainer(settings)  # refuses a missing GPU or an unknown precision before anything is read
     if settings.log == "csv+tensorboard":
         tensorboard.require()
-    preprocess = task.preprocess(settings.data, chosen.name)
     splits = task.load_splits(settings.data, preprocess, task.train_transform(settings.data, preprocess))
     L.seed_everything(settings.seed, verbose=False)
     model = task.create_model(
@@ -72,7 +70,7 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
         load_weights(model, chosen.init_from, chosen.head)
     if chosen.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    check_image_size(model, chosen.name, splits.preprocess.input_size, len(splits.classes))
+    task.check_model(model, chosen.name, splits.preprocess.input_size, len(splits.classes))
     description = {
         "format": FORMAT,
         "version": __version__,

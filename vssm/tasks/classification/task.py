@@ -14,7 +14,7 @@ from vssm.data.splits import Splits, Transform, load_splits
 from vssm.settings import DataSettings, ModelSettings, Settings
 from vssm.tasks.classification.learner import Classification, balanced_weights
 from vssm.tasks.classification.mixing import Mixing
-from vssm.tasks.classification.model import create_classifier
+from vssm.tasks.classification.model import check_image_size, check_model_name, create_classifier
 from vssm.tasks.classification.transforms import preprocess_for, train_transform
 
 if TYPE_CHECKING:
@@ -37,7 +37,13 @@ class ClassificationTask:
             settings.name, classes, channels, pretrained=pretrained, drop_path=settings.drop_path, **settings.args
         )
 
+    def check_model(
+        self, model: nn.Module, name: str, input_size: tuple[int, int, int], classes: int | None = None
+    ) -> None:
+        check_image_size(model, name, input_size, classes)
+
     def preprocess(self, settings: DataSettings, model_name: str) -> Preprocess:
+        check_model_name(model_name)
         return preprocess_for(settings, model_name)
 
     def train_transform(self, settings: DataSettings, preprocess: Preprocess) -> Transform:
