@@ -6,6 +6,7 @@ Whatever a file holds, training and prediction read it through `open_image` and 
 import stat
 import struct
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -93,14 +94,15 @@ def _scale_transparent_colour(image: Image.Image) -> None:
     Pillow keeps the high bytes of colours of 16 bits, so that two of them that differ in the low bytes are one.
     """
     colour = image.info.get("transparency")
-    if image.format != "PNG" or not image.tile:
+    tiles: list[Any] = getattr(image, "tile", [])  # of an ImageFile
+    if image.format != "PNG" or not tiles:
         return
-    raw_mode = image.tile[0][3]
+    raw_mode = tiles[0][3]
     if isinstance(colour, int) and raw_mode in GREY_LEVELS:
         levels = GREY_LEVELS[raw_mode]
         image.info["transparency"] = (colour & levels) * (255 // levels)
     elif isinstance(colour, tuple) and raw_mode == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in colour)
+        image.info["transparency"] = tuple(value >> 8 for value in cast(tuple[int, ...], colour))
 
 
 def _orientation(image: Image.Image) -> int:
