@@ -7,7 +7,6 @@ from gpu_bench import Bench
 from torch import Tensor
 
 from vssm.ops import (
-    add_layer_norm,
     causal_conv1d,
     depthwise_conv3x3,
     layer_norm,
@@ -43,7 +42,6 @@ def around(bench: Bench, batch: int, half: bool = False) -> dict[str, Call]:
     return {
         "layer_norm": (layer_norm, [map_rows, weight, bias]),
         "layer_norm, gate": (lambda x, w, b, z: layer_norm(x, w, b, gate=z), [rows, weight, bias, map_rows]),
-        "add_layer_norm": (add_layer_norm, [rows, map_rows, weight, bias]),
         "rms_norm": (rms_norm, [map_rows, weight]),
         "depthwise_conv3x3 + SiLU": (lambda x, w, b: depthwise_conv3x3(x, w, b, "silu"), [x, kernels[0], bias]),
         "ss2d_readout": (ss2d_readout, [states(4), C, x, normal(4 * channels)]),

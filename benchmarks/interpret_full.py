@@ -31,7 +31,7 @@ from tests.ops.test_ss2d import PATTERNS, arguments
 from tests.ops.test_state_fusion import arguments as fusion_arguments
 from tests.ops.test_state_fusion import fusion
 from tests.ops.test_state_gather import arguments as gather_arguments
-from vssm.ops import add_layer_norm, dispatch, gpu, layer_norm, rms_norm, ss2d, ss2d_readout, state_gather
+from vssm.ops import dispatch, gpu, layer_norm, rms_norm, ss2d, ss2d_readout, state_gather
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NAMES = ("x", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
@@ -79,9 +79,9 @@ def both_ways(routes, *tensors):
 
 
 def fusions(options):
-    for dtype, form, length in itertools.product(options.dtypes, ("taps", "folded"), options.lengths):
+    for dtype, length in itertools.product(options.dtypes, options.lengths):
         tensors = fusion_arguments((1, 5, *SHAPES[length]), DTYPES[dtype], weight_dtype=torch.float32)
-        yield f"state_fusion {dtype} {form} L={length}", DTYPES[dtype], fusion(form=form), tensors
+        yield f"state_fusion {dtype} L={length}", DTYPES[dtype], fusion(), tensors
 
 
 def depthwise(options):
@@ -125,8 +125,6 @@ def norms(options):
         yield f"layer_norm {dtype} gated L={length}", DTYPES[dtype], layer_norm, gated
         weight = {name: tensors[name] for name in ("x", "weight")}
         yield f"rms_norm {dtype} L={length}", DTYPES[dtype], rms_norm, weight
-        added = tensors | {"x": tensors["x"].float(), "branch": gated["gate"]}
-        yield f"add_layer_norm {dtype} L={length}", DTYPES[dtype], lambda **k: add_layer_norm(**k)[1], added
 
 
 KINDS = {f.__name__: f for f in (depthwise, sequences, norms, readouts, gathers, fusions, scans)}

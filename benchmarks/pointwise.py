@@ -16,8 +16,6 @@ import torch.nn.functional as F
 
 from vssm.ops import (
     RASTER,
-    add_layer_norm,
-    bias_act,
     conv2d,
     depthwise_conv3x3,
     layer_norm,
@@ -84,10 +82,6 @@ def cases(batch, side, dim):
     def conv(x, w, b):
         return F.conv2d(x, w, b, padding=1, groups=dim)
 
-    def add_norm(x, branch, w, b):
-        total = x + branch
-        return total, norm(total, w, b)
-
     yield "layer_norm", rows, layer_norm, norm, (rows, weight, bias)
     yield (
         "layer_norm gated",
@@ -96,10 +90,6 @@ def cases(batch, side, dim):
         lambda x, w, b, z: norm(x, w, b) * F.silu(z),
         (rows, weight, bias, rows),
     )
-    yield "add_layer_norm", rows, add_layer_norm, add_norm, (rows, rows, weight, bias)
-    yield "gelu", wide, lambda x: bias_act(x), F.gelu, (wide,)
-    yield "bias gelu", wide, bias_act, lambda x, b: F.gelu(x + b), (wide, wide_bias)
-    yield "silu", rows, lambda x: bias_act(x, act="silu"), F.silu, (rows,)
     yield "depthwise", image, depthwise_conv3x3, conv, (image, kernel, bias)
     yield (
         "depthwise silu",

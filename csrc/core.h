@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 // Raised with every change of an exported function or struct; vssm/ops/native.py refuses another number.
-#define VSSM_ABI 4
+#define VSSM_ABI 5
 
 #if defined(_WIN32)
 #define VSSM_API extern "C" __declspec(dllexport)

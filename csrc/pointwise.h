@@ -25,12 +25,9 @@ struct LayerNormArgs {
     const void* weight;  // (channels,) or null, compute type; bias likewise
     const void* bias;
     Tensor x;
-    Tensor branch;  // forward: added to x; the sum is normalised
     Tensor gate;    // the result is multiplied by silu(gate)
-    Tensor total;   // forward: where x + branch goes
     Tensor y;       // forward: the result; backward: its gradient
     // Backward only.
-    Tensor gtotal;  // added to dx
     Tensor dx;
     Tensor dgate;
     void* dweight;  // (channels,) or null; dbias likewise

@@ -1,4 +1,4 @@
-// Layer normalisation of rows, forward and backward, with a residual sum before it or a gate after it; without
+// Layer normalisation of rows, forward and backward, with a gate after it if wanted; without
 // centring it is the division by the root mean square.
 //
 // A row is read from memory once and then worked on in the first-level cache: mean, variance about the mean, result.
@@ -57,27 +57,18 @@ int32_t forward(const LayerNormArgs& a) {
     const T* bias = static_cast<const T*>(a.bias);
     int32_t status = ok;
     parallel(tasks, [&](int64_t task) {
-        const Buffers<T> buffer(6, n);
+        const Buffers<T> buffer(3, n);
         if (buffer.start == nullptr) {
             status = out_of_memory;
             return;
         }
         for (int64_t row = task * block; row < smaller(a.rows, (task + 1) * block); ++row) {
             const T* x = read_row(a.x, row, n, buffer[0]);
-            if (a.branch.data) {
-                const T* branch = read_row(a.branch, row, n, buffer[1]);
-                T* total = begin_row(a.total, row, n, buffer[2]);
-                each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
-                    store_first(total + i, load_first(x + i, count) + load_first(branch + i, count), count);
-                });
-                finish_row(a.total, row, n, total);
-                x = read_row(a.total, row, n, buffer[2]);  // normalise the sum as it was rounded
-            }
             const Statistics<T> s = statistics(x, n, static_cast<T>(a.eps), a.centred);
             const Vec<T> mean = set1(s.mean), rstd = set1(s.rstd);
-            T* y = begin_row(a.y, row, n, buffer[3]);
+            T* y = begin_row(a.y, row, n, buffer[1]);
             if (a.gate.data) {
-                const T* gate = read_row(a.gate, row, n, buffer[4]);
+                const T* gate = read_row(a.gate, row, n, buffer[2]);
                 each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
                     Vec<T> v = (load_first(x + i, count) - mean) * rstd;
                     if (weight) v *= load_first(weight + i, count);
@@ -112,7 +103,7 @@ int32_t backward(const LayerNormArgs& a) {
     int32_t status = partial.failed() ? out_of_memory : ok;
     if (status != ok) return status;
     parallel(tasks, [&](int64_t task) {
-        const Buffers<T> buffer(6, n);
+        const Buffers<T> buffer(5, n);
         if (buffer.start == nullptr) {
             status = out_of_memory;
             return;
@@ -150,13 +141,10 @@ int32_t backward(const LayerNormArgs& a) {
             if (gate) finish_row(a.dgate, row, n, dgate);
             const Vec<T> mean_g = set1(a.centred ? sum<T>(sum_g) / static_cast<T>(n) : T(0));
             const Vec<T> mean_gx = set1(sum<T>(sum_gx) / static_cast<T>(n));
-            const T* added = a.gtotal.data ? read_row(a.gtotal, row, n, buffer[5]) : nullptr;
             T* dx = begin_row(a.dx, row, n, buffer[1]);
             each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
                 const Vec<T> normed = (load_first(x + i, count) - mean) * rstd;
-                Vec<T> d = (load_first(g + i, count) - fma(normed, mean_gx, mean_g)) * rstd;
-                if (added) d += load_first(added + i, count);
-                store_first(dx + i, d, count);
+                store_first(dx + i, (load_first(g + i, count) - fma(normed, mean_gx, mean_g)) * rstd, count);
             });
             finish_row(a.dx, row, n, dx);
         }

@@ -6,10 +6,8 @@ import torch
 import vssm.ops
 from vssm.ops import native
 
-PATHS = [
-    "torch",
-    pytest.param("core", marks=pytest.mark.skipif(not native.available(), reason="the C++ core is not built")),
-]
+needs_core = pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
+PATHS = ["torch", pytest.param("core", marks=needs_core)]
 CORE = PATHS[1:]
 
 # The largest error relative to the largest number: float64 to rounding, float32 to a few units in the last place,
@@ -42,6 +40,14 @@ def evaluate(function, tensors, path, cotangents=None):
     loss = sum((y * c.to(y.dtype)).sum() for y, c in zip(outputs, cotangents, strict=True))
     grads = torch.autograd.grad(loss, list(given.values()))
     return tuple(y.detach() for y in outputs), dict(zip(given, grads, strict=True))
+
+
+def outputs_and_gradients(function, args, path):
+    """[result, gradient of every argument] on one path; the loss is a fixed wave over the result."""
+    with vssm.ops.use(path):
+        y = function(*args)
+    wave = torch.cos(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)
+    return [y, *torch.autograd.grad((y * wave).sum(), args)]
 
 
 def draw_cotangents(outputs):

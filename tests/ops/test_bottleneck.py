@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.ops.agree import every_isa
+from tests.ops.agree import every_isa, needs_core, outputs_and_gradients
 from vssm.ops import bottleneck, native, use
 from vssm.ops.bottleneck import core
 
-needs_core = pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
 NAMES = ("y", "x", "weight1", "bias1", "weight2", "bias2", "weight3", "bias3")
 
 
@@ -19,14 +17,8 @@ def arguments(size=(7, 9), batch=3, dim=5, wide=21, out=6, dtype=torch.float64):
     return [torch.randn(*s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
 
 
-def outputs_and_gradients(path, args):
-    with use(path):
-        y = bottleneck(*args)
-    return [y, *torch.autograd.grad((y * torch.cos(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)).sum(), args)]
-
-
 def assert_agrees(args, tolerance):
-    found, expected = outputs_and_gradients("core", args), outputs_and_gradients("torch", args)
+    found, expected = outputs_and_gradients(bottleneck, args, "core"), outputs_and_gradients(bottleneck, args, "torch")
     for name, f, e in zip(NAMES, found, expected, strict=True):
         error = float((f - e).detach().abs().max() / e.detach().abs().max())
         assert error <= tolerance, f"{name}: {error}"
@@ -75,10 +67,13 @@ def test_results_do_not_depend_on_the_number_of_threads():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        two = outputs_and_gradients("core", args)
+        two = outputs_and_gradients(bottleneck, args, "core")
         torch.set_num_threads(1)
-        for name, a, b in zip(NAMES, two, outputs_and_gradients("core", args), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4, msg=name)  # torch's products may differ
+        for name, a, b in zip(NAMES, two, outputs_and_gradients(bottleneck, args, "core"), strict=True):
+            if name == "y":  # in float32 every product is the core's
+                assert torch.equal(a, b)
+            else:  # torch's products of the backward may be summed in another order
+                assert (a - b).abs().max() <= 1e-6 * b.abs().max(), name
     finally:
         torch.set_num_threads(before)
 
@@ -107,13 +102,13 @@ def test_autocast_gives_what_convolutions_give(dtype):
     with torch.autocast("cpu", dtype=dtype):
         y = bottleneck(*args)
     assert y.dtype == dtype
-    torch.testing.assert_close(y.float(), bottleneck(*args), rtol=0.05, atol=0.5)
+    exact = bottleneck(*args)
+    assert (y.float() - exact).abs().max() <= 0.02 * exact.abs().max()  # a few roundings of half precision
 
 
 @needs_core
-def test_opcheck_and_flops():
+def test_flops():
     args = arguments(dtype=torch.float32)
-    opcheck(torch.ops.vssm.bottleneck, (*args, "core"))
     macs = 3 * (63 * 5 * 21 + 20 * 9 * 21 + 20 * 21 * 6)
     for path in ("core", "torch"):
         with FlopCounterMode(display=False) as counter, torch.no_grad(), use(path):

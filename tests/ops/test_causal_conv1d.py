@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.library import opcheck
 
 from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
 from vssm.ops import causal_conv1d, native, use
@@ -83,15 +82,6 @@ def test_autocast_changes_nothing(path):
         with torch.autocast("cpu", torch.bfloat16):
             got = causal_conv1d(**t, act="silu")
     assert got.dtype == torch.float32 and torch.equal(got, expected)
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_opcheck(path):
-    t = {k: v.requires_grad_() for k, v in arguments((2, 3, 5, 4)).items()}
-    opcheck(torch.ops.vssm.causal_conv1d.default, (*t.values(), "silu", True, path))
-    with torch.no_grad():
-        gy = randn(2, 3, 5)
-        opcheck(torch.ops.vssm.causal_conv1d_backward.default, (gy, t["x"], t["weight"], None, "none", False, path))
 
 
 def test_scripted_and_compiled_calls_are_the_eager_one():

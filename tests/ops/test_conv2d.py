@@ -4,11 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vssm.ops import conv2d, native, use
+from tests.ops.agree import needs_core
+from vssm.ops import conv2d, use
 from vssm.ops.conv2d import _product
 from vssm.ops.linear.core import channels_last_weight
-
-needs_core = pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
 
 
 @pytest.mark.parametrize("kernel, stride, padding", [(3, 2, 1), (2, 2, 0), (3, 1, 1), (4, 4, 0)])

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.library import opcheck
 
 from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
 from vssm.ops import depthwise_conv3x3, native, use
@@ -89,15 +88,6 @@ def test_autocast_changes_nothing(path, dtype):
 def test_empty_batch(path):
     with use(path):
         assert depthwise_conv3x3(torch.empty(0, 4, 3, 3), torch.ones(4, 1, 3, 3)).shape == (0, 4, 3, 3)
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_opcheck(path):
-    t = {k: v.requires_grad_() for k, v in arguments((2, 3, 4, 5)).items()}
-    opcheck(torch.ops.vssm.depthwise_conv3x3.default, (*t.values(), "silu", True, path))
-    with torch.no_grad():
-        gy = randn(2, 3, 4, 5)
-        opcheck(torch.ops.vssm.depthwise_conv3x3_backward.default, (gy, t["x"], t["weight"], None, "none", False, path))
 
 
 def test_scripted_and_compiled_calls_are_the_eager_one():

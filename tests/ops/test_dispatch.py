@@ -5,10 +5,9 @@ import warnings
 import pytest
 import torch
 
+from tests.ops.agree import needs_core
 from tests.ops.test_ss2d import arguments
 from vssm.ops import PathUnavailable, SlowPathWarning, dispatch, explain, gpu, native, ss2d, use
-
-needs_core = pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
 
 
 @pytest.fixture

@@ -2,25 +2,17 @@
 
 import pytest
 import torch
-from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from vssm.ops import mlp, native, use
+from tests.ops.agree import needs_core, outputs_and_gradients
+from vssm.ops import mlp, use
 from vssm.ops.mlp import core
-
-needs_core = pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
 
 
 def arguments(rows=(3, 50, 7), dim=12, hidden=48, out=12, dtype=torch.float64):
     g = torch.Generator().manual_seed(0)
     shapes = ((*rows, dim), (hidden, dim), (hidden,), (out, hidden), (out,), (*rows, out))
     return [torch.randn(*s, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
-
-
-def outputs_and_gradients(path, args):
-    with use(path):
-        y = mlp(*args)
-    return [y, *torch.autograd.grad((y * torch.cos(torch.arange(y.numel(), dtype=y.dtype)).view_as(y)).sum(), args)]
 
 
 @needs_core
@@ -34,8 +26,8 @@ def test_core_agrees_with_the_composition(monkeypatch, recompute, dtype, toleran
     args = arguments(dtype=dtype, out=9)
     for name, found, expected in zip(
         ("y", "x", "weight1", "bias1", "weight2", "bias2", "residual"),
-        outputs_and_gradients("core", args),
-        outputs_and_gradients("torch", args),
+        outputs_and_gradients(mlp, args, "core"),
+        outputs_and_gradients(mlp, args, "torch"),
         strict=True,
     ):
         error = float((found - expected).detach().abs().max() / expected.detach().abs().max())
@@ -67,14 +59,13 @@ def test_autocast_gives_what_linear_gives(dtype):
         expected = torch.nn.functional.linear(args[0], args[1]).dtype
     assert bare.dtype == expected == dtype
     assert y.dtype == torch.float32  # a float32 residual stream stays one
-    torch.testing.assert_close(y.float(), mlp(*args), rtol=0.05, atol=0.5)
+    exact = mlp(*args)
+    assert (y - exact).abs().max() <= 0.02 * exact.abs().max()  # a few roundings of half precision
 
 
 @needs_core
-def test_opcheck_and_flops():
+def test_flops():
     args = arguments(dtype=torch.float32)
-    opcheck(torch.ops.vssm.mlp, (*args, "core"))
-    opcheck(torch.ops.vssm.mlp, (*args[:-1], None, "core"))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         mlp(*args)
     assert counter.get_total_flops() == 2 * 3 * 50 * 7 * (2 * 12 * 48)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.library import opcheck
 
 from tests.ops.agree import PATHS, assert_agrees, randn
 from vssm.ops import native, ss2d_readout, use
@@ -23,14 +22,6 @@ def test_readout_agrees_with_the_equation(path, shape):
         expected = torch.einsum("bkenhw,bknhw->behw", h, C) + x * D.view(K, E).sum(0)[:, None, None]
         torch.testing.assert_close(y, expected)
         assert ss2d_readout(h.bfloat16(), C, x, D).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_readout_passes_opcheck(path):
-    h, C = randn(2, 2, 5, 3, 4, 6).requires_grad_(), randn(2, 2, 3, 4, 6, seed=1).bfloat16().requires_grad_()
-    x, skip = randn(2, 5, 4, 6, seed=2).requires_grad_(), randn(5, seed=3).requires_grad_()
-    opcheck(torch.ops.vssm.ss2d_readout, (h, C, x, skip, path))
-    opcheck(torch.ops.vssm.ss2d_readout, (h, C, None, None, path))
 
 
 @pytest.mark.skipif(not native.available(), reason="the C++ core is not built")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.library import opcheck
 
 from tests.ops.scan_cases import golden, is_stored, scan_cases, scan_inputs
 from vssm.ops import PathUnavailable, native, selective_scan, selective_scan_states, use
@@ -168,18 +167,6 @@ def test_not_a_number_stays_in_its_sample(path):
         y = selective_scan(**a)
     assert torch.isfinite(y[[0, 2]]).all()
     assert y[1, 0, 3:].isnan().all()
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("with_options", [True, False])
-def test_opcheck(path, with_options):
-    a = arguments(dtype=torch.float32)
-    a = {k: v.requires_grad_() if isinstance(v, torch.Tensor) else v for k, v in a.items()}
-    if not with_options:
-        a["D"] = a["dt_bias"] = a["initial_state"] = None
-    opcheck(torch.ops.vssm.selective_scan, (*a.values(), path))
-    states = [a[k] for k in ("u", "dt", "A", "B", "dt_bias", "dt_softplus", "initial_state")]
-    opcheck(torch.ops.vssm.selective_scan_states, (*states, path))
 
 
 def test_flops_follow_the_papers_count():

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.library import opcheck
 
 from tests.ops.test_selective_scan import PATHS, assert_close
 from vssm.ops import (
@@ -148,16 +147,6 @@ def test_two_runs_and_two_thread_counts_give_the_same_bits(path):
     for other in results[1:]:
         for a, b in zip(results[0][compared], other[compared], strict=True):
             assert torch.equal(a, b) or path == "torch"
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_opcheck(path):
-    x, _, dt_weight, dt_bias, A, D = [t.float().requires_grad_() for t in arguments(N=2)]
-    proj = torch.randn(2, 4, 7, 4 * 6, requires_grad=True)
-    codes = encode(CROSS)
-    opcheck(torch.ops.vssm.ss2d, (x, proj, dt_weight, dt_bias, A, D, codes, path))
-    opcheck(torch.ops.vssm.ss2d, (x, proj, dt_weight, dt_bias, A, None, codes, path))
-    opcheck(torch.ops.vssm.ss2d_states, (x, proj, dt_weight, dt_bias, A, codes, path))
 
 
 def test_compiles_as_one_graph():

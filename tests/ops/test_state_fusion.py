@@ -1,4 +1,4 @@
-"""state_fusion and fold_kernels: the official numbers, every path and form against the reference."""
+"""state_fusion and fold_kernels: the official numbers, every path against the reference."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.library import opcheck
 
 from tests.fill import fill, golden_input
 from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
 from vssm.ops import fold_kernels, native, state_fusion, state_fusion_readout, use
 
 DILATIONS = [1, 3, 5]
-FORMS = ["taps", "folded"]
 EVERY_PATH = ["reference", *PATHS]
 OFFICIAL = ("kernel_3", "kernel_3_1", "kernel_3_2")
 
@@ -28,9 +26,9 @@ def arguments(shape, dtype=torch.float32, dilations=DILATIONS, weight_dtype=None
     return t
 
 
-def fusion(dilations=DILATIONS, form="taps"):
+def fusion(dilations=DILATIONS):
     """state_fusion as a function of flat arguments."""
-    return lambda h, alphas, **kernels: state_fusion(h, list(kernels.values()), alphas, dilations, form)
+    return lambda h, alphas, **kernels: state_fusion(h, list(kernels.values()), alphas, dilations)
 
 
 # ---- the official numbers (tests/data/spatial_mamba/state_fusion.npz, float32) ----
@@ -59,12 +57,11 @@ def assert_close(found, expected, atol=2e-6):
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)
-@pytest.mark.parametrize("form", FORMS)
-def test_official_outputs(stored, path, form):
+def test_official_outputs(stored, path):
     for case, h, _ in cases(stored):
         kernels, alphas = official(h.shape[1])
         with use(path):
-            fused = state_fusion(h, kernels, alphas, DILATIONS, form)
+            fused = state_fusion(h, kernels, alphas, DILATIONS)
         assert_close(fused, stored[f"{case}.train"])
         assert_close(fused, stored[f"{case}.eval"])
         # A zero border, the usual mistake, is far away.
@@ -72,15 +69,14 @@ def test_official_outputs(stored, path, form):
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)
-@pytest.mark.parametrize("form", FORMS)
-def test_official_gradients(stored, path, form):
+def test_official_gradients(stored, path):
     for case, h, cotangent in cases(stored):
         kernels, alphas = official(h.shape[1])
         leaves = [h, *kernels, alphas]
         for leaf in leaves:
             leaf.requires_grad_()
         with use(path):
-            fused = state_fusion(h, kernels, alphas, DILATIONS, form)
+            fused = state_fusion(h, kernels, alphas, DILATIONS)
         (fused * torch.from_numpy(cotangent)).sum().backward()
         for name, leaf in zip(("h", *OFFICIAL, "alpha"), leaves, strict=True):
             assert_close(leaf.grad, stored[f"{case}.grad.{name}"], atol=4e-6)
@@ -94,14 +90,15 @@ def test_official_folded_kernel(stored):
 
 
 @pytest.mark.parametrize("path", EVERY_PATH)
-def test_the_folded_form_is_never_stale(stored, path):
+def test_weights_changed_in_place_are_seen(stored, path):
+    """The official code folds its kernels at the first evaluation and keeps them."""
     h = torch.from_numpy(golden_input(350, (1, 4, 6, 6)))
     kernels, alphas = official(4)
     with use(path), torch.no_grad():
-        assert_close(state_fusion(h, kernels, alphas, DILATIONS, "folded"), stored["stale.first_eval"])
+        assert_close(state_fusion(h, kernels, alphas, DILATIONS), stored["stale.first_eval"])
         for parameter in (*kernels, alphas):
             parameter.mul_(2)
-        again = state_fusion(h, kernels, alphas, DILATIONS, "folded")
+        again = state_fusion(h, kernels, alphas, DILATIONS)
     assert_close(again, stored["stale.after_param_times_2_fresh_merge"])
     assert np.abs(again.numpy() - stored["stale.after_param_times_2_official"]).max() > 0.1
 
@@ -114,9 +111,8 @@ def test_the_folded_form_is_never_stale(stored, path):
 def test_paths_agree_with_the_reference(path, dtype):
     # Odd widths, maps smaller than a dilation, one row, one column, one pixel, more rows than one strip.
     for shape in [(2, 17, 9, 7), (1, 16, 12, 11), (2, 3, 2, 3), (1, 5, 1, 9), (1, 4, 9, 1), (1, 2, 1, 1)]:
-        for form in FORMS if path == "torch" else FORMS[:1]:
-            (y,) = assert_agrees(fusion(form=form), arguments(shape, dtype), path)
-            assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+        (y,) = assert_agrees(fusion(), arguments(shape, dtype), path)
+        assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("isa", every_isa())
@@ -129,9 +125,7 @@ def test_every_instruction_set(isa):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dilations", [[1], [1, 3], [2], [3, 1], [1, 2, 4], [2, 2], [1, 3, 5, 7], [9]])
 def test_any_dilations(path, dilations):
-    for form in FORMS if path == "torch" else FORMS[:1]:
-        tensors = arguments((2, 5, 6, 8), torch.float64, dilations)
-        assert_agrees(fusion(dilations, form), tensors, path)
+    assert_agrees(fusion(dilations), arguments((2, 5, 6, 8), torch.float64, dilations), path)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -156,11 +150,10 @@ def test_half_precision_and_autocast(path, dtype):
     (y,) = assert_agrees(fusion(), tensors, path)
     assert y.dtype == dtype
     tensors["h"] = tensors["h"].float()
-    for form in FORMS:
-        with use(path):
-            expected = fusion(form=form)(**tensors)
-            with torch.autocast("cpu", dtype):
-                assert torch.equal(fusion(form=form)(**tensors), expected)
+    with use(path):
+        expected = fusion()(**tensors)
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(fusion()(**tensors), expected)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -236,24 +229,6 @@ def test_readout_of_half_precision_maps_is_float32(path):
 # ---- as an operator ----
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_opcheck(path):
-    t = {k: v.requires_grad_() for k, v in arguments((2, 3, 4, 5), dilations=[1, 3]).items()}
-    kernels = torch.stack([t["kernel0"], t["kernel1"]]).detach().requires_grad_()
-    opcheck(torch.ops.vssm.state_fusion.default, (t["h"], kernels, t["alphas"], [1, 3], "taps", path))
-    with torch.no_grad():
-        args = (randn(2, 3, 4, 5), t["h"], kernels, t["alphas"], [1, 3], "folded", path)
-        opcheck(torch.ops.vssm.state_fusion_backward.default, args)
-    r = readout_arguments((2, 3, 4, 5), dilations=[1, 3])
-    tensors = (r["h"], kernels.detach(), r["alphas"], r["C"], r["u"], r["D"])
-    leaves = [x.requires_grad_() for x in tensors]
-    opcheck(torch.ops.vssm.state_fusion_readout.default, (*leaves, [1, 3], path))
-    with torch.no_grad():
-        g = randn(2, 3, 4, 5)
-        opcheck(torch.ops.vssm.state_fusion_readout_backward.default, (g, *leaves, [1, 3], path))
-        opcheck(torch.ops.vssm.state_fusion_readout_backward.default, (g, *leaves[:4], None, None, [1, 3], path))
-
-
 def test_scripted_and_compiled_calls_are_the_eager_one():
     t = arguments((1, 4, 5, 6))
     kernels = [t[f"kernel{i}"] for i in range(3)]
@@ -286,7 +261,6 @@ def test_result_does_not_depend_on_the_number_of_threads(path):
         ({"kernels": [torch.ones(4, 1, 3, 3)]}, "1 kernels for 2 dilations"),
         ({"alphas": torch.ones(3)}, r"alphas must be \(2,\), one per dilation, got \(3,\)"),
         ({"dilations": [1, 0]}, r"dilations must be positive, got \[1, 0\]"),
-        ({"form": "fast"}, "unknown form 'fast': choose one of taps, folded"),
         ({"h": torch.ones(1, 4, 5, 6, dtype=torch.int64)}, "h has dtype torch.int64; supported: float32"),
         ({"h": torch.ones(1, 4, 0, 6)}, r"h has no values to compute with: \(1, 4, 0, 6\)"),
         ({"alphas": torch.ones(2, device="meta")}, "alphas is on meta but h is on cpu"),
@@ -330,9 +304,7 @@ def test_folding_nothing_is_an_error():
 def test_the_core_refuses_a_map_without_pixels():
     """A scripted model calls the operator without the checks of the public function."""
     with pytest.raises(RuntimeError, match="outside what the kernel supports"):
-        torch.ops.vssm.state_fusion(
-            torch.ones(1, 4, 0, 6), torch.ones(1, 4, 1, 3, 3), torch.ones(1), [1], "taps", "core"
-        )
+        torch.ops.vssm.state_fusion(torch.ones(1, 4, 0, 6), torch.ones(1, 4, 1, 3, 3), torch.ones(1), [1], "core")
 
 
 @pytest.mark.parametrize("path", PATHS)

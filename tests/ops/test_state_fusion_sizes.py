@@ -19,10 +19,9 @@ def arguments(size, shape=(2, 3, 6, 8), dtype=torch.float64):
 
 
 @sizes
-@pytest.mark.parametrize("form", ["taps", "folded"])
-def test_agrees_with_the_reference(size, form):
+def test_agrees_with_the_reference(size):
     def fusion(h, alphas, **kernels):
-        return state_fusion(h, list(kernels.values()), alphas, DILATIONS, form)
+        return state_fusion(h, list(kernels.values()), alphas, DILATIONS)
 
     (y,) = assert_agrees(fusion, arguments(size), "torch")
     free = fusion(**arguments(size))  # where nobody demands a path
@@ -54,7 +53,7 @@ def test_is_one_convolution_with_the_folded_kernel(size):
 def test_as_an_operator():
     t = arguments(5, dtype=torch.float32)
     kernels = torch.stack([t["kernel0"], t["kernel1"]]).requires_grad_()
-    opcheck(torch.ops.vssm.state_fusion.default, (t["h"].requires_grad_(), kernels, t["alphas"], DILATIONS, "taps", ""))
+    opcheck(torch.ops.vssm.state_fusion.default, (t["h"].requires_grad_(), kernels, t["alphas"], DILATIONS, ""))
     scripted = torch.jit.script(state_fusion)(t["h"], [t["kernel0"], t["kernel1"]], t["alphas"], DILATIONS)
     assert torch.equal(scripted, state_fusion(t["h"], [t["kernel0"], t["kernel1"]], t["alphas"], DILATIONS))
 

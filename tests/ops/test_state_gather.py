@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.library import opcheck
 
 from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
 from vssm.ops import native, state_gather, use
@@ -101,15 +100,6 @@ def test_half_precision_computes_in_float32(path):
     with use(path):
         assert state_gather(**t).dtype == torch.float32
         torch.testing.assert_close(state_gather(**t), state_gather(**{k: v.float() for k, v in t.items()}))
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_opcheck(path):
-    tensors = [t.requires_grad_() for t in arguments((1, 2, 3, 1, 3, 4, 2)).values()]
-    opcheck(torch.ops.vssm.state_gather.default, (*tensors, path))
-    with torch.no_grad():
-        gy = torch.ones(1, 2, 1, 3, 4, 3).permute(0, 1, 5, 2, 3, 4)
-        opcheck(torch.ops.vssm.state_gather_backward.default, (gy, *tensors, path))
 
 
 @pytest.mark.parametrize("path", CORE)

@@ -18,16 +18,14 @@ MAPS = {"1x1": (1, 1), "3x2": (3, 2), "1x9": (1, 9), "7x5": (7, 5)}
 DILATIONS = {"1": [1], "135": [1, 3, 5], "24": [2, 4], "far": [40]}
 
 
-@pytest.mark.parametrize(
-    "dtype, dilations, shape, form", pairwise(list(DTYPES), list(DILATIONS), list(MAPS), ["taps", "folded"])
-)
-def test_fusion(dtype, dilations, shape, form):
+@pytest.mark.parametrize("dtype, dilations, shape", pairwise(list(DTYPES), list(DILATIONS), list(MAPS)))
+def test_fusion(dtype, dilations, shape):
     dilations, dtype = DILATIONS[dilations], DTYPES[dtype]
     tensors = arguments((2, 5, *MAPS[shape]), dtype, dilations, weight_dtype=torch.float32)
     # The interpreter cuts float32 down to bfloat16 where a card rounds.
     tolerance = 8e-3 if dtype == torch.bfloat16 else None
     loose = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: None}[dtype]
-    (y,) = assert_agrees(fusion(dilations, form), tensors, "triton", tolerance, loose)
+    (y,) = assert_agrees(fusion(dilations), tensors, "triton", tolerance, loose)
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
 
 

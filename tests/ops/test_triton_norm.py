@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-from torch.library import opcheck
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a process with TRITON_INTERPRET=1: test_triton.py starts one", allow_module_level=True)
@@ -14,7 +13,7 @@ from tests.ops.agree import assert_agrees, evaluate, randn
 from tests.ops.pairs import pairwise
 from tests.ops.test_layer_norm import arguments
 from vssm.nn import RMSNorm
-from vssm.ops import add_layer_norm, explain, layer_norm, rms_norm, use
+from vssm.ops import explain, layer_norm, rms_norm, use
 from vssm.ops.layer_norm import triton
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,17 +44,6 @@ def test_layer_norm(dtype, shape, gate, weights):
     assert y.dtype == (dtype if weights == "none" else wide)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_add_layer_norm(dtype):
-    dtype = DTYPES[dtype]
-    tensors = arguments((2, 7, 40))
-    tensors["branch"] = randn(2, 7, 40, seed=5).to(dtype)
-    total, y = assert_agrees(add_layer_norm, tensors, "triton", TOLERANCE[torch.float32], LOOSE[dtype])
-    assert total.dtype == y.dtype == torch.float32 and torch.equal(total, tensors["x"] + tensors["branch"])
-    tensors["x"] = tensors["x"].to(dtype)
-    assert_agrees(add_layer_norm, tensors, "triton", 2 * TOLERANCE[dtype], 2 * LOOSE[dtype])
-
-
 def test_strides_a_large_mean_and_the_same_bits_twice():
     x = randn(2, 6, 5, 4)
     tensors = {"x": x, "weight": randn(6, seed=1), "bias": None}
@@ -70,7 +58,7 @@ def test_strides_a_large_mean_and_the_same_bits_twice():
         expected = torch.nn.functional.layer_norm(x.double() + 4096, (4,))
         assert torch.allclose(layer_norm(x + 4096).double(), expected, atol=2e-3)
         assert layer_norm(torch.empty(0, 8)).shape == (0, 8)
-        assert [explain(op).choices[0].path for op in ("layer_norm", "add_layer_norm", "rms_norm")] == ["triton"] * 3
+        assert [explain(op).choices[0].path for op in ("layer_norm", "rms_norm")] == ["triton"] * 2
 
 
 def test_autocast_gives_the_dtypes_of_the_other_paths():
@@ -86,7 +74,6 @@ def test_autocast_gives_the_dtypes_of_the_other_paths():
                 rms_norm(half, weight),
                 rms_norm(half),
                 norm(half),
-                *add_layer_norm(stream, half, weight),
             )
 
     with use("torch"):
@@ -107,7 +94,7 @@ def test_rows_too_long_are_named_by_forward_and_backward():
 
 class _Norms(torch.nn.Module):
     def forward(self, x, weight, bias, gate):
-        return rms_norm(sum(add_layer_norm(x, layer_norm(x, weight, bias, gate=gate), weight, bias)), weight)
+        return rms_norm(x + layer_norm(x, weight, bias, gate=gate), weight)
 
 
 def test_one_graph_of_any_size_and_an_exported_one():
@@ -117,17 +104,9 @@ def test_one_graph_of_any_size_and_an_exported_one():
         given = tuple(arguments((3, 10), gate=True).values())
         shapes = {"x": sizes, "weight": None, "bias": None, "gate": sizes}
         exported = torch.export.export(norms, given, dynamic_shapes=shapes)
-        for op in ("layer_norm", "add_layer_norm", "rms_norm"):
+        for op in ("layer_norm", "rms_norm"):
             assert f"vssm.{op}." in exported.graph_module.code
         for shape in ((3, 10), (20, 10)):
             given = tuple(arguments(shape, gate=True).values())
             assert torch.equal(compiled(*given), norms(*given))
             assert torch.equal(exported.module()(*given), norms(*given))
-
-
-def test_opcheck():
-    x, weight, bias, gate = (t.requires_grad_() for t in arguments((2, 10), gate=True).values())
-    opcheck(torch.ops.vssm.layer_norm.default, (x, weight, bias, gate, 1e-5, "triton"))
-    opcheck(torch.ops.vssm.layer_norm.default, (x.detach().half(), None, None, None, 1e-5, "triton"))
-    opcheck(torch.ops.vssm.add_layer_norm.default, (x, gate, weight, bias, 1e-5, "triton"))
-    opcheck(torch.ops.vssm.rms_norm.default, (x, weight, 1e-5, "triton"))

@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch.library import opcheck
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a process with TRITON_INTERPRET=1: test_triton.py starts one", allow_module_level=True)
@@ -193,16 +192,6 @@ def test_sizes_beyond_the_kernels_are_named(monkeypatch):
 def test_a_grid_beyond_the_card_is_named():
     with pytest.raises(ValueError, match=r"\(70000, 65536, 1\) programs exceeds the card's"):
         gpu.launch(None, (70000, 1 << 16, 1), torch.device("cpu"))
-
-
-@pytest.mark.usefixtures("small_tiles")
-def test_opcheck():
-    tensors = maps(PATTERNS["raster"], 1, (1, 2), C=2, R=1, batch=1)
-    x, _, dt_weight, dt_bias, A, D = (t.requires_grad_() for t in tensors.values())
-    proj = randn(1, 1, 2, 3).requires_grad_()
-    codes = encode(PATTERNS["raster"])
-    opcheck(torch.ops.vssm.ss2d, (x, proj, dt_weight, dt_bias, A, D, codes, "triton"))
-    opcheck(torch.ops.vssm.ss2d_states, (x, proj, dt_weight, dt_bias, A, codes, "triton"))
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -33,10 +33,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vssm.ops
+from vssm.ops.layer_norm import macs as layer_norm_macs
+from vssm.ops.operator import OPERATORS
 
 aten = torch.ops.aten
 
-RMS_NORM = 4
 BATCH_NORM = {"train": 5, "eval": 2}
 
 
@@ -134,15 +135,15 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         packet = func._overloadpacket
         rule = _RULES.get(packet)
-        if rule is None and packet is not torch.ops.prim.device:
-            if func.namespace == "vssm":
-                raise NotImplementedError(f"no count of multiply-adds for operator {func}; add one to {__name__}")
+        if rule is None and packet is not torch.ops.prim.device and func.namespace != "vssm":
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         result = func(*args, **kwargs)
-        if rule is not None:
+        if func.namespace == "vssm":
+            self.macs.update(_count(func, args))
+        elif rule is not None:
             self.macs.update(rule(args, kwargs, result))
         if packet in _BATCH_NORMS:
             self.macs["batch_norm"] += self.batch_norm * args[0].numel()
@@ -215,7 +216,7 @@ def _(args, kwargs, out):
 
 @_rule(aten.native_layer_norm, aten.layer_norm)
 def _(args, kwargs, out):
-    return _layer_norm(args[0], args[2] if len(args) > 2 else None)
+    return layer_norm_macs(args[0].shape, args[2] if len(args) > 2 else None)
 
 
 @_rule(aten.native_group_norm, aten.group_norm)
@@ -247,111 +248,9 @@ def _(args, kwargs, out):
     return {"upsample": 4 * out.numel()}
 
 
-# ---- operators of this package ----
-
-
-def _layer_norm(x: Tensor, weight: Tensor | None) -> dict[str, int]:
-    return {"layer_norm": (4 if weight is None else 5) * x.numel()}
-
-
-def _scan(batch: int, length: int, A: Tensor, D: Tensor | None) -> int:
-    """Scan and readout: 9 per state, 1 per channel for the skip."""
-    channels, state = A.shape
-    return batch * length * channels * (9 * state + (0 if D is None else 1))
-
-
-def _scan_states(batch: int, length: int, A: Tensor) -> int:
-    """The states alone: without the 2 per state of the readout."""
-    return 7 * batch * length * A.numel()
-
-
-@_rule(torch.ops.vssm.ss2d)
-def _(args, kwargs, out):
-    x, _, dt_weight, _, A, D = args[:6]
-    length = x.shape[2] * x.shape[3]
-    return {"linear": len(x) * length * dt_weight.numel(), "scan": _scan(len(x), length, A, D)}
-
-
-@_rule(torch.ops.vssm.ss2d_states)
-def _(args, kwargs, out):
-    x, _, dt_weight, _, A = args[:5]
-    length = x.shape[2] * x.shape[3]
-    return {"linear": len(x) * length * dt_weight.numel(), "scan": _scan_states(len(x), length, A)}
-
-
-@_rule(torch.ops.vssm.selective_scan)
-def _(args, kwargs, out):
-    u, _, A, _, _, D = args[:6]
-    return {"scan": _scan(len(u), u.shape[2], A, D)}
-
-
-@_rule(torch.ops.vssm.selective_scan_states)
-def _(args, kwargs, out):
-    u, _, A = args[:3]
-    return {"scan": _scan_states(len(u), u.shape[2], A)}
-
-
-@_rule(torch.ops.vssm.state_fusion, torch.ops.vssm.state_fusion_readout)
-def _(args, kwargs, out):
-    h, kernels = args[:2]
-    return {"conv": h.numel() * sum(kernel[0].numel() for kernel in kernels)}
-
-
-@_rule(torch.ops.vssm.depthwise_conv3x3)
-def _(args, kwargs, out):
-    return {"conv": 9 * args[0].numel()}
-
-
-@_rule(torch.ops.vssm.layer_norm)
-def _(args, kwargs, out):
-    return _layer_norm(args[0], args[1])
-
-
-@_rule(torch.ops.vssm.add_layer_norm)
-def _(args, kwargs, out):
-    return _layer_norm(args[0], args[2])
-
-
-@_rule(torch.ops.vssm.rms_norm)
-def _(args, kwargs, out):
-    return {"rms_norm": RMS_NORM * args[0].numel()}
-
-
-@_rule(torch.ops.vssm.state_gather)
-def _(args, kwargs, out):
-    # A bilinear sample is 4 multiply-adds, as an upsampling counts them, and its weight one more.
-    return {"sampling": 5 * args[0].numel() * args[2].shape[2]}
-
-
-@_rule(torch.ops.vssm.causal_conv1d)
-def _(args, kwargs, out):
-    return {"conv": args[0].numel() * args[1].shape[1]}
-
-
-@_rule(torch.ops.vssm.bottleneck)
-def _(args, kwargs, out):
-    x, weight1, _, weight2, _, weight3 = args[:6]
-    pixels, halved = x.numel() // x.shape[-1], out.numel() // out.shape[-1]
-    return {"conv": pixels * weight1.numel() + halved * (weight2.numel() + weight3.numel())}
-
-
-@_rule(torch.ops.vssm.bias_act, torch.ops.vssm.ss2d_readout)
-def _(args, kwargs, out):
-    return {}
-
-
-@_rule(torch.ops.vssm.batch_norm)
-def _(args, kwargs, out):
-    return {"batch_norm": BATCH_NORM["train"] * args[0].numel()}
-
-
-@_rule(torch.ops.vssm.batch_norm_linear)
-def _(args, kwargs, out):
-    x, _, _, weight = args[:4]
-    return {"batch_norm": BATCH_NORM["train"] * x.numel(), "linear": x.numel() * len(weight)}
-
-
-@_rule(torch.ops.vssm.mlp)
-def _(args, kwargs, out):
-    x, weight1, _, weight2, _ = args[:5]
-    return {"linear": x.numel() // x.shape[-1] * (weight1.numel() + weight2.numel())}
+def _count(func: Any, args: tuple) -> dict[str, int]:
+    """An operator of this package, which declares its count."""
+    operator = OPERATORS.get(func._overloadpacket.__name__)
+    if operator is None:
+        raise NotImplementedError(f"no count of multiply-adds for operator {func}: it has no declaration")
+    return operator.macs(*(arg.shape if isinstance(arg, Tensor) else arg for arg in args[:-1]))

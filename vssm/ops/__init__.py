@@ -4,13 +4,12 @@
 """
 
 from vssm.ops.batch_norm import batch_norm, batch_norm_linear
-from vssm.ops.bias_act import bias_act
 from vssm.ops.bottleneck import bottleneck
 from vssm.ops.causal_conv1d import causal_conv1d
 from vssm.ops.conv2d import conv2d
 from vssm.ops.depthwise import depthwise_conv3x3
 from vssm.ops.dispatch import PathUnavailable, SlowPathWarning, explain, use
-from vssm.ops.layer_norm import add_layer_norm, layer_norm
+from vssm.ops.layer_norm import layer_norm
 from vssm.ops.linear import linear
 from vssm.ops.mlp import mlp
 from vssm.ops.rms_norm import rms_norm
@@ -29,10 +28,8 @@ __all__ = [
     "PathUnavailable",
     "Route",
     "SlowPathWarning",
-    "add_layer_norm",
     "batch_norm",
     "batch_norm_linear",
-    "bias_act",
     "bottleneck",
     "causal_conv1d",
     "conv2d",

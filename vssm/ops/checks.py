@@ -39,6 +39,18 @@ def same_dtype(**tensors: Tensor | None) -> None:
             )
 
 
+def per_channel(name: str, t: Tensor | None, channels: int) -> None:
+    """One ValueError for a weight or bias that is not one number per channel."""
+    if t is not None and (t.dim() != 1 or t.shape[0] != channels):
+        raise ValueError(f"{name} must be ({channels},), one number per channel of x, got {tuple(t.shape)}")
+
+
+def activation(act: str, *known: str) -> None:
+    """One ValueError for an activation that is not among the known ones."""
+    if act not in known:
+        raise ValueError(f"unknown act {act!r}: choose one of {', '.join(known)}")
+
+
 def not_empty(x: Tensor, name: str = "x") -> None:
     """One ValueError for maps (B, C, H, W) without channels or pixels; an empty batch of maps is fine."""
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:

@@ -9,10 +9,12 @@ inputs multiplied by phi, one state at a time, as phi depends on the state.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from vssm.ops.operator import is_transformed
 
 DISCRETIZATIONS = ("euler", "zoh")
 
@@ -26,6 +28,9 @@ def is_zoh(discretization: str) -> bool:
 
 def phi(z: Tensor) -> Tensor:
     """(exp(z) - 1) / z, and 1 at z = 0, its derivative exact to rounding everywhere; z float32 or float64."""
+    if not torch.compiler.is_compiling() and is_transformed((z,)):
+        near, far = _split(z)
+        return torch.where(near, _series(z, lambda k: 1 / math.factorial(k + 1)), torch.expm1(far) / far)
     return _Phi.apply(z)  # pyright: ignore[reportReturnType]
 
 
@@ -41,7 +46,6 @@ class _Phi(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g):
         (z,) = ctx.saved_tensors
         return g * _phi_slope(z)
@@ -54,7 +58,19 @@ _TERMS = {torch.float32: 8, torch.float64: 15}
 
 def _phi_slope(z: Tensor) -> Tensor:
     """(exp(z) - phi(z)) / z = sum over k of z^k (k + 1) / (k + 2)!"""
+    near, far = _split(z)
+    series = _series(z, lambda k: (k + 1) / math.factorial(k + 2))
+    return torch.where(near, series, (torch.exp(far) - torch.expm1(far) / far) / far)
+
+
+def _split(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Where z is near 0, and z where it is not: elsewhere 1, whose quotients have derivatives."""
+    near = z.abs() < _NEAR
+    return near, torch.where(near, 1, z)
+
+
+def _series(z: Tensor, coefficient: Callable[[int], float]) -> Tensor:
     series = torch.zeros_like(z)
     for k in reversed(range(_TERMS[z.dtype])):
-        series = series * z + (k + 1) / math.factorial(k + 2)
-    return torch.where(z.abs() < _NEAR, series, (torch.exp(z) - torch.expm1(z) / z) / z)
+        series = series * z + coefficient(k)
+    return series

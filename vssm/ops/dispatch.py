@@ -28,18 +28,18 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Rule = Callable[[torch.device, torch.dtype], str | None]
 
 
-class NotFaster(str):
+class Preference(str):
     """A reason to prefer the next path although this one could run. A demand is met; nothing slow is reported."""
 
 
-class OutOfScope(str):
+class Inapplicable(str):
     """A reason that lies in the tensor, its device or its dtype, and not in what is installed: nothing is reported."""
 
 
 _forced = ""
 _operators: dict[str, dict[str, Rule | None]] = {}
 _chosen: dict[tuple[str, str, torch.dtype], str] = {}
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 class PathUnavailable(RuntimeError):
@@ -98,7 +98,7 @@ def _why_not(op: str, path: str, device: torch.device, dtype: torch.dtype) -> st
         return f"dtype {dtype} is not supported; convert to one of float32, float64, bfloat16, float16"
     if path == "core":
         if device.type != "cpu":
-            return OutOfScope(f"the core runs on the CPU, the tensor is on {device.type}; move it with .cpu()")
+            return Inapplicable(f"the core runs on the CPU, the tensor is on {device.type}; move it with .cpu()")
         reason = native.unavailable_reason()
         if reason is not None:
             return reason
@@ -112,17 +112,17 @@ def _why_not(op: str, path: str, device: torch.device, dtype: torch.dtype) -> st
 
 def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type not in ("cuda", "cpu"):
-        return OutOfScope(f"Triton kernels run on CUDA and ROCm devices, the tensor is on {device.type}")
+        return Inapplicable(f"Triton kernels run on CUDA and ROCm devices, the tensor is on {device.type}")
     if device.type == "cpu" and not gpu.interpreted():
-        return OutOfScope(
+        return Inapplicable(
             "Triton kernels run on CUDA and ROCm devices; on the CPU they are interpreted, for tests, when the process "
             "was started with TRITON_INTERPRET=1"
         )
     if gpu.missing_reason() is not None:
         return gpu.missing_reason()
     if dtype == torch.float64:
-        return OutOfScope("Triton kernels compute in float32, the tensor is float64; convert it with .float()")
-    return NotFaster("interpreted kernels are for tests") if device.type == "cpu" else None
+        return Inapplicable("Triton kernels compute in float32, the tensor is float64; convert it with .float()")
+    return Preference("interpreted kernels are for tests") if device.type == "cpu" else None
 
 
 def choose(op: str, tensor: Tensor, path: str = "", *others: Tensor | None) -> str:
@@ -143,14 +143,14 @@ def _choose(op: str, device: torch.device, dtype: torch.dtype, path: str) -> str
         if found is None:
             found = _chosen[key] = _choose_best(op, device, dtype)
         return found
-    path = _offered(op, path)
+    path = _resolve(op, path)
     reason = _why_not(op, path, device, dtype)
-    if reason is not None and not isinstance(reason, NotFaster):
+    if reason is not None and not isinstance(reason, Preference):
         raise PathUnavailable(f"path {path!r} was demanded for {op} and cannot run: {reason}")
     return path
 
 
-def _offered(op: str, path: str) -> str:
+def _resolve(op: str, path: str) -> str:
     return "torch" if path == "triton" and "triton" not in _operators[op] else path
 
 
@@ -162,24 +162,24 @@ def _choose_best(op: str, device: torch.device, dtype: torch.dtype) -> str:
         reason = _why_not(op, path, device, dtype)
         if reason is None:
             if slower:
-                _say_once(f"vssm: the {path} path runs instead of a faster one. {slower[0]}")
+                _warn_once(f"vssm: the {path} path runs instead of a faster one. {slower[0]}")
             return path
         reasons.append(f"{path}: {reason}")
-        if not isinstance(reason, NotFaster | OutOfScope):
+        if not isinstance(reason, Preference | Inapplicable):
             slower.append(reasons[-1])
     raise PathUnavailable(f"no path can run {op} on {device.type} with {dtype}: " + "; ".join(reasons))
 
 
-def _say_once(message: str) -> None:
-    if message not in _said:
-        _said.add(message)
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
         warnings.warn(message, SlowPathWarning, stacklevel=4)
 
 
 def reset() -> None:
-    """Forget earlier choices and what was said: after the core was switched or rebuilt."""
+    """Forget earlier choices and the warnings given: after the core was switched or rebuilt."""
     _chosen.clear()
-    _said.clear()
+    _warned.clear()
 
 
 @dataclass(frozen=True)
@@ -221,12 +221,12 @@ def explain(
     for name in sorted(_operators) if op is None else [op]:
         others: dict[str, str] = {}
         taken, why = "none", "nothing can run"
-        candidates = [_offered(name, _forced)] if _forced else [p for p in _operators[name] if p != "reference"]
+        candidates = [_resolve(name, _forced)] if _forced else [p for p in _operators[name] if p != "reference"]
         for path in candidates:
             reason = _why_not(name, path, device, dtype)
-            if reason is None or (_forced and isinstance(reason, NotFaster)):
+            if reason is None or (_forced and isinstance(reason, Preference)):
                 taken = path
-                why = "demanded by vssm.ops.use" if _forced else _praise(path)
+                why = "demanded by vssm.ops.use" if _forced else _description(path)
                 break
             others[path] = reason
         choices.append(Choice(name, taken, why, others))
@@ -235,7 +235,7 @@ def explain(
     return Explanation(str(device), dtype, core, tuple(choices))
 
 
-def _praise(path: str) -> str:
+def _description(path: str) -> str:
     if path == "core":
         return f"compiled core ({native.isa() if native.available() else 'absent'})"
     return "Triton kernels" if path == "triton" else "plain torch operators"

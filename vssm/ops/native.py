@@ -8,13 +8,15 @@ is a function `vssm_<name>(const Args*)` that returns 0; `call` runs one. Its th
 import contextlib
 import ctypes
 import hashlib
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-ABI = 4  # VSSM_ABI of csrc/core.h
+ABI = 5  # VSSM_ABI of csrc/core.h
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NAME = {"darwin": "libvssm_core.dylib", "win32": "vssm_core.dll"}.get(sys.platform, "libvssm_core.so")
@@ -23,7 +25,13 @@ _STATUS = {1: "out of memory", 2: "arguments outside what the kernel supports"}
 _library: ctypes.CDLL | None
 _reason: str | None
 _isa = ""  # plain Python values, so that torch.compile can trace a choice without calling into the library
-_functions: dict[str, Callable[[int | bytes], int]] = {}
+_functions: dict[str, Callable[[bytes], int]] = {}
+_layouts: dict[tuple[str, int], struct.Struct] = {}
+
+Field = int | float | Tensor | None
+ABSENT = (None, 0)  # a struct Tensor that is not there
+ACTIVATIONS = {"gelu": 0, "silu": 1, "relu": 2, "none": 3}  # enum of csrc/kernels/activation.h
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
 def available() -> bool:
@@ -57,17 +65,32 @@ def use_isa(name: str) -> Iterator[None]:
         _isa = previous
 
 
-def call(name: str, arguments: ctypes.Structure | bytes) -> None:
-    """Run kernel `name` on a structure or its packed bytes. The caller keeps alive every tensor they point to."""
-    function = _functions.get(name)
-    if function is None:
-        function = getattr(_require(), f"vssm_{name}")
-        function.restype = ctypes.c_int32
-        function.argtypes = [ctypes.c_void_p]
-        _functions[name] = function
-    status = function(arguments if isinstance(arguments, bytes) else ctypes.addressof(arguments))
+def call(name: str, *fields: Field) -> None:
+    """Run kernel `name` on the fields of its structure in order, packed, which is quicker than a ctypes structure.
+
+    Every field takes eight bytes: integers and flags, floats, and tensors as the address of their data, 0 for None.
+    """
+    key = name, len(fields)
+    layout = _layouts.get(key)
+    if layout is None:
+        layout = _layouts[key] = struct.Struct("".join("d" if isinstance(f, float) else "q" for f in fields))
+        if name not in _functions:
+            _functions[name] = function = getattr(_require(), f"vssm_{name}")
+            function.restype, function.argtypes = ctypes.c_int32, [ctypes.c_char_p]
+    status = _functions[name](layout.pack(*[_number(f) for f in fields]))
     if status != 0:
         raise RuntimeError(f"core kernel {name} failed: {_STATUS.get(status, f'status {status}')}")
+
+
+def _number(field: Field) -> int | float:
+    if field is None:
+        return 0
+    return field.data_ptr() if isinstance(field, Tensor) else field
+
+
+def typed(t: Tensor | None) -> tuple[Tensor | None, int]:
+    """The two fields of a struct Tensor of csrc/pointwise.h: address and dtype."""
+    return (None, 0) if t is None else (t, _TYPES[t.dtype])
 
 
 def _require() -> ctypes.CDLL:

@@ -11,15 +11,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.batch_norm import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.batch_norm import reference
-from vssm.ops.checks import same_device
-from vssm.ops.pointwise import check_per_channel, prefers_plain
+from vssm.ops import checks, dispatch
+from vssm.ops.batch_norm import core, reference
+from vssm.ops.operator import Operator
 
 __all__ = ["batch_norm", "batch_norm_linear"]
 
-ACTIVATIONS = ("none", "relu")
+
+def _norm_macs(x, *_) -> dict[str, int]:
+    """The papers' count, that of torch's own operator with their flags."""
+    return {"batch_norm": 5 * torch.Size(x).numel()}
+
+
+def _normed_linear(x, norm_weight, norm_bias, weight, act, eps) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, var = reference.batch_norm(x, norm_weight, norm_bias, None, act, eps)
+    return F.linear(y, weight), mean, var
+
+
+def _limit(x, *args) -> str | None:
+    alike = all(t.dtype is x.dtype for t in args if isinstance(t, Tensor))
+    return None if alike and x.dtype in (torch.float32, torch.float64) else "it takes one dtype, float32 or float64"
+
+
+_batch_norm = Operator(
+    "batch_norm(Tensor x, Tensor weight, Tensor bias, Tensor? residual, str act, float eps)"
+    " -> (Tensor, Tensor, Tensor)",
+    shape=lambda x, *_: [x.shape, x.shape[-1:], x.shape[-1:]],
+    reference=reference.batch_norm,
+    core=core,
+    widens=False,
+    macs=_norm_macs,
+    saved_results=2,
+    added=True,
+    limit=_limit,
+    inlines="compile",
+)
+_batch_norm_linear = Operator(
+    "batch_norm_linear(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, str act, float eps)"
+    " -> (Tensor, Tensor, Tensor)",
+    shape=lambda x, n, b, weight, *_: [(*x.shape[:-1], weight.shape[0]), x.shape[-1:], x.shape[-1:]],
+    reference=_normed_linear,
+    core=core,
+    prefix="linear_",
+    widens=False,
+    macs=lambda x, n, b, weight, *_: _norm_macs(x) | {"linear": torch.Size(x).numel() * weight[0]},
+    saved_results=2,
+    limit=_limit,
+    inlines="compile",
+)
 
 
 def batch_norm(
@@ -56,11 +95,14 @@ def batch_norm(
     _check(x, weight, bias, act)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual must have the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}")
-    same_device(x=x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias, residual=residual)
-    if _is_plain(x, running_mean, weight, bias, residual):
-        return _composed(x, running_mean, running_var, weight, bias, momentum, eps, act, residual)
-    path = dispatch.requested()
-    y, mean, var = torch.ops.vssm.batch_norm(x, weight, bias, residual, act, eps, path)
+    checks.same_device(
+        x=x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias, residual=residual
+    )
+    args = (x, weight, bias, residual, act, eps)
+    if dispatch.requested() != "reference" and _batch_norm.is_composed(args, dispatch.requested()):
+        y = _composed(x, running_mean, running_var, weight, bias, momentum, eps, act)
+        return y if residual is None else residual + y
+    y, mean, var = _batch_norm(*args)
     _move(x, running_mean, running_var, mean, var, momentum)
     return y
 
@@ -99,55 +141,26 @@ def batch_norm_linear(
         "norm_weight": norm_weight,
         "norm_bias": norm_bias,
     }
-    same_device(x=x, **norm, weight=weight)
-    if _is_plain(x, running_mean, norm_weight, norm_bias, weight):
-        y = _composed(x, running_mean, running_var, norm_weight, norm_bias, momentum, eps, act, None)
-        return F.linear(y, weight)
-    path = dispatch.requested()
-    y, mean, var = torch.ops.vssm.batch_norm_linear(x, norm_weight, norm_bias, weight, act, eps, path)
+    checks.same_device(x=x, **norm, weight=weight)
+    args = (x, norm_weight, norm_bias, weight, act, eps)
+    if dispatch.requested() != "reference" and _batch_norm_linear.is_composed(args, dispatch.requested()):
+        return F.linear(_composed(x, running_mean, running_var, norm_weight, norm_bias, momentum, eps, act), weight)
+    y, mean, var = _batch_norm_linear(*args)
     _move(x, running_mean, running_var, mean, var, momentum)
     return y
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, act: str) -> None:
-    if act not in ACTIVATIONS:
-        raise ValueError(f"unknown act {act!r}: choose one of {', '.join(ACTIVATIONS)}")
+    checks.activation(act, "none", "relu")
     if x.dim() == 0 or x.numel() <= x.shape[-1]:
         raise ValueError(f"x must be (..., C) with more than one value per channel, got {tuple(x.shape)}")
-    check_per_channel("weight", weight, x.shape[-1])
-    check_per_channel("bias", bias, x.shape[-1])
+    checks.per_channel("weight", weight, x.shape[-1])
+    checks.per_channel("bias", bias, x.shape[-1])
 
 
-def _is_plain(x: Tensor, *others: Tensor | None) -> bool:
-    path = dispatch.requested()
-    return (
-        prefers_plain(path)
-        or path == "reference"
-        or x.dtype not in (torch.float32, torch.float64)
-        or any(t is not None and t.dtype != x.dtype for t in others)
-        or dispatch.choose("batch_norm", x, path) != "core"
-        or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
-    )
-
-
-def _composed(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    momentum: float,
-    eps: float,
-    act: str,
-    residual: Tensor | None,
-) -> Tensor:
-    if dispatch.requested() == "reference":
-        y, mean, var = reference.batch_norm(x, weight, bias, None, act, eps)
-        _move(x, running_mean, running_var, mean, var, momentum)
-    else:
-        y = F.batch_norm(x.movedim(-1, 1), running_mean, running_var, weight, bias, True, momentum, eps).movedim(1, -1)
-        y = F.relu(y) if act == "relu" else y
-    return y if residual is None else residual + y
+def _composed(x, running_mean, running_var, weight, bias, momentum: float, eps: float, act: str) -> Tensor:
+    y = F.batch_norm(x.movedim(-1, 1), running_mean, running_var, weight, bias, True, momentum, eps).movedim(1, -1)
+    return F.relu(y) if act == "relu" else y
 
 
 @torch.no_grad()

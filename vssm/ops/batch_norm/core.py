@@ -4,19 +4,13 @@ With ReLU, residual and even the linear layer after it in one operator, no norma
 are never written: the layer reads them from the cache, chunk by chunk.
 """
 
-import struct
-
 import torch
 from torch import Tensor
 
-from vssm.ops import dispatch, native
+from vssm.ops import native
 from vssm.ops.linear import core as linear
-from vssm.ops.pointwise import address
+from vssm.ops.native import ACTIVATIONS
 
-# struct BatchNormArgs: is_double, rows, channels, act, x, mean, var, scale, shift, residual, y, g, dscale, dshift,
-# slope, offset.
-_ARGUMENTS = struct.Struct("16q")
-_ACTS = {"relu": 2, "none": 3}
 _NO_GRADIENT = (0, 0, 0, 0, 0)
 
 # Elements of the chunk between norm and linear layer: 1 MB in float32, half of a usual L2.
@@ -25,14 +19,13 @@ CHUNK_ELEMENTS = 1 << 18
 
 def _sizes(x: Tensor, act: str) -> tuple[int, int, int, int]:
     channels = x.shape[-1]
-    return x.dtype is torch.float64, x.numel() // channels, channels, _ACTS[act]
+    return x.dtype is torch.float64, x.numel() // channels, channels, ACTIVATIONS[act]
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every channel; x (..., C) contiguous."""
     mean, var = x.new_empty(x.shape[-1]), x.new_empty(x.shape[-1])
-    arguments = (address(x), address(mean), address(var), 0, 0, 0, 0, *_NO_GRADIENT)
-    native.call("batch_norm_statistics", _ARGUMENTS.pack(*_sizes(x, "none"), *arguments))
+    native.call("batch_norm_statistics", *_sizes(x, "none"), x, mean, var, 0, 0, 0, 0, *_NO_GRADIENT)
     return mean, var
 
 
@@ -46,24 +39,22 @@ class _Affine:
         self.shift = bias - mean * self.scale
 
     def forward(self, x: Tensor, out: Tensor, residual: Tensor | None = None) -> Tensor:
-        addresses = (address(x), 0, 0, address(self.scale), address(self.shift), address(residual), address(out))
-        native.call("batch_norm_forward", _ARGUMENTS.pack(*_sizes(x, self.act), *addresses, *_NO_GRADIENT))
+        rows = (x, 0, 0, self.scale, self.shift, residual, out)
+        native.call("batch_norm_forward", *_sizes(x, self.act), *rows, *_NO_GRADIENT)
         return out
 
     def add_sums(self, x: Tensor, g: Tensor, dweight: Tensor, dbias: Tensor) -> None:
         """Add what these rows give to the gradients of weight and bias."""
-        addresses = (address(x), address(self.mean), address(self.rstd), address(self.scale), address(self.shift))
-        gradient = (address(g), address(dweight), address(dbias), 0, 0)
-        native.call("batch_norm_sums", _ARGUMENTS.pack(*_sizes(x, self.act), *addresses, 0, 0, *gradient))
+        rows = (x, self.mean, self.rstd, self.scale, self.shift, 0, 0)
+        native.call("batch_norm_sums", *_sizes(x, self.act), *rows, g, dweight, dbias, 0, 0)
 
     def backward(self, x: Tensor, g: Tensor, dweight: Tensor, dbias: Tensor, out: Tensor) -> Tensor:
         """The gradient of x, from the complete sums. `out` may be g."""
         rows = x.numel() // x.shape[-1]
         slope = self.scale * self.rstd * dweight / -rows
         offset = self.scale * dbias / -rows - slope * self.mean
-        addresses = (address(x), 0, 0, address(self.scale), address(self.shift), 0, address(out))
-        gradient = (address(g), 0, 0, address(slope), address(offset))
-        native.call("batch_norm_backward", _ARGUMENTS.pack(*_sizes(x, self.act), *addresses, *gradient))
+        arguments = (x, 0, 0, self.scale, self.shift, 0, out, g, 0, 0, slope, offset)
+        native.call("batch_norm_backward", *_sizes(x, self.act), *arguments)
         return out
 
 
@@ -78,7 +69,7 @@ def forward(
 
 
 def backward(
-    gy: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, act: str, eps: float
+    gy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, act: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dweight, dbias."""
     x, gy = x.contiguous(), gy.contiguous()
@@ -107,12 +98,12 @@ def linear_forward(
     mean, var = statistics(rows)
     affine = _Affine(mean, var, norm_weight, norm_bias, act, eps)
     y = x.new_empty(len(rows), weight.shape[0])
-    fits = linear.fits(x, weight) and dispatch.choose("linear", x) == "core"
+    fits = linear.is_ahead(x, weight)
     packed = linear.pack(weight) if fits else None
     for part in parts:
         hidden = affine.forward(rows[part], buffer[: part.stop - part.start])
         if fits:
-            linear.forward(hidden, weight, None, "none", None, y[part], packed)
+            linear.forward(hidden, weight, None, None, "none", y[part], packed)
         else:
             torch.mm(hidden, weight.t(), out=y[part])
     return y.view(*x.shape[:-1], -1), mean, var
@@ -121,11 +112,11 @@ def linear_forward(
 def linear_backward(
     gy: Tensor,
     x: Tensor,
-    mean: Tensor,
-    var: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
     weight: Tensor,
+    mean: Tensor,
+    var: Tensor,
     act: str,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

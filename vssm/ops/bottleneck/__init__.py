@@ -3,13 +3,38 @@
 import torch
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.bottleneck import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.bottleneck import reference
+from vssm.ops.bottleneck import core, reference
 from vssm.ops.checks import same_device
-from vssm.ops.pointwise import call, prefers_plain
+from vssm.ops.operator import Operator
 
 __all__ = ["bottleneck"]
+
+
+def _macs(x, weight1, bias1, weight2, bias2, weight3, *_) -> dict[str, int]:
+    batch, height, width, dim = x
+    wide, out = weight1[0], weight3[0]
+    pixels, halved = batch * height * width, batch * ((height + 1) // 2) * ((width + 1) // 2)
+    return {"conv": pixels * dim * wide + halved * wide * (9 + out)}
+
+
+def _limit(x, weight1, *_) -> str | None:
+    if x.dtype in (torch.float32, torch.float64) and x.dtype == weight1.dtype:
+        return None
+    return "its products take tensors of one dtype, float32 or float64"
+
+
+_bottleneck = Operator(
+    "bottleneck(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor weight3, Tensor bias3)"
+    " -> Tensor",
+    shape=lambda x, *weights: (x.shape[0], (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2, weights[-2].shape[0]),
+    reference=reference.bottleneck,
+    core=core,
+    widens=False,
+    macs=_macs,
+    backward_macs=3,  # the wide maps once more
+    limit=_limit,
+    inlines="compile",
+)
 
 
 def bottleneck(
@@ -36,17 +61,7 @@ def bottleneck(
         return reference.bottleneck(x, weight1, bias1, weight2, bias2, weight3, bias3)
     else:
         _check(x, weight1, bias1, weight2, bias2, weight3, bias3)
-        path = dispatch.requested()
-        plain = (
-            prefers_plain(path)
-            or x.dtype not in (torch.float32, torch.float64)
-            or x.dtype != weight1.dtype
-            or dispatch.choose("bottleneck", x, path) != "core"
-            or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
-        )
-        if plain:
-            return reference.bottleneck(x, weight1, bias1, weight2, bias2, weight3, bias3)
-        return call(torch.ops.vssm.bottleneck.default, x, weight1, bias1, weight2, bias2, weight3, bias3, path)
+        return _bottleneck(x, weight1, bias1, weight2, bias2, weight3, bias3)
 
 
 def _check(x, weight1, bias1, weight2, bias2, weight3, bias3) -> None:

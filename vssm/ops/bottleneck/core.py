@@ -5,21 +5,15 @@ the map, its ReLU, the two gradients, and one of zeros. Here a strip of rows goe
 the next one begins. The backward recomputes the strip from x, two products in seven, and nothing wide is kept.
 """
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vssm.ops import dispatch, native
-from vssm.ops.bias_act import core as bias_act
+from vssm.ops import native
+from vssm.ops.linear import bias_act
 from vssm.ops.linear import core as linear
-from vssm.ops.pointwise import address
-
-# struct BottleneckArgs: is_double, samples, height, width, channels, out_height, out_width, above, weight, bias, h, y,
-# last, g, g_above, dweight, dbias, dh_sum.
-_ARGUMENTS = struct.Struct("18q")
 
 # Elements of one strip of the wide map: 1 MB in float32, half of a usual L2. A sample up to four times that stays in
 # one piece, and small ones go together, or the weights, which are read once per strip, would dominate.
@@ -74,7 +68,7 @@ class _Wide:
         self.wide = weight1.shape[0]
         self.out_width = (self.width + 1) // 2
         self.strips = list(strips(batch, height, self.width, self.wide))
-        self.linear = linear.fits(x, weight1, bias1) and dispatch.choose("linear", x) == "core"
+        self.linear = linear.is_ahead(x, weight1, bias1)
         self.packed1 = linear.pack(weight1) if self.linear and len(self.strips) > 1 else None
         self.h = x.new_empty(max(s.count * (s.bottom - s.top) for s in self.strips) * self.width, self.wide)
         self.y = x.new_empty(max(s.count * (s.out_bottom - s.out_top) for s in self.strips) * self.out_width, self.wide)
@@ -93,16 +87,13 @@ class _Wide:
         x = self.rows_of(s)
         h = self.h[: len(x)]
         if self.linear:
-            linear.forward(x, self.weight1, self.bias1, "relu", None, h, self.packed1)
+            linear.forward(x, self.weight1, self.bias1, None, "relu", h, self.packed1)
         else:
             torch.mm(x, self.weight1.t(), out=h)
             bias_act.forward(h, self.bias1, "relu", out=h)
         sizes = self.sizes(s)
         y = self.y[: s.count * (s.out_bottom - s.out_top) * self.out_width]
-        arguments = _ARGUMENTS.pack(
-            *sizes, s.above, address(self.taps), address(self.bias2), address(h), address(y), 0, 0, 0, 0, 0, 0
-        )
-        native.call("bottleneck_forward", arguments)
+        native.call("bottleneck_forward", *sizes, s.above, self.taps, self.bias2, h, y, 0, 0, 0, 0, 0, 0)
         return h, y
 
 
@@ -117,14 +108,21 @@ def forward(
         _, y = wide.forward(s)
         part = out[s.samples, s.out_top : s.out_bottom].view(len(y), -1)
         if wide.linear and linear.fits(weight3, bias3):
-            linear.forward(y, weight3, bias3, "none", None, part, packed3)
+            linear.forward(y, weight3, bias3, None, "none", part, packed3)
         else:
             torch.addmm(bias3, y, weight3.t(), out=part)
     return out
 
 
 def backward(
-    gout: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, weight3: Tensor
+    gout: Tensor,
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    weight3: Tensor,
+    bias3: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, d weight1, d bias1, d weight2, d bias2, d weight3, d bias3."""
     wide = _Wide(x.contiguous(), weight1, bias1, weight2, bias2)
@@ -139,11 +137,9 @@ def backward(
         gpart = gout[s.samples, s.out_top : s.out_bottom].view(len(y), -1)
         dw3.addmm_(gpart.t(), y)
         torch.mm(gpart, weight3, out=g[: len(y)])
-        arguments = _ARGUMENTS.pack(
-            *wide.sizes(s), s.above, address(wide.taps), address(wide.bias2), address(h), address(y), s.last,
-            address(g), address(g_above) if s.above else 0, address(dtaps), address(db2), address(db1),
-        )  # fmt: skip
-        native.call("bottleneck_backward", arguments)
+        above, gradients = g_above if s.above else None, (dtaps, db2, db1)
+        fields = (s.above, wide.taps, wide.bias2, h, y, s.last, g, above, *gradients)
+        native.call("bottleneck_backward", *wide.sizes(s), *fields)
         if not s.last:
             g_above.copy_(g[len(y) - wide.out_width : len(y)])
             h = h[: len(h) - wide.width]  # the last row is finished in the next strip

@@ -4,18 +4,45 @@ y_t = act(bias + sum_i weight_i x_{t-W+1+i}),   zeros before the sequence;   wit
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.causal_conv1d import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.causal_conv1d import reference, torch_path
-from vssm.ops.checks import floating, same_device
-from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_per_channel, prefers_plain, to
+from vssm.ops import checks
+from vssm.ops.causal_conv1d import core, reference
+from vssm.ops.operator import Operator
+from vssm.ops.tensors import SEQUENCE
 
 __all__ = ["causal_conv1d"]
 
-ACTIVATIONS = ("none", "silu")
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, reverse: bool) -> Tensor:
+    """Time that runs backwards is a padding on the other side and the taps the other way round."""
+    past = weight.shape[1] - 1
+    padded, taps = F.pad(x, (0, past) if reverse else (past, 0)), weight.flip(1) if reverse else weight
+    y = F.conv1d(padded, taps.unsqueeze(1), bias, groups=x.shape[1])
+    return F.silu(y) if act == "silu" else y
+
+
+def _limit(x: Tensor, weight: Tensor, *_) -> str | None:
+    if x.device.type != "cpu" or weight.shape[1] in core.WIDTHS:
+        return None
+    return f"it has kernels of width {', '.join(map(str, core.WIDTHS))}, not {weight.shape[1]}"
+
+
+_causal_conv1d = Operator(
+    "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, str act, bool reverse) -> Tensor",
+    shape=lambda x, *_: x.shape,
+    reference=reference.causal_conv1d,
+    plain=_plain,
+    core=core,
+    triton="vssm.ops.causal_conv1d.triton",
+    result="first",
+    order=SEQUENCE,
+    gradient_orders={"x": SEQUENCE},
+    macs=lambda x, weight, *_: {"conv": torch.Size(x).numel() * weight[1]},
+    limit=_limit,
+    inlines="export",
+)
 
 
 def causal_conv1d(
@@ -42,24 +69,17 @@ def causal_conv1d(
         return torch.ops.vssm.causal_conv1d(x, weight, bias, act, reverse, "")
     else:
         _check(x, weight, bias, act)
-        path = dispatch.requested()
-        if path == "reference":
-            wide, wide_weight, wide_bias = to(at_least_float32(x, weight, bias), x, weight, bias)
-            return reference.causal_conv1d(wide, wide_weight, wide_bias, act, reverse).to(x.dtype)
-        if prefers_plain(path) and torch.compiler.is_exporting():
-            return torch_path.forward(x, weight, bias, act, reverse)
-        return call(torch.ops.vssm.causal_conv1d.default, x, weight, bias, act, reverse, path)
+        return _causal_conv1d(x, weight, bias, act, reverse)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> None:
-    if act not in ACTIVATIONS:
-        raise ValueError(f"unknown act {act!r}: choose one of {', '.join(ACTIVATIONS)}")
+    checks.activation(act, "none", "silu")
     if x.dim() != 3:
         raise ValueError(f"x must be (B, C, L), got {tuple(x.shape)}; transpose a (B, L, C) sequence with .mT")
     if x.shape[2] == 0:
         raise ValueError(f"x has no values to compute with: {tuple(x.shape)}; L must be at least 1")
     if weight.dim() != 2 or weight.shape[0] != x.shape[1] or weight.shape[1] < 1:
         raise ValueError(f"weight must be ({x.shape[1]}, W) for x {tuple(x.shape)}, got {tuple(weight.shape)}")
-    check_per_channel("bias", bias, x.shape[1])
-    floating(x=x, weight=weight, bias=bias)
-    same_device(x=x, weight=weight, bias=bias)
+    checks.per_channel("bias", bias, x.shape[1])
+    checks.floating(x=x, weight=weight, bias=bias)
+    checks.same_device(x=x, weight=weight, bias=bias)

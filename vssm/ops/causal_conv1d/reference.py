@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops.bias_act.reference import activation
-
 
 def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, reverse: bool) -> Tensor:
     """act(bias_c + sum_i weight_c[i] x_c[t - W + 1 + i]) with zeros before the sequence; flipped if reverse."""
@@ -18,6 +16,6 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, reve
         y = y + weight[:, i, None] * padded[..., i : i + length]
     if bias is not None:
         y = y + bias[:, None]
-    if act != "none":
-        y = activation(y, act)
+    if act == "silu":
+        y = y * torch.sigmoid(y)
     return y.flip(-1) if reverse else y

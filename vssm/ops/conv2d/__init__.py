@@ -12,7 +12,7 @@ from torch import Tensor
 from vssm.ops import dispatch
 from vssm.ops.linear import linear
 from vssm.ops.linear.core import channels_last_weight
-from vssm.ops.pointwise import is_direct, prefers_plain
+from vssm.ops.operator import autocasts, is_transformed
 
 __all__ = ["conv2d"]
 
@@ -34,18 +34,27 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
         path = dispatch.requested()
         plain = (
             torch.is_grad_enabled()
-            or prefers_plain(path)
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or is_transformed((x, weight, bias))
             or x.dtype != weight.dtype
             or path == "reference"
+            or autocasts(x)
             or dispatch.choose("conv2d", x, path) != "core"
-            or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
         )
-        if not plain and weight.numel() >= WEIGHT_PER_MAP * x.numel():
+        if plain:
+            return F.conv2d(x, weight, bias, stride, padding)
+        if weight.numel() >= WEIGHT_PER_MAP * x.numel():
             return _product(x, weight, bias, stride, padding)
         turns = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() and weight.is_contiguous()
-        if not plain and turns and x.dtype == torch.float32 and is_direct(x, weight):
+        if turns and x.dtype == torch.float32 and _is_memory(weight):
             weight = channels_last_weight(weight)  # else torch would, by its general copy
         return F.conv2d(x, weight, bias, stride, padding)
+
+
+def _is_memory(t: Tensor) -> bool:
+    """Whether t is numbers in memory as they are: no subclass of Tensor, no view whose sign is still to be changed."""
+    return type(t) in (Tensor, torch.nn.Parameter) and not t.is_neg()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:

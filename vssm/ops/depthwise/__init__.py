@@ -4,18 +4,36 @@ y = act(bias + weight * x),   zero padding 1, stride 1;   x + y with `residual`
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.checks import floating, not_empty, same_device
-from vssm.ops.depthwise import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.depthwise import reference, torch_path
-from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_per_channel, prefers_plain
+from vssm.ops import checks
+from vssm.ops.depthwise import core, reference
+from vssm.ops.operator import Operator
+from vssm.ops.tensors import MAP
 
 __all__ = ["depthwise_conv3x3"]
 
-ACTIVATIONS = ("none", "silu")
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: bool) -> Tensor:
+    y = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
+    y = F.silu(y) if act == "silu" else y
+    return x + y if residual else y
+
+
+_depthwise = Operator(
+    "depthwise_conv3x3(Tensor x, Tensor weight, Tensor? bias, str act, bool residual) -> Tensor",
+    shape=lambda x, *_: x.shape,
+    reference=reference.depthwise_conv3x3,
+    plain=_plain,
+    core=core,
+    triton="vssm.ops.depthwise.triton",
+    result="first",
+    order=MAP,
+    gradient_orders={"x": MAP},
+    macs=lambda x, *_: {"conv": 9 * torch.Size(x).numel()},
+    inlines="export",
+)
 
 
 def depthwise_conv3x3(
@@ -42,19 +60,11 @@ def depthwise_conv3x3(
         return torch.ops.vssm.depthwise_conv3x3(x, weight, bias, act, residual, "")
     else:
         _check(x, weight, bias, act)
-        path = dispatch.requested()
-        if path == "reference":
-            dtype = at_least_float32(x, weight, bias)
-            wide_bias = None if bias is None else bias.to(dtype)
-            return reference.depthwise_conv3x3(x.to(dtype), weight.to(dtype), wide_bias, act, residual).to(x.dtype)
-        if prefers_plain(path) and torch.compiler.is_exporting():
-            return torch_path.forward(x, weight, bias, act, residual)
-        return call(torch.ops.vssm.depthwise_conv3x3.default, x, weight, bias, act, residual, path)
+        return _depthwise(x, weight, bias, act, residual)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> None:
-    if act not in ACTIVATIONS:
-        raise ValueError(f"unknown act {act!r}: choose one of {', '.join(ACTIVATIONS)}")
+    checks.activation(act, "none", "silu")
     if x.dim() != 4:
         raise ValueError(f"x must be (B, C, H, W), got {tuple(x.shape)}; permute an NHWC map with .permute(0, 3, 1, 2)")
     if weight.dim() != 4 or tuple(weight.shape) != (x.shape[1], 1, 3, 3):
@@ -62,7 +72,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> None:
             f"weight must be ({x.shape[1]}, 1, 3, 3) for x {tuple(x.shape)}, got {tuple(weight.shape)}; "
             "the channels of x are its dim 1"
         )
-    check_per_channel("bias", bias, x.shape[1])
-    not_empty(x)
-    floating(x=x, weight=weight, bias=bias)
-    same_device(x=x, weight=weight, bias=bias)
+    checks.per_channel("bias", bias, x.shape[1])
+    checks.not_empty(x)
+    checks.floating(x=x, weight=weight, bias=bias)
+    checks.same_device(x=x, weight=weight, bias=bias)

@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops.bias_act.reference import activation
-
 
 def depthwise_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: bool) -> Tensor:
     """act(bias_c + sum_{u,v} weight_c[u, v] x_c[. + u - 1, . + v - 1]) with zeros outside, plus x if residual."""
@@ -17,6 +15,6 @@ def depthwise_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, 
             y = y + weight[:, 0, u, v, None, None] * padded[..., u : u + H, v : v + W]
     if bias is not None:
         y = y + bias[:, None, None]
-    if act != "none":
-        y = activation(y, act)
+    if act == "silu":
+        y = y * torch.sigmoid(y)
     return x + y if residual else y

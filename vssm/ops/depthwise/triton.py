@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vssm.ops import gpu
-from vssm.ops.pointwise import channels_last, empty_map
+from vssm.ops.tensors import channels_last, empty_map
 
 PIXELS = 32
 # Programs that share the pixels in the backward of the weights; see selective_scan/triton.py.

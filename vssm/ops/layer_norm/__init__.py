@@ -1,26 +1,48 @@
-"""Layer normalisation over the last dim, with what a state space model does around it folded in.
+"""Layer normalisation over the last dim, with the gate of a state space model folded in.
 
-    layer_norm       y = (x - mean) / sqrt(var + eps) * weight + bias,  times silu(gate) if a gate is given
-    add_layer_norm   s = x + branch,  y = layer_norm(s);  both are returned
+    y = (x - mean) / sqrt(var + eps) * weight + bias,  times silu(gate) if a gate is given
 
 Layer Normalization (arXiv 1607.06450), equation 3; the gate is that of Mamba's output (arXiv 2312.00752, figure 3).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vssm.ops import dispatch
-from vssm.ops.checks import floating, same_device
-from vssm.ops.layer_norm import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.layer_norm import reference, torch_path
-from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_per_channel, prefers_plain, result_dtype, to
+from vssm.ops.checks import floating, per_channel, same_device
+from vssm.ops.layer_norm import core, reference
+from vssm.ops.operator import Operator
+from vssm.ops.tensors import at_least_float32
 
-__all__ = ["add_layer_norm", "layer_norm"]
+__all__ = ["layer_norm"]
 
 # Below this many elements torch's own operator wins: a call of an operator defined in Python costs more than the core
-# saves on a small map (`python benchmarks/pointwise.py --part layer_norm`).
+# saves on a small map (`python benchmarks/pointwise.py --part layer_norm`). Not where gradients may be wanted: the
+# third derivative of torch's is wrong, as it takes the statistics for constants.
 SMALL = 1 << 16
+
+
+def _composed(x: Tensor, weight: Tensor | None, bias: Tensor | None, gate: Tensor | None, eps: float) -> Tensor:
+    y = F.layer_norm(x.contiguous(), x.shape[-1:], weight, bias, eps)
+    return y if gate is None else y * F.silu(gate)
+
+
+def macs(x, weight, *_) -> dict[str, int]:
+    """fvcore's count: 5 per element with a weight and a bias, 4 without."""
+    return {"layer_norm": (4 if weight is None else 5) * torch.Size(x).numel()}
+
+
+_layer_norm = Operator(
+    "layer_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? gate, float eps) -> Tensor",
+    shape=lambda x, *_: x.shape,
+    reference=reference.layer_norm,
+    torch_path=_composed,
+    core=core,
+    triton="vssm.ops.layer_norm.triton",
+    macs=macs,
+    inlines="compile",
+)
 
 
 def layer_norm(
@@ -51,64 +73,20 @@ def layer_norm(
         return torch.ops.vssm.layer_norm(x, weight, bias, gate, eps, "")
     else:
         _check(x, weight, bias)
-        _check_same_shape(x, "gate", gate)
+        if gate is not None and gate.shape != x.shape:
+            raise ValueError(f"gate must have the shape of x, {tuple(x.shape)}, got {tuple(gate.shape)}")
+        floating(x=x, weight=weight, bias=bias, gate=gate)
+        same_device(x=x, weight=weight, bias=bias, gate=gate)
         if weight is None and torch.is_autocast_enabled(x.device.type):
             x = x.to(at_least_float32(x))
-        path = dispatch.requested()
-        if path == "reference":
-            return _reference(x, weight, bias, gate, eps)
-        if prefers_plain(path) or (not path and gate is None and x.numel() < SMALL):
-            return torch_path.forward(x, weight, bias, gate, eps)
-        return call(torch.ops.vssm.layer_norm.default, x, weight, bias, gate, eps, path)
-
-
-def add_layer_norm(
-    x: Tensor, branch: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> tuple[Tensor, Tensor]:
-    """Add a residual branch and normalise the sum, in one pass over memory.
-
-    Args:
-        x, branch: (..., C), of one shape; dtypes may differ.
-        weight, bias, eps: as in `layer_norm`.
-
-    Returns:
-        (x + branch, layer_norm(x + branch)), contiguous; the sum in the wider dtype of x and branch, the second as
-        `layer_norm` of that sum.
-
-    Raises:
-        ValueError: shapes, dtypes or devices that do not fit; the message names the argument.
-    """
-    if torch.jit.is_scripting():
-        return torch.ops.vssm.add_layer_norm(x, branch, weight, bias, eps, "")
-    else:
-        _check(x, weight, bias)
-        _check_same_shape(x, "branch", branch)
-        path = dispatch.requested()
-        if path == "reference":
-            total = x + branch
-            return total, _reference(total, weight, bias, None, eps)
-        if prefers_plain(path) or (not path and x.numel() < SMALL):
-            return torch_path.add_forward(x, branch, weight, bias, eps)
-        return call(torch.ops.vssm.add_layer_norm.default, x, branch, weight, bias, eps, path)
-
-
-def _reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, gate: Tensor | None, eps: float) -> Tensor:
-    dtype = at_least_float32(x, weight, bias, gate)
-    x_, weight_, bias_, gate_ = to(dtype, x, weight, bias, gate)
-    return reference.layer_norm(x_, weight_, bias_, gate_, eps).to(result_dtype(x, weight, bias, gate))
+        graph = torch.is_grad_enabled() or torch.jit.is_tracing()
+        if gate is None and x.numel() < SMALL and not graph and not dispatch.requested():
+            return _layer_norm.evaluate(_composed, (x, weight, bias, None, eps))
+        return _layer_norm(x, weight, bias, gate, eps)
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must be (..., C) with C of at least 1, got {tuple(x.shape)}")
-    check_per_channel("weight", weight, x.shape[-1])
-    check_per_channel("bias", bias, x.shape[-1])
-    floating(x=x, weight=weight, bias=bias)
-    same_device(x=x, weight=weight, bias=bias)
-
-
-def _check_same_shape(x: Tensor, name: str, other: Tensor | None) -> None:
-    if other is not None and other.shape != x.shape:
-        raise ValueError(f"{name} must have the shape of x, {tuple(x.shape)}, got {tuple(other.shape)}")
-    floating(**{name: other})
-    same_device(x=x, **{name: other})
+    per_channel("weight", weight, x.shape[-1])
+    per_channel("bias", bias, x.shape[-1])

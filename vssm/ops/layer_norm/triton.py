@@ -1,4 +1,4 @@
-"""Layer norm on Triton: rows whole in registers, with the sum before it and the gate behind it in the same pass; and
+"""Layer norm on Triton: rows whole in registers, the gate in the same pass; and
 root mean square norm, which is the same without centring. No autograd.
 
 Arithmetic is float32, whatever the dtypes. torch would convert a half precision map first and multiply by the gate
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vssm.ops import gpu
-from vssm.ops.pointwise import result_dtype
+from vssm.ops.tensors import widest_dtype
 
 # Numbers of a tile, of one row or of several short ones; 16 of them or fewer for each thread.
 TILE = 1024
@@ -43,12 +43,10 @@ def standardise(x, valid, eps, CENTRED: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def normalise(
-    x,  # (rows, C), as branch, gate, total and y
-    branch,  # added to x, or None
+    x,  # (rows, C), as gate and y
     weight,  # (C,), or None, as bias
     bias,
     gate,  # or None
-    total,  # x + branch, or None without a branch
     y,
     eps,
     rows,
@@ -62,13 +60,7 @@ def normalise(
     c = tl.arange(0, BC)
     valid = (p < rows)[:, None] & (c < C)[None, :]
     at = p[:, None] * C + c[None, :]
-    value = load_row(x, at, valid)
-    if branch is not None:
-        value += load_row(branch, at, valid)
-        rounded = value.to(total.dtype.element_ty)
-        tl.store(total + at, rounded, mask=valid)
-        value = rounded.to(tl.float32)
-    value, _ = standardise(value, valid, eps, CENTRED, C)
+    value, _ = standardise(load_row(x, at, valid), valid, eps, CENTRED, C)
     if weight is not None:
         value *= load_row(weight, c, c < C)[None, :]
     if bias is not None:
@@ -86,7 +78,6 @@ def normalise_gradients(
     weight,
     bias,
     gate,
-    gtotal,  # what is added to dx, or None
     dx,
     dgate,
     dweight,  # (programs, C), or None, as dbias
@@ -124,8 +115,6 @@ def normalise_gradients(
         if CENTRED:
             change -= (tl.sum(g, 1) / C)[:, None]
         change *= scale
-        if gtotal is not None:
-            change += load_row(gtotal, at, valid)
         tl.store(dx + at, change, mask=valid)
     to = tl.program_id(0) * C + c
     if dweight is not None:
@@ -155,27 +144,13 @@ def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, gate: Tensor | None, eps: float, centred: bool = True
 ) -> Tensor:
     """See the public function; not `centred` it is `rms_norm`."""
-    return _forward(x, None, weight, bias, gate, eps, centred)[1]
-
-
-def add_forward(
-    x: Tensor, branch: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """(x + branch, layer_norm(x + branch))."""
-    total, y = _forward(x, branch, weight, bias, None, eps, True)
-    assert total is not None
-    return total, y
-
-
-def _forward(x, branch, weight, bias, gate, eps: float, centred: bool) -> tuple[Tensor | None, Tensor]:
-    x, branch, weight, bias, gate = _contiguous(x, branch, weight, bias, gate)
+    x, weight, bias, gate = _contiguous(x, weight, bias, gate)
     tile = _tile(x)
-    total = None if branch is None else torch.empty_like(x, dtype=result_dtype(x, branch))
-    y = torch.empty_like(x, dtype=result_dtype(x, branch, weight, bias, gate))
-    given = {"x": x, "branch": branch, "weight": weight, "bias": bias, "gate": gate}
+    y = torch.empty_like(x, dtype=widest_dtype(x, weight, bias, gate))
+    given = {"x": x, "weight": weight, "bias": bias, "gate": gate}
     grid = -(-tile["rows"] // tile["P"]), 1, 1
-    gpu.launch(normalise, grid, x.device, **given, total=total, y=y, eps=eps, CENTRED=centred, **tile)
-    return total, y
+    gpu.launch(normalise, grid, x.device, **given, y=y, eps=eps, CENTRED=centred, **tile)
+    return y
 
 
 def backward(
@@ -185,11 +160,10 @@ def backward(
     bias: Tensor | None,
     gate: Tensor | None,
     eps: float,
-    gtotal: Tensor | None = None,
     centred: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dweight, dbias, dgate; None where the input is absent. `gtotal` is added to dx."""
-    gy, x, weight, bias, gate, gtotal = _contiguous(gy, x, weight, bias, gate, gtotal)
+    """dx, dweight, dbias, dgate; None where the input is absent."""
+    gy, x, weight, bias, gate = _contiguous(gy, x, weight, bias, gate)
     tile = _tile(x)
     shares = max(1, min(-(-tile["rows"] // tile["P"]), SHARES))
 
@@ -198,14 +172,7 @@ def backward(
 
     dx, dgate = torch.empty_like(x), None if gate is None else torch.empty_like(gate)
     dweight, dbias = parts(weight), parts(bias)
-    given = {"gy": gy, "x": x, "weight": weight, "bias": bias, "gate": gate, "gtotal": gtotal}
+    given = {"gy": gy, "x": x, "weight": weight, "bias": bias, "gate": gate}
     grads = {"dx": dx, "dgate": dgate, "dweight": dweight, "dbias": dbias}
     gpu.launch(normalise_gradients, (shares, 1, 1), x.device, **given, **grads, eps=eps, CENTRED=centred, **tile)
     return dx, None if dweight is None else dweight.sum(0), None if dbias is None else dbias.sum(0), dgate
-
-
-def add_backward(
-    gsum: Tensor | None, gy: Tensor, total: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradient of the sum (which is that of x and of branch), dweight, dbias."""
-    return backward(gy, total, weight, bias, None, eps, gsum)[:3]

@@ -3,15 +3,37 @@
 import torch
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.checks import same_device
+from vssm.ops import checks, dispatch, native
 from vssm.ops.linear import core, reference
-from vssm.ops.linear import op as _op  # noqa: F401  (registers the operator)
-from vssm.ops.pointwise import call, check_per_channel, prefers_plain
+from vssm.ops.operator import Operator
 
-__all__ = ["ACTIVATIONS", "linear"]
+__all__ = ["linear"]
 
-ACTIVATIONS = ("none", "gelu", "silu", "relu")
+
+def _rule(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Measured against MKL (benchmarks/pointwise.py --part linear). Without wide vectors and with other libraries
+    behind torch, the library is left its trade."""
+    if native.isa() in ("avx512", "avx2"):
+        return None
+    return dispatch.Preference(f"torch's matrix product is as fast with {native.isa()} vectors")
+
+
+def _limit(x, weight, bias, residual, *_) -> str | None:
+    return None if core.fits(x, weight, bias, residual) else "its product takes float32 tensors that are not empty"
+
+
+_linear = Operator(
+    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str act) -> Tensor",
+    shape=lambda x, weight, *_: (*x.shape[:-1], weight.shape[0]),
+    reference=reference.linear,
+    core=core,
+    widens=False,
+    inlines="compile",
+    macs=lambda x, weight, *_: {"linear": torch.Size(x[:-1]).numel() * weight[0] * weight[1]},
+    rule=_rule,
+    limit=_limit,
+    differentiable=False,
+)
 
 
 def linear(
@@ -36,32 +58,21 @@ def linear(
     autocast and in compiled graphs it is the plain composition.
     """
     if torch.jit.is_scripting():
-        return reference.linear(x, weight, bias, act, residual)
+        return reference.linear(x, weight, bias, residual, act)
     else:
         _check(x, weight, bias, act, residual)
-        path = dispatch.requested()
-        plain = (
-            torch.is_grad_enabled()
-            or prefers_plain(path)
-            or not core.fits(x, weight, bias, residual)
-            or dispatch.choose("linear", x, path) != "core"
-            or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
-        )
-        if plain:
-            return reference.linear(x, weight, bias, act, residual)
-        return call(torch.ops.vssm.linear.default, x, weight, bias, act, residual, path)
+        return _linear(x, weight, bias, residual, act)
 
 
 def _check(x, weight, bias, act, residual) -> None:
-    if act not in ACTIVATIONS:
-        raise ValueError(f"unknown act {act!r}: choose one of {', '.join(ACTIVATIONS)}")
+    checks.activation(act, "none", "gelu", "silu", "relu")
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"x must be (..., C) and weight (C', C) with the same C, got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    check_per_channel("bias", bias, weight.shape[0])
+    checks.per_channel("bias", bias, weight.shape[0])
     if residual is not None and residual.shape != (*x.shape[:-1], weight.shape[0]):
         raise ValueError(
             f"residual must be {(*x.shape[:-1], weight.shape[0])} like the result, got {tuple(residual.shape)}"
         )
-    same_device(x=x, weight=weight, bias=bias, residual=residual)
+    checks.same_device(x=x, weight=weight, bias=bias, residual=residual)

@@ -1,16 +1,11 @@
 """The linear layer on the compiled core (csrc/kernels/linear.cpp): float32, no autograd."""
 
-import struct
-
 import torch
 from torch import Tensor
 
 from vssm.ops import native
-from vssm.ops.pointwise import address
+from vssm.ops.native import ACTIVATIONS
 
-# struct LinearArgs: rows, in, out, act, x_stride; addresses of x, weight, packed, bias, residual, y; y_columns.
-_ARGUMENTS = struct.Struct("12q")
-_ACTS = {"gelu": 0, "silu": 1, "relu": 2, "none": 3}
 FEW_ROWS = 256  # few_rows of the kernel, which below it packs x anyway, in either order
 _LANES = 16  # a packed weight is padded to whole vectors of the widest instruction set
 
@@ -20,14 +15,17 @@ def fits(*tensors: Tensor | None) -> bool:
     return all(t is None or (t.dtype is torch.float32 and t.numel() > 0) for t in tensors)
 
 
+def is_ahead(*tensors: Tensor | None) -> bool:
+    """Whether the kernel takes these tensors and is faster than torch's product, with the vectors of this machine."""
+    return fits(*tensors) and native.isa() in ("avx512", "avx2")
+
+
 def pack(weight: Tensor) -> Tensor:
     """The weight in the order of the kernel, for many calls of `forward` in a row. Not to be kept: it goes stale."""
     weight = weight.contiguous()
     out, inner = weight.shape
     packed = weight.new_empty(-(-out // _LANES) * _LANES * inner)
-    native.call(
-        "linear_pack", _ARGUMENTS.pack(0, inner, out, 3, 0, 0, weight.data_ptr(), 0, 0, 0, packed.data_ptr(), 0)
-    )
+    native.call("linear_pack", 0, inner, out, ACTIVATIONS["none"], 0, 0, weight, 0, 0, 0, packed, 0)
     return packed
 
 
@@ -35,8 +33,7 @@ def channels_last_weight(weight: Tensor) -> Tensor:
     """A convolution's weight (C', C, k, k), contiguous float32, in channels_last memory. Made anew at each call."""
     out, channels, height, width = weight.shape
     y = weight.new_empty(out, height, width, channels)
-    sizes = (channels, height * width, out, 3, 0, 0)
-    native.call("swap_channels", _ARGUMENTS.pack(*sizes, weight.data_ptr(), 0, 0, 0, y.data_ptr(), 0))
+    native.call("swap_channels", channels, height * width, out, ACTIVATIONS["none"], 0, 0, weight, 0, 0, 0, y, 0)
     return y.permute(0, 3, 1, 2)
 
 
@@ -44,8 +41,8 @@ def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    act: str,
     residual: Tensor | None,
+    act: str,
     out: Tensor | None = None,
     packed: Tensor | None = None,
 ) -> Tensor:
@@ -64,8 +61,6 @@ def forward(
     residual = None if residual is None else residual.contiguous()
     y = x.new_empty((*x.shape[:-1], channels)) if out is None else out
     columns = 0 if y.is_contiguous() else y.stride(1)
-    sources = (x.data_ptr(), weight.data_ptr(), address(packed), address(bias), address(residual))
-    native.call(
-        "linear_forward", _ARGUMENTS.pack(rows, inner, channels, _ACTS[act], stride, *sources, y.data_ptr(), columns)
-    )
+    sizes = (rows, inner, channels, ACTIVATIONS[act], stride)
+    native.call("linear_forward", *sizes, x, weight, packed, bias, residual, y, columns)
     return y

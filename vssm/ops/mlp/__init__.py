@@ -1,17 +1,41 @@
-"""The two-layer perceptron, y = residual + gelu(x W1' + b1) W2' + b2, without its hidden tensor in memory."""
+"""The MLP, y = residual + gelu(x W1' + b1) W2' + b2, without its hidden tensor in memory."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vssm.ops import dispatch
-from vssm.ops.bias_act import bias_act
 from vssm.ops.checks import same_device
 from vssm.ops.mlp import core, reference
-from vssm.ops.mlp import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.pointwise import call, prefers_plain
+from vssm.ops.operator import Operator
 
 __all__ = ["mlp"]
+
+
+def _macs(x, weight1, bias1, weight2, *_) -> dict[str, int]:
+    return {"linear": torch.Size(x[:-1]).numel() * (weight1[0] * weight1[1] + weight2[0] * weight2[1])}
+
+
+def _limit(x, weight1, bias1, weight2, bias2, residual) -> str | None:
+    alike = all(t.dtype is x.dtype for t in (weight1, bias1, weight2, bias2)) and (
+        residual is None or residual.dtype is x.dtype
+    )
+    if alike and x.dtype in (torch.float32, torch.float64) and x.numel() > 0:
+        return None
+    return "its products take tensors of one dtype, float32 or float64, that are not empty"
+
+
+_mlp = Operator(
+    "mlp(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? residual) -> Tensor",
+    shape=lambda x, weight1, bias1, weight2, *_: (*x.shape[:-1], weight2.shape[0]),
+    reference=reference.mlp,
+    core=core,
+    widens=False,
+    macs=_macs,
+    backward_macs=2.5,  # the first product once more, to recompute the hidden rows
+    added=True,
+    limit=_limit,
+    inlines="compile",
+)
 
 
 def mlp(
@@ -39,23 +63,12 @@ def mlp(
         return reference.mlp(x, weight1, bias1, weight2, bias2, residual)
     else:
         _check(x, weight1, bias1, weight2, bias2, residual)
-        path = dispatch.requested()
-        plain = (
-            prefers_plain(path)
-            or x.dtype not in (torch.float32, torch.float64)
-            or x.dtype != weight1.dtype
-            or x.numel() == 0
-            or (residual is not None and residual.dtype != x.dtype)
-            or dispatch.choose("mlp", x, path) != "core"
-            or torch.is_autocast_enabled(x.device.type)  # after the choice: the meta device has no autocast to ask for
-        )
-        if plain:
-            return reference.mlp(x, weight1, bias1, weight2, bias2, residual)
-        trains = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight1, bias1, weight2, bias2))
-        if trains and x.numel() // x.shape[-1] * weight1.shape[0] * x.element_size() < core.RECOMPUTE_BYTES:
-            y = F.linear(bias_act(F.linear(x, weight1), bias1, "gelu"), weight2, bias2)
-            return y if residual is None else residual + y
-        return call(torch.ops.vssm.mlp.default, x, weight1, bias1, weight2, bias2, residual, path)
+        args = (x, weight1, bias1, weight2, bias2, residual)
+        trains = torch.is_grad_enabled() and any(t.requires_grad for t in args[:-1])
+        small = x.numel() // x.shape[-1] * weight1.shape[0] * x.element_size() < core.RECOMPUTE_BYTES
+        if trains and small and not dispatch.requested():
+            return reference.mlp(*args)
+        return _mlp(*args)
 
 
 def _check(x, weight1, bias1, weight2, bias2, residual) -> None:

@@ -1,4 +1,4 @@
-"""The perceptron in row chunks on the CPU: the hidden activations live and die in the cache.
+"""The MLP in row chunks on the CPU: the hidden activations live and die in the cache.
 
 Written whole, the hidden tensor of VMamba-T's first stage is 38 MB at B=8: it is paged in, written to memory, read
 back for the activation, written and read again. Here a chunk of rows goes through both products before the next one
@@ -8,8 +8,7 @@ begins. The backward recomputes the hidden chunk from x, one more product in sev
 import torch
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.bias_act import core as bias_act
+from vssm.ops.linear import bias_act
 from vssm.ops.linear import core as linear
 
 # Elements of one hidden chunk: 1 MB in float32, half of a usual L2. At least MIN_ROWS rows, or the weights, which
@@ -35,7 +34,7 @@ def forward(
 ) -> Tensor:
     """See the public function; one dtype throughout."""
     parts = chunks(x.numel() // x.shape[-1], weight1.shape[0])
-    own = linear.fits(x, weight1, weight2, bias1, bias2, residual) and dispatch.choose("linear", x) == "core"
+    own = linear.is_ahead(x, weight1, weight2, bias1, bias2, residual)
     if own and len(parts) == 1:
         return _few_rows(x, weight1, bias1, weight2, bias2, residual)
     rows = x.reshape(-1, x.shape[-1])
@@ -46,8 +45,8 @@ def forward(
         packed1, packed2 = linear.pack(weight1), linear.pack(weight2)
         for part in parts:
             hidden = buffer[: part.stop - part.start]
-            linear.forward(rows[part], weight1, bias1, "gelu", None, hidden, packed1)
-            linear.forward(hidden, weight2, bias2, "none", None if base is None else base[part], y[part], packed2)
+            linear.forward(rows[part], weight1, bias1, None, "gelu", hidden, packed1)
+            linear.forward(hidden, weight2, bias2, None if base is None else base[part], "none", y[part], packed2)
         return y.view(*x.shape[:-1], -1)
     w1, w2 = weight1.t(), weight2.t()
     for part in parts:
@@ -66,15 +65,15 @@ def _few_rows(x, weight1, bias1, weight2, bias2, residual) -> Tensor:
     """Both products at once; with few rows the hidden ones are written as columns, as the second product wants them."""
     rows, hidden = x.numel() // x.shape[-1], weight1.shape[0]
     if rows >= linear.FEW_ROWS or rows == 1:
-        return linear.forward(linear.forward(x, weight1, bias1, "gelu", None), weight2, bias2, "none", residual)
+        return linear.forward(linear.forward(x, weight1, bias1, None, "gelu"), weight2, bias2, residual, "none")
     columns = x.new_empty(hidden, -(-rows // 16) * 16)[:, :rows].t()
-    linear.forward(x, weight1, bias1, "gelu", None, out=columns)
+    linear.forward(x, weight1, bias1, None, "gelu", out=columns)
     y = x.new_empty((*x.shape[:-1], weight2.shape[0]))
-    return linear.forward(columns, weight2, bias2, "none", residual, out=y)
+    return linear.forward(columns, weight2, bias2, residual, "none", out=y)
 
 
 def backward(
-    gy: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor
+    gy: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, d weight1, d bias1, d weight2, d bias2."""
     rows, g = x.reshape(-1, x.shape[-1]), gy.reshape(-1, gy.shape[-1])

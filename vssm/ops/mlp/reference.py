@@ -1,4 +1,4 @@
-"""The two-layer perceptron as it is written: y = residual + gelu(x W1' + b1) W2' + b2."""
+"""The MLP as it is written: y = residual + gelu(x W1' + b1) W2' + b2."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -6,14 +6,21 @@ Root Mean Square Layer Normalization (arXiv 1910.07467), equation 4: the norm of
 import torch
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.checks import floating, same_device
-from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_per_channel, prefers_plain, result_dtype, to
-from vssm.ops.rms_norm import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.rms_norm import reference, torch_path
+from vssm.ops.checks import floating, per_channel, same_device
+from vssm.ops.operator import Operator
+from vssm.ops.rms_norm import core, reference
 
 __all__ = ["rms_norm"]
+
+_rms_norm = Operator(
+    "rms_norm(Tensor x, Tensor? weight, float eps) -> Tensor",
+    shape=lambda x, *_: x.shape,
+    reference=reference.rms_norm,
+    core=core,
+    triton="vssm.ops.rms_norm.triton",
+    macs=lambda x, *_: {"rms_norm": 4 * torch.Size(x).numel()},
+    inlines="compile",
+)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -34,18 +41,12 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-5) -> Tens
         return torch.ops.vssm.rms_norm(x, weight, eps, "")
     else:
         _check(x, weight)
-        path = dispatch.requested()
-        if path == "reference":
-            wide, wide_weight = to(at_least_float32(x, weight), x, weight)
-            return reference.rms_norm(wide, wide_weight, eps).to(result_dtype(x, weight))
-        if prefers_plain(path):
-            return torch_path.forward(x, weight, eps)
-        return call(torch.ops.vssm.rms_norm.default, x, weight, eps, path)
+        return _rms_norm(x, weight, eps)
 
 
 def _check(x: Tensor, weight: Tensor | None) -> None:
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must be (..., C) with C of at least 1, got {tuple(x.shape)}")
-    check_per_channel("weight", weight, x.shape[-1])
+    per_channel("weight", weight, x.shape[-1])
     floating(x=x, weight=weight)
     same_device(x=x, weight=weight)

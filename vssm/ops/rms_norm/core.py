@@ -10,7 +10,6 @@ def forward(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return core.forward(x, weight, None, None, eps, centred=False)
 
 
-def backward(gy: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor | None]:
+def backward(gy: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor | None, ...]:
     """dx, dweight; dweight None without a weight."""
-    dx, dweight, _, _ = core.backward(gy, x, weight, None, None, eps, centred=False)
-    return dx, dweight
+    return core.backward(gy, x, weight, None, None, eps, centred=False)[:2]

@@ -12,14 +12,38 @@ import torch
 from torch import Tensor
 
 from vssm.ops import dispatch
-from vssm.ops.pointwise import call, prefers_plain
-from vssm.ops.routes import RASTER, Route
+from vssm.ops.operator import Operator
+from vssm.ops.routes import RASTER, Route, encode
 from vssm.ops.scan_fusion import core
-from vssm.ops.scan_fusion import op as _op  # noqa: F401  (registers the operator)
-from vssm.ops.ss2d import project, ss2d_readout, ss2d_states
-from vssm.ops.state_fusion import state_fusion, state_fusion_readout
+from vssm.ops.ss2d import STATES, project, ss2d_readout, ss2d_states
+from vssm.ops.state_fusion import FUSION, READOUT, state_fusion, state_fusion_readout
+from vssm.ops.tensors import MAP
 
 __all__ = ["ss2d_fusion"]
+
+
+def _plain(x, proj, dt_weight, dt_bias, A, D, kernels, alphas, dilations) -> Tensor:
+    h = STATES(x, proj, dt_weight, dt_bias, A, encode(RASTER))
+    C = proj[..., -1].unsqueeze(1)
+    return READOUT(h.squeeze(3).squeeze(1), kernels, alphas, C, x, D, dilations)
+
+
+def _macs(x, proj, dt_weight, dt_bias, A, D, kernels, *_) -> dict[str, int]:
+    scan = STATES.macs(x, proj, dt_weight, dt_bias, A, None)
+    return scan | FUSION.macs(x, kernels)
+
+
+_fusion = Operator(
+    "ss2d_fusion(Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor kernels, "
+    "Tensor alphas, int[] dilations) -> Tensor",
+    shape=lambda x, *_: x.shape,
+    reference=_plain,
+    core=core,
+    result="at least float32",
+    order=MAP,
+    macs=_macs,
+    differentiable=False,
+)
 
 
 def ss2d_fusion(
@@ -50,15 +74,14 @@ def ss2d_fusion(
     path = dispatch.requested()
     whole = (
         not torch.is_grad_enabled()
-        and not prefers_plain(path)
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_exporting()
         and core.fits(x, x_proj_weight, dt_weight, dt_bias, A, D, kernels, alphas, dilations, routes)
         and dispatch.choose("ss2d_fusion", x, path) == "core"
     )
     if whole:
         proj = project(x, x_proj_weight)
-        return call(
-            torch.ops.vssm.ss2d_fusion.default, x, proj, dt_weight, dt_bias, A, D, kernels, alphas, dilations, path
-        )
+        return _fusion(x, proj, dt_weight, dt_bias, A, D, torch.stack(kernels), alphas, dilations)
     if len(routes) > 1 and _splits(x, x_proj_weight, dt_weight, dt_bias, A, D, kernels, routes):
         # One after the other: a route's states are read out while they are fused, and no map of all is ever made.
         rows = zip(A.chunk(len(routes)), D.chunk(len(routes)), *(kernel.chunk(len(routes)) for kernel in kernels))

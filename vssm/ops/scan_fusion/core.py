@@ -1,13 +1,13 @@
 """Scan, fusion and readout in one pass of the compiled core (csrc/kernels/scan_fusion.cpp): no autograd."""
 
-import struct
-
 import torch
 from torch import Tensor
 
 from vssm.ops import native
-from vssm.ops.pointwise import ABSENT, channels_last, compute_dtype, dense, empty_map, typed
+from vssm.ops.native import ABSENT, typed
 from vssm.ops.routes import RASTER, Route
+from vssm.ops.state_fusion.fold import reaching
+from vssm.ops.tensors import channels_last, core_dtype, dense, empty_map
 
 
 def fits(
@@ -42,37 +42,18 @@ def fits(
     )
 
 
-def forward(
-    x: Tensor,
-    proj: Tensor,
-    dt_weight: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    kernels: list[Tensor],
-    alphas: Tensor,
-    dilations: list[int],
-) -> Tensor:
-    """y (B, C, H, W) of the compute dtype; proj (B, H, W, R+2)."""
-    stacked = torch.stack(kernels)
-    dtype = compute_dtype(x, proj, dt_weight, dt_bias, A, D, stacked, alphas)
-    x, proj, dt_weight, dt_bias = channels_last(x), dense(proj, dtype), dense(dt_weight, dtype), dense(dt_bias, dtype)
-    if x.dtype is not dtype:
-        x = x.to(dtype)
-    A, D, stacked, alphas = dense(A, dtype), dense(D, dtype), dense(stacked, dtype), dense(alphas, dtype)
+def forward(x, proj, dt_weight, dt_bias, A, D, kernels, alphas, dilations) -> Tensor:
+    """y (B, C, H, W) of the compute dtype; proj (B, H, W, R+2), kernels (n, C, 1, 3, 3)."""
+    dtype = core_dtype(x, proj, dt_weight, dt_bias, A, D, kernels, alphas)
     batch, channels, height, width = x.shape
-    is_double = dtype is torch.float64
-    y = empty_map(x)
-    # fmt: off
-    values = (
-        # ScanArgs: sizes and flags, u, dt, proj, dt_weight, dt_bias, A, D, and 16 addresses that are absent
-        is_double, batch, 1, channels, height * width, dt_weight.shape[2], 1, True, False, 0,
-        x.data_ptr(), 0, proj.data_ptr(), dt_weight.data_ptr(), dt_bias.data_ptr(), A.data_ptr(), D.data_ptr(),
-        *(0,) * 16,
-        # StateFusionArgs: h, dh and everything of the readout but u are absent; then the dilations
-        is_double, batch, height, width, channels, len(dilations), stacked.data_ptr(), alphas.data_ptr(),
-        *ABSENT, *typed(y), *ABSENT, 0, 0, 0, 0, *typed(x), 0, 0, *ABSENT, *dilations,
-    )
-    # fmt: on
-    native.call("scan_fusion_forward", struct.pack(f"{len(values)}q", *values))
+    x = channels_last(x.to(dtype))
+    weights = [dense(t, dtype) for t in (proj, dt_weight, dt_bias, A, D)]
+    is_double, y = dtype is torch.float64, empty_map(x)
+    # Struct ScanFusionArgs: those of a scan, whose last 16 tensors are absent, and those of a fusion, which has no h of
+    # its own and of the readout only u.
+    scan = (is_double, batch, 1, channels, height * width, dt_weight.shape[2], 1, True, False, 0)
+    fusion = (is_double, batch, height, width, channels, len(dilations), dense(kernels, dtype), dense(alphas, dtype))
+    maps = (*ABSENT, *typed(y), *ABSENT, 0, 0, 0, 0, *typed(x), 0, 0, *ABSENT)
+    fields = (*scan, x, 0, *weights, *(0,) * 16, *fusion, *maps, *reaching(x, dilations))
+    native.call("scan_fusion_forward", *fields)
     return y

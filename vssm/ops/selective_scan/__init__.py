@@ -8,16 +8,49 @@ VMamba (arXiv 2401.10166), section 3, equations 3 and 4; `initial_state` is thei
 weighted by (exp(dt_t A) - 1) / A in place of dt_t (appendix A).
 """
 
-import torch
+from functools import partial
+
 from torch import Tensor
 
-from vssm.ops import dispatch, library
+from vssm.ops import dispatch
 from vssm.ops.checks import floating, same_device, same_dtype
 from vssm.ops.discretization import is_zoh
-from vssm.ops.selective_scan import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.selective_scan import reference, zero_order_hold
+from vssm.ops.operator import Operator
+from vssm.ops.selective_scan import core, reference, two_level, zero_order_hold
 
 __all__ = ["selective_scan", "selective_scan_states"]
+
+
+def scan_macs(batch: int, length: int, channels: int, state: int, readout: bool, skip: bool) -> int:
+    """The papers' count: 9 per state with the readout by C, 7 for the states alone, 1 per channel for the skip."""
+    return batch * length * channels * ((9 if readout else 7) * state + skip)
+
+
+_scan = Operator(
+    "selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, "
+    "Tensor? initial_state, bool dt_softplus) -> (Tensor, Tensor)",
+    shape=lambda u, dt, A, *_: [u.shape, (*u.shape[:2], A.shape[1])],
+    reference=reference.scan,
+    plain=partial(reference.scan, blocked=True),
+    torch_path=two_level,
+    core=core,
+    triton="vssm.ops.selective_scan.triton",
+    result="at least float32",
+    macs=lambda u, dt, A, B, C, D, *_: {"scan": scan_macs(u[0], u[2], *A, readout=True, skip=D is not None)},
+)
+_states = Operator(
+    "selective_scan_states(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor? dt_bias, Tensor? initial_state, "
+    "bool dt_softplus) -> Tensor",
+    shape=lambda u, dt, A, *_: (*u.shape[:2], A.shape[1], u.shape[2]),
+    reference=reference.states,
+    plain=partial(reference.states, blocked=True),
+    torch_path=two_level,
+    core=core,
+    triton="vssm.ops.selective_scan.triton",
+    prefix="states_",
+    result="at least float32",
+    macs=lambda u, dt, A, *_: {"scan": scan_macs(u[0], u[2], *A, readout=False, skip=False)},
+)
 
 
 def selective_scan(
@@ -60,14 +93,13 @@ def selective_scan(
     """
     B, C = _with_groups(B), _with_groups(C)
     _check(u, dt, A, B, C, D, dt_bias, initial_state)
-    zoh, path = is_zoh(discretization), dispatch.requested()
-    if path == "reference":
-        u, dt, A, B, C, D, dt_bias, initial_state = library.widened(u, dt, A, B, C, D, dt_bias, initial_state)
-        y, last = reference.scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, zoh)
-    elif zoh:
-        y, last = zero_order_hold.scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path)
+    args = (u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus)
+    if not is_zoh(discretization):
+        y, last = _scan(*args)
+    elif dispatch.requested() == "reference":
+        y, last = _scan.evaluate(partial(reference.scan, zoh=True), args)
     else:
-        y, last = torch.ops.vssm.selective_scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path)
+        y, last = zero_order_hold.scan(_scan, *args)
     return (y, last) if return_last_state else y
 
 
@@ -84,13 +116,12 @@ def selective_scan_states(
     """The states h (B, K*C, N, L) of `selective_scan`, before C is applied. Arguments as there."""
     B = _with_groups(B)
     _check(u, dt, A, B, None, None, dt_bias, initial_state)
-    zoh, path = is_zoh(discretization), dispatch.requested()
-    if path == "reference":
-        u, dt, A, B, dt_bias, initial_state = library.widened(u, dt, A, B, dt_bias, initial_state)
-        return reference.states(u, dt, A, B, dt_bias, dt_softplus, initial_state, zoh)
-    if zoh:
-        return zero_order_hold.states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path)
-    return torch.ops.vssm.selective_scan_states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path)
+    args = (u, dt, A, B, dt_bias, initial_state, dt_softplus)
+    if not is_zoh(discretization):
+        return _states(*args)
+    if dispatch.requested() == "reference":
+        return _states.evaluate(partial(reference.states, zoh=True), args)
+    return zero_order_hold.states(_states, *args)
 
 
 def _with_groups(x: Tensor) -> Tensor:

@@ -1,27 +1,25 @@
 """The selective scan on the compiled core (csrc/kernels/scan_*.cpp): layouts and one call, no autograd.
 
 The kernels want channels last: u, dt, y (B, K, L, C), B and C side by side in one (B, L, K, 2N). Shapes here are those
-of the public operator. Everything is computed in float32, or in float64 if any tensor is; outputs have that dtype and
-every gradient the dtype of its input.
+of the public operator. Everything is computed in float32, or in float64 if any tensor is; outputs and gradients
+have that dtype.
 """
 
-import struct
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vssm.ops import native
-from vssm.ops.pointwise import dense
+from vssm.ops.tensors import core_dtype, dense
 
 # Steps between the states that a backward keeps, a multiple of 8; 0 leaves it to the kernel. Tests set it.
 CHUNK = 0
 
-# struct ScanArgs of csrc/scan.h: ten integers, beginning with is_double and ending with chunk, then these addresses.
+# struct ScanArgs of csrc/scan.h: ten integers, beginning with is_double and ending with chunk, then these tensors.
 _TENSORS = ("u", "dt", "proj", "dt_weight", "dt_bias", "A", "D", "initial", "order")
 _TENSORS += ("y", "last", "states", "gy", "glast", "gstates")
 _TENSORS += ("du", "ddt", "dproj", "ddt_weight", "ddt_bias", "dA", "dD", "dinitial")
-_ARGUMENTS = struct.Struct(f"{10 + len(_TENSORS)}q")
 
 
 class Sizes(NamedTuple):
@@ -39,8 +37,7 @@ class Sizes(NamedTuple):
 
 def run(kernel: str, dtype: torch.dtype, sizes: Sizes, tensors: dict[str, Tensor]) -> None:
     """Call a scan kernel on contiguous tensors of `dtype`; those left out are absent or not wanted."""
-    addresses = [tensors[name].data_ptr() if name in tensors else 0 for name in _TENSORS]
-    native.call(kernel, _ARGUMENTS.pack(dtype == torch.float64, *sizes, CHUNK, *addresses))
+    native.call(kernel, dtype is torch.float64, *sizes, CHUNK, *[tensors.get(name) for name in _TENSORS])
 
 
 def prepare(dtype: torch.dtype, **tensors: Tensor | None) -> dict[str, Tensor]:
@@ -48,16 +45,11 @@ def prepare(dtype: torch.dtype, **tensors: Tensor | None) -> dict[str, Tensor]:
     return {name: dense(t, dtype) for name, t in tensors.items() if t is not None}
 
 
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """float64 if any tensor is, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
 class _Layout:
     """The inputs of one call in the kernel's layout."""
 
-    def __init__(self, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state):
-        self.dtype = dtype = compute_dtype(u, dt, A, B, C, D, dt_bias, initial_state)
+    def __init__(self, u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus):
+        self.dtype = dtype = core_dtype(u, dt, A, B, C, D, dt_bias, initial_state)
         batch, K, N, length = B.shape
         self.sizes = Sizes(batch, K, u.shape[1] // K, length, 0, N, dt_softplus, True)
         self.inputs = {
@@ -99,43 +91,37 @@ def _unsequence(x: Tensor) -> Tensor:
     return x.transpose(2, 3).flatten(1, 2)
 
 
-def forward(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state) -> tuple[Tensor, Tensor]:
+def forward(u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus) -> tuple[Tensor, Tensor]:
     """(y (B, K*C, L), last state (B, K*C, N))."""
-    layout = _Layout(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
+    layout = _Layout(u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus)
     y = torch.empty_like(layout.inputs["u"])
     last = layout.empty(*u.shape[:2], A.shape[1])
     run("scan_forward", layout.dtype, layout.sizes, {**layout.inputs, "y": y, "last": last})
     return _unsequence(y), last
 
 
-def states_forward(u, dt, A, B, dt_bias, dt_softplus, initial_state) -> Tensor:
+def states_forward(u, dt, A, B, dt_bias, initial_state, dt_softplus) -> Tensor:
     """h (B, K*C, N, L)."""
-    layout = _Layout(u, dt, A, B, None, None, dt_bias, dt_softplus, initial_state)
+    layout = _Layout(u, dt, A, B, None, None, dt_bias, initial_state, dt_softplus)
     h = layout.empty(*layout.states_shape())
     run("scan_forward", layout.dtype, layout.sizes, {**layout.inputs, "states": h})
     return h.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
-def backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state) -> tuple[Tensor | None, ...]:
+def backward(gy, glast, u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus) -> tuple[Tensor | None, ...]:
     """(du, ddt, dA, dB, dC, dD, ddt_bias, dinitial_state); None for an absent input."""
-    layout = _Layout(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
+    layout = _Layout(u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus)
     g = layout.gradients(gy=layout.sequences(gy), **prepare(layout.dtype, glast=glast))
     N = A.shape[1]
-    dB, dC = g["dproj"][..., :N].permute(0, 2, 3, 1), g["dproj"][..., N:].permute(0, 2, 3, 1)
+    dB, dC = (part.permute(0, 2, 3, 1).contiguous() for part in (g["dproj"][..., :N], g["dproj"][..., N:]))
     rest = g.get("dD"), g.get("ddt_bias"), g.get("dinitial")
-    grads = (_unsequence(g["du"]), _unsequence(g["ddt"]), g["dA"], dB, dC, *rest)
-    return _like(grads, (u, dt, A, B, C, D, dt_bias, initial_state))
+    return _unsequence(g["du"]), _unsequence(g["ddt"]), g["dA"], dB, dC, *rest
 
 
-def states_backward(gh, u, dt, A, B, dt_bias, dt_softplus, initial_state) -> tuple[Tensor | None, ...]:
+def states_backward(gh, u, dt, A, B, dt_bias, initial_state, dt_softplus) -> tuple[Tensor | None, ...]:
     """(du, ddt, dA, dB, ddt_bias, dinitial_state) given gh (B, K*C, N, L)."""
-    layout = _Layout(u, dt, A, B, None, None, dt_bias, dt_softplus, initial_state)
+    layout = _Layout(u, dt, A, B, None, None, dt_bias, initial_state, dt_softplus)
     gstates = gh.unflatten(1, (B.shape[1], -1)).permute(0, 1, 3, 4, 2).to(layout.dtype).contiguous()
     g = layout.gradients(gstates=gstates)
     dB = g["dproj"][..., : A.shape[1]].permute(0, 2, 3, 1)
-    grads = (_unsequence(g["du"]), _unsequence(g["ddt"]), g["dA"], dB, g.get("ddt_bias"), g.get("dinitial"))
-    return _like(grads, (u, dt, A, B, dt_bias, initial_state))
-
-
-def _like(grads: tuple, inputs: tuple) -> tuple[Tensor | None, ...]:
-    return tuple(None if x is None else g.reshape(x.shape).to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    return _unsequence(g["du"]), _unsequence(g["ddt"]), g["dA"], dB, g.get("ddt_bias"), g.get("dinitial")

@@ -4,6 +4,8 @@ VMamba (arXiv 2401.10166) section 3, equations 3 and 4, with the discretisations
 exactly, and B enters as dt B (euler) or as (exp(dt A) - 1) / A B (zoh).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,20 +17,27 @@ def states(
     A: Tensor,
     B: Tensor,
     dt_bias: Tensor | None,
+    initial_state: Tensor | None,
     dt_softplus: bool,
-    h: Tensor | None,
     zoh: bool = False,
+    blocked: bool = False,
 ) -> Tensor:
-    """h (B, K*C, N, L) of   h_t = exp(dt_t A) h_{t-1} + w_t B_t u_t.   Shapes as in the public function."""
+    """h (B, K*C, N, L) of   h_t = exp(dt_t A) h_{t-1} + w_t B_t u_t.   Shapes as in the public function.
+
+    One step of time after another, or `blocked`, which takes about 2 sqrt(L) steps.
+    """
     batch, channels, length = u.shape
     K, N = B.shape[1], A.shape[1]
     if dt_bias is not None:
         dt = dt + dt_bias[:, None]
     if dt_softplus:
         dt = F.softplus(dt)
-    if h is None:
-        h = u.new_zeros(batch, channels, N)
+    h = u.new_zeros(batch, channels, N) if initial_state is None else initial_state
     B = B.repeat_interleave(channels // K, dim=1)  # (B, K*C, N, L): the channels of a group share it
+    if blocked:
+        decay, steps = torch.exp(dt.unsqueeze(2) * A.unsqueeze(-1)), dt.unsqueeze(2)
+        weight = _held(steps, A.unsqueeze(-1)) if zoh else steps
+        return _blocked(decay, weight * B * u.unsqueeze(2), h)
     history = []
     for t in range(length):
         decay = torch.exp(dt[:, :, t, None] * A)
@@ -36,6 +45,25 @@ def states(
         h = decay * h + weight * B[..., t] * u[:, :, t, None]
         history.append(h)
     return torch.stack(history, dim=-1)
+
+
+def _blocked(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    """h_t = a_t h_{t-1} + b_t along the last dim: all blocks of about sqrt(L) steps at once as if each began at zero,
+    then what each block inherits from those before it."""
+    length = a.shape[-1]
+    steps = max(1, math.isqrt(length))
+    padding = -length % steps
+    a = F.pad(a, (0, padding), value=1.0).unflatten(-1, (-1, steps))
+    b = F.pad(b, (0, padding)).unflatten(-1, (-1, steps))
+    states, decays = [b[..., 0]], [a[..., 0]]
+    for t in range(1, steps):
+        states.append(a[..., t] * states[-1] + b[..., t])
+        decays.append(a[..., t] * decays[-1])
+    inherited = [h]
+    for block in range(a.shape[-2] - 1):
+        inherited.append(decays[-1][..., block] * inherited[-1] + states[-1][..., block])
+    fused = torch.stack(states, -1) + torch.stack(decays, -1) * torch.stack(inherited, -1).unsqueeze(-1)
+    return fused.flatten(-2)[..., :length]
 
 
 def _held(dt: Tensor, A: Tensor) -> Tensor:
@@ -55,12 +83,13 @@ def scan(
     C: Tensor,
     D: Tensor | None,
     dt_bias: Tensor | None,
-    dt_softplus: bool,
     initial_state: Tensor | None,
+    dt_softplus: bool,
     zoh: bool = False,
+    blocked: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """y_t = <C_t, h_t> + D u_t (B, K*C, L), and the last state (B, K*C, N)."""
-    h = states(u, dt, A, B, dt_bias, dt_softplus, initial_state, zoh)
+    h = states(u, dt, A, B, dt_bias, initial_state, dt_softplus, zoh, blocked)
     C = C.repeat_interleave(u.shape[1] // C.shape[1], dim=1)
     y = (C * h).sum(dim=2)
     if D is not None:

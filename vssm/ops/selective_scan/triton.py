@@ -1,7 +1,7 @@
 """The selective scan on Triton: geometry, buffers and launches. The kernels are in triton_forward.py and
 triton_backward.py; ss2d/triton.py launches the same ones on maps.
 
-Everything is computed in float32; outputs have that dtype and every gradient the dtype of its input. No autograd.
+Everything is computed in float32, which is the dtype of outputs and gradients. No autograd.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ import triton
 from torch import Tensor
 
 from vssm.ops import gpu
-from vssm.ops.pointwise import dense
 from vssm.ops.selective_scan.triton_backward import gradients
 from vssm.ops.selective_scan.triton_forward import apply, carries, chain, sweep
+from vssm.ops.tensors import dense
 
 # Programs that share the tiles of a backward: enough to fill a large card, few enough for the parts they leave.
 # A constant, not the card's size, so that sums are cut alike everywhere.
@@ -313,7 +313,8 @@ def run_gradients(
 class _Sequences:
     """One call of the operator as the kernels take it: every group is a route of its own, along one row."""
 
-    def __init__(self, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, backward=False):
+    def __init__(self, u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, backward=False):
+        gpu.check_scan_fits(A.shape[1], 0)
         batch, K, N, length = B.shape
         channels = u.shape[1] // K
         T, BC = gpu.scan_tiles(channels, 0, backward)[0]
@@ -359,9 +360,9 @@ class _Sequences:
         return grads | {"dB": dB, "dC": dC, "dinitial": arriving[:, :, -1].transpose(2, 3)}
 
 
-def forward(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state) -> tuple[Tensor, Tensor]:
+def forward(u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus) -> tuple[Tensor, Tensor]:
     """(y (B, K*C, L), last state (B, K*C, N)), float32."""
-    call = _Sequences(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
+    call = _Sequences(u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus)
     g, x = call.geometry, call.inputs
     y = torch.empty_like(x.u, dtype=torch.float32)
     last = y.new_empty((g.batch, g.K, g.channels, g.state))
@@ -369,28 +370,21 @@ def forward(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state) -> tuple[Ten
     return y, last.flatten(1, 2)
 
 
-def states_forward(u, dt, A, B, dt_bias, dt_softplus, initial_state) -> Tensor:
+def states_forward(u, dt, A, B, dt_bias, initial_state, dt_softplus) -> Tensor:
     """h (B, K*C, N, L), float32."""
-    call = _Sequences(u, dt, A, B, None, None, dt_bias, dt_softplus, initial_state)
+    call = _Sequences(u, dt, A, B, None, None, dt_bias, initial_state, dt_softplus)
     h = u.new_empty((*u.shape[:2], A.shape[1], u.shape[2]), dtype=torch.float32)
     run_forward(call.geometry, call.inputs, states=h)
     return h
 
 
-def backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state) -> tuple[Tensor | None, ...]:
+def backward(gy, glast, u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus) -> tuple[Tensor | None, ...]:
     """(du, ddt, dA, dB, dC, dD, ddt_bias, dinitial_state); None for an absent input."""
-    g = _Sequences(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, True).backward(glast, gy=gy)
-    grads = (g["du"], g["ddt"], g["dA"], g["dB"], g["dC"], g.get("dD"), g.get("dbias"), g["dinitial"])
-    return like(grads, (u, dt, A, B, C, D, dt_bias, initial_state))
+    g = _Sequences(u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, True).backward(glast, gy=gy)
+    return g["du"], g["ddt"], g["dA"], g["dB"], g["dC"], g.get("dD"), g.get("dbias"), g["dinitial"]
 
 
-def states_backward(gh, u, dt, A, B, dt_bias, dt_softplus, initial_state) -> tuple[Tensor | None, ...]:
+def states_backward(gh, u, dt, A, B, dt_bias, initial_state, dt_softplus) -> tuple[Tensor | None, ...]:
     """(du, ddt, dA, dB, ddt_bias, dinitial_state) given gh (B, K*C, N, L)."""
-    g = _Sequences(u, dt, A, B, None, None, dt_bias, dt_softplus, initial_state, True).backward(gstates=gh)
-    grads = (g["du"], g["ddt"], g["dA"], g["dB"], g.get("dbias"), g["dinitial"])
-    return like(grads, (u, dt, A, B, dt_bias, initial_state))
-
-
-def like(grads: tuple, inputs: tuple) -> tuple[Tensor | None, ...]:
-    """Gradients in the shape and dtype of their inputs."""
-    return tuple(None if x is None else g.reshape(x.shape).to(x.dtype) for g, x in zip(grads, inputs, strict=True))
+    g = _Sequences(u, dt, A, B, None, None, dt_bias, initial_state, dt_softplus, True).backward(gstates=gh)
+    return g["du"], g["ddt"], g["dA"], g["dB"], g.get("dbias"), g["dinitial"]

@@ -65,7 +65,7 @@ def states(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, h0: Tensor | None) -> Te
     return h.reshape(batch, K, length, C, N)
 
 
-def states_backward(
+def gradients(
     gh: Tensor, h: Tensor, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, h0: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `states` given gh = dloss/dh (overwritten) and h itself: du, ddt, dA, dB, dh0."""
@@ -114,14 +114,14 @@ def _step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool) -> tuple[
     return F.softplus(raw), torch.where(raw > 20, torch.ones_like(raw), torch.sigmoid(raw))
 
 
-def forward(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state):
+def forward(u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus):
     """(y, last state); see the public function. All inputs already in the compute dtype."""
     batch, channels, length = u.shape
     N = A.shape[1]
     y = u.new_empty(batch, channels, length)
     last = u.new_empty(batch, channels, N)
     for s in slabs(batch, channels * length * N):
-        h = _slab_states(u[s], dt[s], A, B[s], dt_bias, dt_softplus, _part(initial_state, s))
+        h = _slab_states(u[s], dt[s], A, B[s], dt_bias, _part(initial_state, s), dt_softplus)
         y[s] = _ungrouped(torch.einsum("bklcn,bknl->bklc", h, C[s]))
         last[s] = h[:, :, -1].flatten(1, 2)
     if D is not None:
@@ -129,16 +129,16 @@ def forward(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state):
     return y, last
 
 
-def states_forward(u, dt, A, B, dt_bias, dt_softplus, initial_state):
+def states_forward(u, dt, A, B, dt_bias, initial_state, dt_softplus):
     """h (B, K*C, N, L)."""
     h = u.new_empty(*u.shape[:2], A.shape[1], u.shape[2])
     for s in slabs(u.shape[0], u.shape[1] * u.shape[2] * A.shape[1]):
-        part = _slab_states(u[s], dt[s], A, B[s], dt_bias, dt_softplus, _part(initial_state, s))
+        part = _slab_states(u[s], dt[s], A, B[s], dt_bias, _part(initial_state, s), dt_softplus)
         h[s] = part.permute(0, 1, 3, 4, 2).flatten(1, 2)
     return h
 
 
-def backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state):
+def backward(gy, glast, u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus):
     """du, ddt, dA, dB, dC, dD, d dt_bias, d initial_state; absent inputs give None."""
 
     def incoming(h, s):
@@ -150,7 +150,7 @@ def backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state):
 
     K = B.shape[1]
     dC = torch.empty_like(C, memory_format=torch.contiguous_format)
-    du, ddt, dA, dB, dbias, dh0 = _backward(incoming, u, dt, A, B, dt_bias, dt_softplus, initial_state)
+    du, ddt, dA, dB, dbias, dh0 = _backward(incoming, u, dt, A, B, dt_bias, initial_state, dt_softplus)
     dD = None
     if D is not None:
         du.addcmul_(gy, D[:, None])
@@ -158,28 +158,28 @@ def backward(gy, glast, u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state):
     return du, ddt, dA, dB, dC, dD, dbias, dh0
 
 
-def states_backward_op(gh, u, dt, A, B, dt_bias, dt_softplus, initial_state):
+def states_backward(gh, u, dt, A, B, dt_bias, initial_state, dt_softplus):
     """du, ddt, dA, dB, d dt_bias, d initial_state given gh (B, K*C, N, L)."""
     K = B.shape[1]
 
     def incoming(h, s):
         return gh[s].unflatten(1, (K, -1)).permute(0, 1, 4, 2, 3).contiguous()
 
-    return _backward(incoming, u, dt, A, B, dt_bias, dt_softplus, initial_state)
+    return _backward(incoming, u, dt, A, B, dt_bias, initial_state, dt_softplus)
 
 
 def _part(x: Tensor | None, s: slice) -> Tensor | None:
     return None if x is None else x[s]
 
 
-def _slab_states(u, dt, A, B, dt_bias, dt_softplus, h0):
+def _slab_states(u, dt, A, B, dt_bias, h0, dt_softplus):
     K = B.shape[1]
     steps, _ = _step_sizes(dt, dt_bias, dt_softplus)
     start = None if h0 is None else h0.unflatten(1, (K, -1))
     return states(_grouped(u, K), _grouped(steps, K), A.unflatten(0, (K, -1)), B.transpose(2, 3), start)
 
 
-def _backward(incoming, u, dt, A, B, dt_bias, dt_softplus, initial_state):
+def _backward(incoming, u, dt, A, B, dt_bias, initial_state, dt_softplus):
     K = B.shape[1]
     du, ddt, dB = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, dt, B))
     dA = torch.zeros_like(A)
@@ -189,7 +189,7 @@ def _backward(incoming, u, dt, A, B, dt_bias, dt_softplus, initial_state):
         h0 = None if initial_state is None else initial_state[s].unflatten(1, (K, -1))
         args = (_grouped(u[s], K), _grouped(steps, K), A.unflatten(0, (K, -1)), B[s].transpose(2, 3))
         h = states(*args, h0)
-        gu, gdt, gA, gB, gh0 = states_backward(incoming(h, s), h, *args, h0)
+        gu, gdt, gA, gB, gh0 = gradients(incoming(h, s), h, *args, h0)
         du[s] = _ungrouped(gu)
         ddt[s] = _ungrouped(gdt) * slope
         dA += gA.flatten(0, 1)

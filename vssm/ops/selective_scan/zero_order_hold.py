@@ -4,31 +4,30 @@ Composed of differentiable operators, so that its gradients are exact and every 
 functions; a group (k, n) has the C channels of group k and one state.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops import library
 from vssm.ops.discretization import phi
+from vssm.ops.tensors import widened
 
 
-def scan(u, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, path) -> tuple[Tensor, Tensor]:
-    """(y (B, K*C, L), last state (B, K*C, N))."""
-    u, dt, A, B, C, D, dt_bias, initial_state = library.widened(u, dt, A, B, C, D, dt_bias, initial_state)
+def scan(operator, u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus) -> tuple[Tensor, Tensor]:
+    """(y (B, K*C, L), last state (B, K*C, N)); `operator` is `selective_scan`'s."""
+    u, dt, A, B, C, D, dt_bias, initial_state = widened(u, dt, A, B, C, D, dt_bias, initial_state)
     driven, steps, A1, B1, start = _one_state_each(u, dt, A, B, dt_bias, dt_softplus, initial_state)
     C1 = C.flatten(1, 2).unsqueeze(2)
-    y, last = torch.ops.vssm.selective_scan(driven, steps, A1, B1, C1, None, None, False, start, path)
+    y, last = operator(driven, steps, A1, B1, C1, None, None, start, False)
     K, N = B.shape[1:3]
     y = y.unflatten(1, (K, N, -1)).sum(2).flatten(1, 2)
     last = last.unflatten(1, (K, N, -1)).transpose(2, 3).flatten(1, 2).squeeze(-1)
     return (y if D is None else y + D[:, None] * u), last
 
 
-def states(u, dt, A, B, dt_bias, dt_softplus, initial_state, path) -> Tensor:
-    """h (B, K*C, N, L)."""
-    u, dt, A, B, dt_bias, initial_state = library.widened(u, dt, A, B, dt_bias, initial_state)
+def states(operator, u, dt, A, B, dt_bias, initial_state, dt_softplus) -> Tensor:
+    """h (B, K*C, N, L); `operator` is `selective_scan_states`'s."""
+    u, dt, A, B, dt_bias, initial_state = widened(u, dt, A, B, dt_bias, initial_state)
     driven, steps, A1, B1, start = _one_state_each(u, dt, A, B, dt_bias, dt_softplus, initial_state)
-    h = torch.ops.vssm.selective_scan_states(driven, steps, A1, B1, None, False, start, path)
+    h = operator(driven, steps, A1, B1, None, start, False)
     return h.squeeze(2).unflatten(1, (*B.shape[1:3], -1)).transpose(2, 3).flatten(1, 2)
 
 

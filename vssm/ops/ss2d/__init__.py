@@ -10,20 +10,67 @@ VMamba (arXiv 2401.10166), section 4.2, figure 3, and appendix A. The fused path
 them (fusion, adaptors) need not know how they came about. Spatial-Mamba is the route list `RASTER` with a fusion there.
 """
 
-import torch
+from functools import partial
+
 from torch import Tensor
 
-from vssm.ops import dispatch, library
+from vssm.ops import dispatch
 from vssm.ops.discretization import is_zoh
 from vssm.ops.linear import linear
-from vssm.ops.pointwise import call, prefers_plain
+from vssm.ops.operator import Operator
 from vssm.ops.routes import CROSS, Route, encode
-from vssm.ops.ss2d import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.ss2d import readout, reference, zero_order_hold
+from vssm.ops.selective_scan import scan_macs
+from vssm.ops.ss2d import core, reference, two_level, zero_order_hold
 from vssm.ops.ss2d.arguments import check, check_readout
 from vssm.ops.ss2d.cascade import ss2d_cascade
+from vssm.ops.ss2d.readout import READOUT
+from vssm.ops.tensors import MAP
+from vssm.ops.tensors import STATES as STATES_ORDER
 
 __all__ = ["ss2d", "ss2d_cascade", "ss2d_readout", "ss2d_states"]
+
+
+def _macs(x, dt_weight, A, readout: bool, skip: bool) -> dict[str, int]:
+    """The scan of every route, and the projection of dt."""
+    batch, _, height, width = x
+    K, C, R = dt_weight
+    pixels = height * width
+    return {"linear": batch * pixels * K * C * R, "scan": scan_macs(batch, pixels, *A, readout=readout, skip=skip)}
+
+
+_ss2d = Operator(
+    "ss2d(Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor? D, int[] routes) -> Tensor",
+    shape=lambda x, *_: x.shape,
+    reference=reference.forward,
+    plain=partial(reference.forward, blocked=True),
+    torch_path=two_level,
+    core=core,
+    triton="vssm.ops.ss2d.triton",
+    result="at least float32",
+    order=MAP,
+    gradient_orders={"x": MAP},
+    macs=lambda x, proj, dt_weight, dt_bias, A, D, *_: _macs(x, dt_weight, A, readout=True, skip=D is not None),
+)
+STATES = Operator(
+    "ss2d_states(Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, int[] routes) -> Tensor",
+    shape=lambda x, proj, dt_weight, dt_bias, A, _: (
+        x.shape[0],
+        dt_weight.shape[0],
+        x.shape[1],
+        A.shape[1],
+        *x.shape[2:],
+    ),
+    reference=reference.states,
+    plain=partial(reference.states, blocked=True),
+    torch_path=two_level,
+    core=core,
+    triton="vssm.ops.ss2d.triton",
+    prefix="states_",
+    result="at least float32",
+    order=STATES_ORDER,
+    gradient_orders={"x": MAP},
+    macs=lambda x, proj, dt_weight, dt_bias, A, _: _macs(x, dt_weight, A, readout=False, skip=False),
+)
 
 
 def ss2d(
@@ -59,13 +106,12 @@ def ss2d(
     recomputes the states. Multiply-adds: B H W K C (2 (R+N) + 9N + 1), of which C K (R+2N) are the projection.
     """
     check(x, x_proj_weight, dt_weight, dt_bias, A, D, routes)
-    zoh, path = is_zoh(discretization), dispatch.requested()
-    proj = project(x, x_proj_weight)
-    if path == "reference":
-        return reference.forward(*library.widened(x, proj, dt_weight, dt_bias, A, D, routes), zoh=zoh)
-    if zoh:
-        return zero_order_hold.forward(x, proj, dt_weight, dt_bias, A, D, routes, path)
-    return call(torch.ops.vssm.ss2d.default, x, proj, dt_weight, dt_bias, A, D, encode(routes), path)
+    args = (x, project(x, x_proj_weight), dt_weight, dt_bias, A, D, encode(routes))
+    if not is_zoh(discretization):
+        return _ss2d(*args)
+    if dispatch.requested() == "reference":
+        return _ss2d.evaluate(partial(reference.forward, zoh=True), args)
+    return zero_order_hold.forward(_ss2d, *args)
 
 
 def ss2d_states(
@@ -83,15 +129,14 @@ def ss2d_states(
     C (B, K, N, H, W) in the dtype of the projection.
     """
     check(x, x_proj_weight, dt_weight, dt_bias, A, None, routes)
-    zoh, path = is_zoh(discretization), dispatch.requested()
     proj = project(x, x_proj_weight)
     _, _, C = reference.split_projection(proj, dt_weight.shape[2], A.shape[1])
-    if path == "reference":
-        x, proj, dt_weight, dt_bias, A = library.widened(x, proj, dt_weight, dt_bias, A)
-        return reference.states(x, proj, dt_weight, dt_bias, A, routes, zoh), C
-    if zoh:
-        return zero_order_hold.states(x, proj, dt_weight, dt_bias, A, routes, path), C
-    return call(torch.ops.vssm.ss2d_states.default, x, proj, dt_weight, dt_bias, A, encode(routes), path), C
+    args = (x, proj, dt_weight, dt_bias, A, encode(routes))
+    if not is_zoh(discretization):
+        return STATES(*args), C
+    if dispatch.requested() == "reference":
+        return STATES.evaluate(partial(reference.states, zoh=True), args), C
+    return zero_order_hold.states(STATES, *args), C
 
 
 def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Tensor:
@@ -102,11 +147,7 @@ def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Te
     """
     check_readout(h, C, x, D)
     skip = None if D is None else D.to(h.dtype).view(h.shape[1], h.shape[2]).sum(0)
-    given = None if D is None else x
-    path = dispatch.requested()
-    if path == "reference" or prefers_plain(path):
-        return readout.plain(h, C, given, skip)
-    return call(torch.ops.vssm.ss2d_readout.default, h, C, given, skip, path)
+    return READOUT(h, C, None if D is None else x, skip)
 
 
 def project(x: Tensor, x_proj_weight: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Four sequences are written out, each runs through the selective scan, and each o
 import torch
 from torch import Tensor
 
-from vssm.ops.routes import Route, to_map, to_sequence
+from vssm.ops.routes import Route, decode, to_map, to_sequence
 from vssm.ops.selective_scan import reference as selective_scan
 
 
@@ -16,7 +16,7 @@ def split_projection(proj: Tensor, dt_rank: int, state: int) -> tuple[Tensor, Te
     return per_route.split([dt_rank, state, state], dim=2)  # pyright: ignore[reportReturnType]
 
 
-def _sequences(x, proj, dt_weight, state, routes):
+def _sequences(x: Tensor, proj: Tensor, dt_weight: Tensor, state: int, routes: tuple[Route, ...]):
     """u, dt, B and C of every route: (B, K*C, L), (B, K*C, L), (B, K, N, L), (B, K, N, L)."""
     dt_low, B, C = split_projection(proj, dt_weight.shape[2], state)
     dt = torch.einsum("bkrhw,kcr->bkchw", dt_low, dt_weight)
@@ -32,13 +32,14 @@ def forward(
     dt_bias: Tensor,
     A: Tensor,
     D: Tensor | None,
-    routes: tuple[Route, ...],
+    codes: list[int],
     zoh: bool = False,
+    blocked: bool = False,
 ) -> Tensor:
     """y (B, C, H, W): the sum over routes of the scan's output, each read back on the map."""
-    height, width = x.shape[2:]
+    (height, width), routes = x.shape[2:], decode(codes)
     u, dt, B, C = _sequences(x, proj, dt_weight, A.shape[1], routes)
-    y, _ = selective_scan.scan(u, dt, A, B, C, D, dt_bias.flatten(), True, None, zoh)
+    y, _ = selective_scan.scan(u, dt, A, B, C, D, dt_bias.flatten(), None, True, zoh, blocked)
     y = y.unflatten(1, (len(routes), -1))
     return torch.stack([to_map(y[:, k], route, height, width) for k, route in enumerate(routes)]).sum(0)
 
@@ -49,12 +50,13 @@ def states(
     dt_weight: Tensor,
     dt_bias: Tensor,
     A: Tensor,
-    routes: tuple[Route, ...],
+    codes: list[int],
     zoh: bool = False,
+    blocked: bool = False,
 ) -> Tensor:
     """h (B, K, C, N, H, W): each route's states, put back on the map."""
-    height, width = x.shape[2:]
+    (height, width), routes = x.shape[2:], decode(codes)
     u, dt, B, _ = _sequences(x, proj, dt_weight, A.shape[1], routes)
-    h = selective_scan.states(u, dt, A, B, dt_bias.flatten(), True, None, zoh)
+    h = selective_scan.states(u, dt, A, B, dt_bias.flatten(), None, True, zoh, blocked)
     h = h.unflatten(1, (len(routes), -1))
     return torch.stack([to_map(h[:, k], route, height, width) for k, route in enumerate(routes)], dim=1)

@@ -13,9 +13,9 @@ import triton
 from torch import Tensor
 
 from vssm.ops import gpu, tuning
-from vssm.ops.pointwise import dense
 from vssm.ops.routes import decode
-from vssm.ops.selective_scan.triton import Geometry, Inputs, Walk, like, run_carries, run_forward, run_gradients
+from vssm.ops.selective_scan.triton import Geometry, Inputs, Walk, run_carries, run_forward, run_gradients
+from vssm.ops.tensors import dense
 from vssm.ops.tuning import Tile
 
 
@@ -35,6 +35,7 @@ def _tuned(kind: str, x: Tensor, dt_weight: Tensor, A: Tensor, run: Callable[[Ti
     """What `run` gives with the best tile for such sizes."""
     batch, channels, height, width = x.shape
     K, _, R = dt_weight.shape
+    gpu.check_scan_fits(A.shape[1], R)
     samples, pixels = tuning.size_class(batch), tuning.size_class(height * width)
     sizes = f"C={channels} K={K} R={R} N={A.shape[1]} samples<=2^{samples} pixels<=2^{pixels}"
     key = f"{kind} triton={triton.__version__} {x.dtype} {sizes}"
@@ -134,6 +135,6 @@ def _gradients(kind, x, proj, dt_weight, dt_bias, A, D, routes, **incoming) -> t
         parts = new((g.channel_tiles, proj.numel()), dtype=torch.float32)
         grads = run_gradients(g, inputs, entering, arriving, parts, g.rows, **incoming)
         weights = (grads["dweight"], grads["dbias"], grads["dA"], grads.get("dD"))
-        return _as_map(grads["du"], x), *like((parts.sum(0), *weights), (proj, dt_weight, dt_bias, A, D))
+        return _as_map(grads["du"], x), parts.sum(0), *weights
 
     return _tuned(kind, x, dt_weight, A, run)

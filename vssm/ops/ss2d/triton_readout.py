@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vssm.ops import gpu
-from vssm.ops.pointwise import channels_last, empty_map
+from vssm.ops.tensors import channels_last, empty_map
 
 PIXELS = 32
 # Programs that share the pixels in the gradient of the skip; see selective_scan/triton.py.
@@ -136,12 +136,13 @@ def forward(h: Tensor, C: Tensor, x: Tensor | None, skip: Tensor | None) -> Tens
     return y.permute(0, 3, 1, 2)
 
 
-def backward(g: Tensor, h: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """dh in the memory that `ss2d_states` writes, dC."""
+def backward(g: Tensor, h: Tensor, C: Tensor, x: Tensor | None, skip: Tensor | None) -> tuple[Tensor | None, ...]:
+    """dh in the memory that `ss2d_states` writes, dC, dx, dskip."""
     g, h = channels_last(g), _states(h)
     dh = torch.empty_like(h)
     dC = gradient_of_weights(g, h, C, dh)
-    return dh.permute(0, 1, 5, 2, 3, 4), dC
+    dx, dskip = (None, None) if x is None or skip is None else skip_backward(g, x, skip)
+    return dh.permute(0, 1, 5, 2, 3, 4), dC, dx, dskip
 
 
 def gradient_of_weights(g: Tensor, states: Tensor, C: Tensor, dstates: Tensor | None = None) -> Tensor:

@@ -1,14 +1,15 @@
 """SS2D in plain torch: sequences gathered slab by slab, the two-level scan, outputs scattered back.
 
 Layout (B, K, L, C) as in selective_scan/two_level.py. `order` (K, L) is the raster position that route k visits at
-time t; its inverse brings outputs back.
+time t; its inverse brings outputs back. Inputs have the compute dtype; shapes as in the public function.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops.selective_scan.two_level import slabs, states, states_backward
+from vssm.ops.routes import visit_order
+from vssm.ops.selective_scan.two_level import gradients, slabs, states
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -55,8 +56,8 @@ class _Slab:
         return (self.h * self.C.unsqueeze(3)).sum(-1)
 
 
-def _order(order: Tensor, x: Tensor) -> Tensor:
-    return order.to(device=x.device, dtype=torch.long)
+def _order(routes: list[int], x: Tensor) -> Tensor:
+    return visit_order(tuple(routes), *x.shape[2:]).to(device=x.device, dtype=torch.long)
 
 
 def _inverse(order: Tensor) -> Tensor:
@@ -70,10 +71,10 @@ def _walk(x, dt_weight, A):
     return slabs(x.shape[0], K * C * x.shape[2] * x.shape[3] * A.shape[1])
 
 
-def forward(x, proj, dt_weight, dt_bias, A, D, order):
-    """y (B, C, H, W) in channels_last memory. Inputs in the compute dtype; shapes as in the public function."""
+def forward(x, proj, dt_weight, dt_bias, A, D, routes):
+    """y (B, C, H, W) in channels_last memory."""
     batch, channels, height, width = x.shape
-    order = _order(order, x)
+    order = _order(routes, x)
     inverse = _inverse(order)
     y = x.new_empty(batch, height, width, channels)
     for s in _walk(x, dt_weight, A):
@@ -85,11 +86,11 @@ def forward(x, proj, dt_weight, dt_bias, A, D, order):
     return y.permute(0, 3, 1, 2)
 
 
-def states_forward(x, proj, dt_weight, dt_bias, A, order):
+def states_forward(x, proj, dt_weight, dt_bias, A, routes):
     """h (B, K, C, N, H, W); its memory is (B, K, N, H, W, C)."""
     batch, channels, height, width = x.shape
+    order = _order(routes, x)
     K, N = order.shape[0], A.shape[1]
-    order = _order(order, x)
     inverse = _inverse(order)
     h = x.new_empty(batch, K, N, height * width, channels)
     for s in _walk(x, dt_weight, A):
@@ -99,9 +100,9 @@ def states_forward(x, proj, dt_weight, dt_bias, A, order):
     return h.view(batch, K, N, height, width, channels).permute(0, 1, 5, 2, 3, 4)
 
 
-def backward(gy, x, proj, dt_weight, dt_bias, A, D, order):
+def backward(gy, x, proj, dt_weight, dt_bias, A, D, routes):
     """dx, dproj, d dt_weight, d dt_bias, dA, dD."""
-    order = _order(order, x)
+    order = _order(routes, x)
     grads = _Gradients(x, proj, dt_weight, dt_bias, A)
     for s in _walk(x, dt_weight, A):
         slab = _Slab(x[s], proj[s], dt_weight, dt_bias, A, order)
@@ -117,9 +118,9 @@ def backward(gy, x, proj, dt_weight, dt_bias, A, D, order):
     return dx, grads.dproj, grads.dweight, grads.dbias, grads.dA, dD
 
 
-def states_backward_op(gh, x, proj, dt_weight, dt_bias, A, order):
+def states_backward(gh, x, proj, dt_weight, dt_bias, A, routes):
     """dx, dproj, d dt_weight, d dt_bias, dA, given gh (B, K, C, N, H, W)."""
-    order = _order(order, x)
+    order = _order(routes, x)
     grads = _Gradients(x, proj, dt_weight, dt_bias, A)
     for s in _walk(x, dt_weight, A):
         slab = _Slab(x[s], proj[s], dt_weight, dt_bias, A, order)
@@ -139,7 +140,7 @@ class _Gradients:
         self.dweight, self.dbias, self.dA = (torch.zeros_like(t) for t in (dt_weight, dt_bias, A))
 
     def add(self, s: slice, slab: _Slab, gh: Tensor, dt_weight: Tensor, dC: Tensor | None) -> None:
-        du, ddt, dA, dB, _ = states_backward(gh, slab.h, slab.u, slab.dt, slab.A, slab.B, None)
+        du, ddt, dA, dB, _ = gradients(gh, slab.h, slab.u, slab.dt, slab.A, slab.B, None)
         draw = ddt * torch.where(slab.raw > 20, torch.ones_like(slab.raw), torch.sigmoid(slab.raw))
         dlow = torch.matmul(draw, dt_weight)
         self.dweight += torch.einsum("bklc,bklr->kcr", draw, slab.low)

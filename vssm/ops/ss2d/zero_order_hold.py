@@ -10,31 +10,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops import library
 from vssm.ops.discretization import phi
-from vssm.ops.routes import Route, encode
+from vssm.ops.routes import Route, decode, encode
+from vssm.ops.tensors import widened
 
 
-def forward(x, proj, dt_weight, dt_bias, A, D, routes, path) -> Tensor:
-    """y (B, C, H, W)."""
-    x, proj, dt_weight, dt_bias, A, D = library.widened(x, proj, dt_weight, dt_bias, A, D)
+def forward(operator, x, proj, dt_weight, dt_bias, A, D, codes) -> Tensor:
+    """y (B, C, H, W); `operator` is `ss2d`'s."""
+    x, proj, dt_weight, dt_bias, A, D = widened(x, proj, dt_weight, dt_bias, A, D)
     y = None
-    for driven, *weights, route in _one_state_each(x, proj, dt_weight, dt_bias, A, routes):
-        part = torch.ops.vssm.ss2d(driven, *weights, None, encode((route,)), path)
+    for driven, *weights, route in _one_state_each(x, proj, dt_weight, dt_bias, A, decode(codes)):
+        part = operator(driven, *weights, None, encode((route,)))
         y = part if y is None else y + part
     assert y is not None
-    return y if D is None else torch.addcmul(y, x, D.view(len(routes), -1).sum(0)[:, None, None])
+    return y if D is None else torch.addcmul(y, x, D.view(len(codes) // 2, -1).sum(0)[:, None, None])
 
 
-def states(x, proj, dt_weight, dt_bias, A, routes, path) -> Tensor:
-    """h (B, K, C, N, H, W), whose memory is (B, K, N, H, W, C)."""
-    x, proj, dt_weight, dt_bias, A = library.widened(x, proj, dt_weight, dt_bias, A)
+def states(operator, x, proj, dt_weight, dt_bias, A, codes) -> Tensor:
+    """h (B, K, C, N, H, W), whose memory is (B, K, N, H, W, C); `operator` is `ss2d_states`'s."""
+    x, proj, dt_weight, dt_bias, A = widened(x, proj, dt_weight, dt_bias, A)
     h = [
-        torch.ops.vssm.ss2d_states(driven, *weights, encode((route,)), path).squeeze(3).squeeze(1)
-        for driven, *weights, route in _one_state_each(x, proj, dt_weight, dt_bias, A, routes)
+        operator(driven, *weights, encode((route,))).squeeze(3).squeeze(1)
+        for driven, *weights, route in _one_state_each(x, proj, dt_weight, dt_bias, A, decode(codes))
     ]
     stacked = torch.stack([part.permute(0, 2, 3, 1) for part in h], dim=1)  # (B, K*N, H, W, C)
-    return stacked.unflatten(1, (len(routes), -1)).permute(0, 1, 5, 2, 3, 4)
+    return stacked.unflatten(1, (len(codes) // 2, -1)).permute(0, 1, 5, 2, 3, 4)
 
 
 def _one_state_each(

@@ -7,19 +7,80 @@ with coordinates clamped to the map (the border repeats). Spatial-Mamba (arXiv 2
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.checks import floating, not_empty, same_device
-from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, check_per_channel, prefers_plain, to
-from vssm.ops.state_fusion import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.state_fusion import reference, torch_path
+from vssm.ops.checks import floating, not_empty, per_channel, same_device
+from vssm.ops.operator import Operator
+from vssm.ops.state_fusion import core, reference
 from vssm.ops.state_fusion.fold import fold_kernels as _fold
+from vssm.ops.state_fusion.fold import reaching
+from vssm.ops.tensors import MAP, at_least_float32, to
 
 __all__ = ["fold_kernels", "state_fusion", "state_fusion_readout"]
 
-FORMS = ("taps", "folded")
+
+def _plain(h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]) -> Tensor:
+    """One convolution per kernel, over the map padded with its own border; kernels (n, C, 1, k, k)."""
+    fused, half = None, kernels.shape[-1] // 2
+    for i, dilation in enumerate(reaching(h, dilations)):
+        padded = F.pad(h, (half * dilation,) * 4, mode="replicate")
+        part = F.conv2d(padded, alphas[i] * kernels[i], dilation=dilation, groups=h.shape[1])
+        fused = part if fused is None else fused + part
+    assert fused is not None
+    return fused
+
+
+def _plain_readout(h, kernels, alphas, C, u, D, dilations) -> Tensor:
+    y = C * _plain(h, kernels, alphas, dilations)
+    return y if D is None or u is None else torch.addcmul(y, D[:, None, None], u)
+
+
+def _reference_readout(h, kernels, alphas, C, u, D, dilations) -> Tensor:
+    return reference.readout(reference.state_fusion(h, kernels, alphas, dilations), C, u, D)
+
+
+def _macs(h, kernels, *_) -> dict[str, int]:
+    """One per tap of each kernel and element, as the papers count the training form; the readout counts nothing."""
+    return {"conv": torch.Size(h).numel() * kernels[0] * kernels[-1] ** 2}
+
+
+def _limit(h: Tensor, kernels: Tensor, *_) -> str | None:
+    size = kernels.shape[-1]
+    return None if size == 3 else f"it fuses with 3x3 kernels, these are {size}x{size}"
+
+
+FUSION = Operator(
+    "state_fusion(Tensor h, Tensor kernels, Tensor alphas, int[] dilations) -> Tensor",
+    shape=lambda h, *_: h.shape,
+    reference=reference.state_fusion,
+    plain=_plain,
+    core=core,
+    triton="vssm.ops.state_fusion.triton",
+    result="first",
+    order=MAP,
+    gradient_orders={"h": MAP},
+    macs=_macs,
+    limit=_limit,
+    inlines="export",
+)
+READOUT = Operator(
+    "state_fusion_readout(Tensor h, Tensor kernels, Tensor alphas, Tensor C, Tensor? u, Tensor? D, int[] dilations)"
+    " -> Tensor",
+    shape=lambda h, *_: h.shape,
+    reference=_reference_readout,
+    plain=_plain_readout,
+    core=core,
+    triton="vssm.ops.state_fusion.triton",
+    prefix="readout_",
+    result="at least float32",
+    order=MAP,
+    gradient_orders={"h": MAP, "u": MAP},
+    macs=_macs,
+    backward_macs=3,  # the fusion once more, for dC
+    limit=_limit,
+    inlines="export",
+)
 
 
 def state_fusion(
@@ -27,7 +88,6 @@ def state_fusion(
     kernels: list[Tensor],
     alphas: Tensor,
     dilations: list[int] = (1, 3, 5),  # pyright: ignore[reportArgumentType] (TorchScript knows lists only)
-    form: str = "taps",
 ) -> Tensor:
     """Fuse a map of states with n dilated depthwise kernels.
 
@@ -37,34 +97,23 @@ def state_fusion(
             core and in Triton, other sizes run torch's convolutions.
         alphas: (n,), one weight per kernel.
         dilations: n positive integers. None at all means no fusion: h is returned as it is.
-        form: "taps", n convolutions, or "folded", one convolution with `fold_kernels`, folded anew in every call. The
-            two agree to rounding; the compiled core has one kernel for both, which visits each distinct tap once.
 
     Returns:
         Like h, dtype of h, in channels_last memory. Arithmetic is in at least float32.
 
     Raises:
-        ValueError: an unknown form, or a shape, dtype, device or dilation that does not fit; the argument is named.
+        ValueError: a shape, dtype, device or dilation that does not fit; the message names the argument.
 
     Cost as the paper counts it: k^2 n B C H W multiply-adds.
     """
     if torch.jit.is_scripting():
         if len(dilations) == 0:
             return h
-        return torch.ops.vssm.state_fusion(h, torch.stack(kernels), alphas, dilations, form, "")
+        return torch.ops.vssm.state_fusion(h, torch.stack(kernels), alphas, dilations, "")
     else:
         kernels, dilations = list(kernels), list(dilations)
-        _check(h, kernels, alphas, dilations, form)
-        if not dilations:
-            return h
-        stacked = torch.stack(kernels)
-        path = dispatch.requested()
-        if path == "reference" or (prefers_plain(path) and torch.compiler.is_exporting()):
-            wide_h, stacked, alphas = to(at_least_float32(h, stacked, alphas), h, stacked, alphas)
-            if path == "reference":
-                return reference.state_fusion(wide_h, stacked, alphas, dilations).to(h.dtype)
-            return torch_path.forward(wide_h, stacked, alphas, dilations, form).to(h.dtype)
-        return call(torch.ops.vssm.state_fusion.default, h, stacked, alphas, dilations, form, path)
+        _check(h, kernels, alphas, dilations)
+        return FUSION(h, torch.stack(kernels), alphas, dilations) if dilations else h
 
 
 def state_fusion_readout(
@@ -98,16 +147,11 @@ def state_fusion_readout(
         return torch.ops.vssm.state_fusion_readout(h, torch.stack(kernels), alphas, C, u, D, dilations, "")
     else:
         kernels, dilations = list(kernels), list(dilations)
-        _check(h, kernels, alphas, dilations, "taps")
+        _check(h, kernels, alphas, dilations)
         _check_readout(h, C, u, D)
-        path = dispatch.requested()
-        if dilations and path != "reference" and not (prefers_plain(path) and torch.compiler.is_exporting()):
-            stacked = torch.stack(kernels)
-            return call(torch.ops.vssm.state_fusion_readout.default, h, stacked, alphas, C, u, D, dilations, path)
-        dtype = at_least_float32(h, alphas, C, u, D, *kernels)
-        fused = state_fusion(h.to(dtype), kernels, alphas, dilations)
-        C, u, D = to(dtype, C, u, D)
-        return reference.readout(fused, C, u, D)
+        if dilations:
+            return READOUT(h, torch.stack(kernels), alphas, C, u, D, dilations)
+        return reference.readout(*to(at_least_float32(h, C, u, D), h, C, u, D))
 
 
 def fold_kernels(
@@ -126,9 +170,7 @@ def fold_kernels(
     return _fold(kernels, alphas, dilations)
 
 
-def _check(h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int], form: str) -> None:
-    if form not in FORMS:
-        raise ValueError(f"unknown form {form!r}: choose one of {', '.join(FORMS)}")
+def _check(h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int]) -> None:
     if h.dim() != 4:
         raise ValueError(f"h must be (B, C, H, W), got {tuple(h.shape)}; a state dim of 1 goes with .squeeze(...)")
     not_empty(h, "h")
@@ -169,6 +211,6 @@ def _check_readout(h: Tensor, C: Tensor, u: Tensor | None, D: Tensor | None) -> 
         raise ValueError(f"u and D belong together, got only {'D' if u is None else 'u'}; give both or neither")
     if u is not None and u.shape != h.shape:
         raise ValueError(f"u must have the shape of h, {tuple(h.shape)}, got {tuple(u.shape)}")
-    check_per_channel("D", D, h.shape[1])
+    per_channel("D", D, h.shape[1])
     floating(C=C, u=u, D=D)
     same_device(h=h, C=C, u=u, D=D)

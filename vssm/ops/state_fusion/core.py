@@ -1,95 +1,55 @@
-"""State fusion on the compiled core (csrc/kernels/state_fusion.cpp): channels-last maps, no autograd."""
-
-import struct
+"""State fusion on the compiled core (csrc/kernels/state_fusion.cpp): channels-last maps, 3x3 kernels, no autograd."""
 
 import torch
 from torch import Tensor
 
 from vssm.ops import native
-from vssm.ops.pointwise import ABSENT, address, channels_last, compute_dtype, dense, empty_map, typed
-
-# struct StateFusionArgs: is_double, batch, height, width, channels, count, kernels, alphas, then (data, type) of h, y,
-# dh, then dkernels, dalphas, C, D, (data, type) of u, dC, dD, (data, type) of du; then the dilations.
-_NO_READOUT = (0, 0, *ABSENT, 0, 0, *ABSENT)
+from vssm.ops.native import ABSENT, typed
+from vssm.ops.state_fusion.fold import reaching
+from vssm.ops.tensors import channels_last, core_dtype, dense, empty_map
 
 
-def _sizes(h: Tensor, dtype: torch.dtype, dilations: list[int]) -> tuple[int, ...]:
-    batch, channels, height, width = h.shape
-    return dtype is torch.float64, batch, height, width, channels, len(dilations)
-
-
-def _call(name: str, *values: int) -> None:
-    native.call(name, struct.pack(f"{len(values)}q", *values))
+def _map(x: Tensor | None) -> Tensor | None:
+    return None if x is None else channels_last(x)
 
 
 def forward(h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]) -> Tensor:
     """See the public function; at least one dilation, kernels (n, C, 1, 3, 3)."""
-    dtype = compute_dtype(h, kernels, alphas)
-    h, kernels, alphas = channels_last(h), dense(kernels, dtype), dense(alphas, dtype)
-    y = empty_map(h)
-    # fmt: off
-    _call(
-        "state_fusion_forward", *_sizes(h, dtype, dilations), address(kernels), address(alphas),
-        *typed(h), *typed(y), *ABSENT, 0, 0, *_NO_READOUT, *dilations,
-    )
-    # fmt: on
-    return y
+    return _forward(core_dtype(h, kernels, alphas), empty_map(h), h, kernels, alphas, None, None, None, dilations)
 
 
-def backward(
-    g: Tensor, h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dh (channels_last memory), dkernels, dalphas."""
-    dtype = compute_dtype(g, h, kernels, alphas)
-    g, h, kernels, alphas = channels_last(g), channels_last(h), dense(kernels, dtype), dense(alphas, dtype)
-    dh, dkernels, dalphas = empty_map(h), torch.empty_like(kernels), torch.empty_like(alphas)
-    # fmt: off
-    _call(
-        "state_fusion_backward", *_sizes(h, dtype, dilations), address(kernels), address(alphas),
-        *typed(h), *typed(g), *typed(dh), dkernels.data_ptr(), dalphas.data_ptr(), *_NO_READOUT, *dilations,
-    )
-    # fmt: on
-    return dh, dkernels, dalphas
-
-
-def readout_forward(
-    h: Tensor, kernels: Tensor, alphas: Tensor, C: Tensor, u: Tensor | None, D: Tensor | None, dilations: list[int]
-) -> Tensor:
+def readout_forward(h, kernels, alphas, C, u, D, dilations) -> Tensor:
     """C * fused + D * u, of the compute dtype."""
-    dtype = compute_dtype(h, kernels, alphas, C, u, D)
-    h, kernels, alphas = channels_last(h), dense(kernels, dtype), dense(alphas, dtype)
-    C, D, u = dense(C, dtype), dense(D, dtype), None if u is None else channels_last(u)
-    y = empty_map(h, dtype)
-    # fmt: off
-    _call(
-        "state_fusion_forward", *_sizes(h, dtype, dilations), address(kernels), address(alphas),
-        *typed(h), *typed(y), *ABSENT, 0, 0, address(C), address(D), *typed(u), 0, 0, *ABSENT, *dilations,
-    )
-    # fmt: on
+    dtype = core_dtype(h, kernels, alphas, C, u, D)
+    return _forward(dtype, empty_map(h, dtype), h, kernels, alphas, C, u, D, dilations)
+
+
+def _forward(dtype: torch.dtype, y: Tensor, h, kernels, alphas, C, u, D, dilations) -> Tensor:
+    batch, channels, height, width = h.shape
+    h, u = channels_last(h), _map(u)
+    kernels, alphas, C, D = (dense(t, dtype) for t in (kernels, alphas, C, D))
+    sizes = (dtype is torch.float64, batch, height, width, channels, len(dilations))
+    readout = (C, D, *typed(u), 0, 0, *ABSENT)
+    fields = (*sizes, kernels, alphas, *typed(h), *typed(y), *ABSENT, 0, 0, *readout, *reaching(h, dilations))
+    native.call("state_fusion_forward", *fields)
     return y
 
 
-def readout_backward(
-    g: Tensor,
-    h: Tensor,
-    kernels: Tensor,
-    alphas: Tensor,
-    C: Tensor,
-    u: Tensor | None,
-    D: Tensor | None,
-    dilations: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+def backward(g, h, kernels, alphas, dilations) -> tuple[Tensor | None, ...]:
+    """dh (channels_last memory), dkernels, dalphas."""
+    return readout_backward(g, h, kernels, alphas, None, None, None, dilations)[:3]
+
+
+def readout_backward(g, h, kernels, alphas, C, u, D, dilations) -> tuple[Tensor | None, ...]:
     """dh, dkernels, dalphas, dC, du, dD; the maps in channels_last memory."""
-    dtype = compute_dtype(g, h, kernels, alphas, C, u, D)
-    g, h, kernels, alphas = channels_last(g), channels_last(h), dense(kernels, dtype), dense(alphas, dtype)
-    C, D, u = dense(C, dtype), dense(D, dtype), None if u is None or D is None else channels_last(u)
-    dh, dkernels, dalphas, dC = empty_map(h), torch.empty_like(kernels), torch.empty_like(alphas), torch.empty_like(C)
-    du, dD = None if u is None else empty_map(u), None if D is None else torch.empty_like(D)
-    # fmt: off
-    _call(
-        "state_fusion_backward", *_sizes(h, dtype, dilations), address(kernels), address(alphas),
-        *typed(h), *typed(g), *typed(dh), dkernels.data_ptr(), dalphas.data_ptr(),
-        address(C), address(D), *typed(u), address(dC), address(dD), *typed(du), *dilations,
-    )
-    # fmt: on
+    dtype = core_dtype(g, h, kernels, alphas, C, u, D)
+    batch, channels, height, width = h.shape
+    g, h, u = channels_last(g), channels_last(h), _map(u)
+    kernels, alphas, C, D = (dense(t, dtype) for t in (kernels, alphas, C, D))
+    dkernels, dalphas, dC, dD = (None if t is None else torch.empty_like(t) for t in (kernels, alphas, C, D))
+    dh, du = empty_map(h), None if u is None else empty_map(u)
+    sizes = (dtype is torch.float64, batch, height, width, channels, len(dilations))
+    maps = (*typed(h), *typed(g), *typed(dh), dkernels, dalphas)
+    readout = (C, D, *typed(u), dC, dD, *typed(du))
+    native.call("state_fusion_backward", *sizes, kernels, alphas, *maps, *readout, *reaching(h, dilations))
     return dh, dkernels, dalphas, dC, du, dD

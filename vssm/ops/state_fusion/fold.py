@@ -4,6 +4,12 @@ import torch
 from torch import Tensor
 
 
+def reaching(h: Tensor, dilations: list[int]) -> list[int]:
+    """The dilations cut off at the longer side of the map h, from where on a tap sees the repeated border anyway."""
+    size = max(h.shape[2], h.shape[3])
+    return [min(d, size) for d in dilations]
+
+
 def fold_kernels(kernels: list[Tensor] | Tensor, alphas: Tensor, dilations: list[int]) -> Tensor:
     """One kernel that does the work of all: alpha_i K_i on the grid of dilation i, taps that coincide added.
 

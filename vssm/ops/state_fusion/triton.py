@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from vssm.ops import gpu
-from vssm.ops.pointwise import channels_last, empty_map
 from vssm.ops.ss2d import triton_readout
-from vssm.ops.state_fusion.fold import fold_kernels, unfold_gradient
+from vssm.ops.state_fusion.fold import fold_kernels, reaching, unfold_gradient
+from vssm.ops.tensors import channels_last, empty_map
 
 PIXELS = 32
 # Programs that share the pixels in the backward of the weights; see selective_scan/triton.py.
@@ -149,7 +149,8 @@ def _offsets(dilations: tuple[int, ...], device: torch.device) -> Tensor:
 class _Taps:
     """The distinct taps of some dilations: offsets, and where they lie in the folded kernel."""
 
-    def __init__(self, kernels: Tensor, alphas: Tensor, dilations: list[int]):
+    def __init__(self, h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]):
+        dilations = reaching(h, dilations)
         self.reach = max(dilations)
         self.offsets = _offsets(tuple(dilations), kernels.device)
         self.index = (self.offsets.long() + self.reach).unbind(1)
@@ -227,21 +228,21 @@ def _fold_border(padded: Tensor, dim: int, reach: int) -> Tensor:
 
 def forward(h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]) -> Tensor:
     """See the public function; kernels (n, C, 1, 3, 3), at least one dilation."""
-    return _fuse(h, _Taps(kernels, alphas, dilations), None, None, None, empty_map(h))
+    return _fuse(h, _Taps(h, kernels, alphas, dilations), None, None, None, empty_map(h))
 
 
 def backward(
     g: Tensor, h: Tensor, kernels: Tensor, alphas: Tensor, dilations: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dh (channels_last memory), dkernels, dalphas."""
-    return _backward(g, h, _Taps(kernels, alphas, dilations), None)
+    return _backward(g, h, _Taps(h, kernels, alphas, dilations), None)
 
 
 def readout_forward(
     h: Tensor, kernels: Tensor, alphas: Tensor, C: Tensor, u: Tensor | None, D: Tensor | None, dilations: list[int]
 ) -> Tensor:
     """C * fused + D * u, float32."""
-    return _fuse(h, _Taps(kernels, alphas, dilations), C.contiguous(), u, D, empty_map(h, torch.float32))
+    return _fuse(h, _Taps(h, kernels, alphas, dilations), C.contiguous(), u, D, empty_map(h, torch.float32))
 
 
 def readout_backward(
@@ -255,7 +256,7 @@ def readout_backward(
     dilations: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """dh, dkernels, dalphas, dC, du, dD. The fusion is computed once more, for dC."""
-    taps = _Taps(kernels, alphas, dilations)
+    taps = _Taps(h, kernels, alphas, dilations)
     g = channels_last(g)
     fused = _fuse(h, taps, None, None, None, empty_map(h, torch.float32)).permute(0, 2, 3, 1)[:, None, None]
     dC = triton_readout.gradient_of_weights(g, fused, C[:, None])[:, 0]

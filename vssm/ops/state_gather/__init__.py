@@ -9,14 +9,27 @@ the places are continuous and two-dimensional is our reading; see docs/differenc
 import torch
 from torch import Tensor
 
-from vssm.ops import dispatch
 from vssm.ops.checks import floating, same_device
-from vssm.ops.library import at_least_float32
-from vssm.ops.pointwise import call, to
-from vssm.ops.state_gather import op as _op  # noqa: F401  (registers the operators)
-from vssm.ops.state_gather import reference
+from vssm.ops.operator import Operator
+from vssm.ops.state_gather import core, reference
+from vssm.ops.state_gather.grid_sample import grid_sampled
+from vssm.ops.tensors import STATES
 
 __all__ = ["state_gather"]
+
+_state_gather = Operator(
+    "state_gather(Tensor h, Tensor offsets, Tensor weights) -> Tensor",
+    shape=lambda h, *_: h.shape,
+    reference=reference.state_gather,
+    torch_path=grid_sampled,
+    core=core,
+    triton="vssm.ops.state_gather.triton",
+    result="at least float32",
+    order=STATES,
+    gradient_orders={"h": STATES},
+    # A bilinear sample is 4 multiply-adds, as an upsampling counts them, and its weight one more.
+    macs=lambda h, offsets, weights: {"sampling": 5 * torch.Size(h).numel() * weights[2]},
+)
 
 
 def state_gather(h: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -41,10 +54,7 @@ def state_gather(h: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         return torch.ops.vssm.state_gather(h, offsets, weights, "")
     else:
         _check(h, offsets, weights)
-        path = dispatch.requested()
-        if path == "reference":
-            return reference.state_gather(*to(at_least_float32(h, offsets, weights), h, offsets, weights))
-        return call(torch.ops.vssm.state_gather.default, h, offsets, weights, path)
+        return _state_gather(h, offsets, weights)
 
 
 def _check(h: Tensor, offsets: Tensor, weights: Tensor) -> None:

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vssm.ops import gpu
-from vssm.ops.pointwise import dense
+from vssm.ops.tensors import dense
 
 PIXELS = 16
 
