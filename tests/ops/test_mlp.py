@@ -1,4 +1,4 @@
-"""The chunked perceptron against its plain composition."""
+"""The blockwise MLP against its plain composition."""
 
 import pytest
 import torch

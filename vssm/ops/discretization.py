@@ -3,9 +3,11 @@
     euler   h_t = exp(dt A) h_{t-1} + dt B u_t                      what Mamba's code and all released weights use
     zoh     h_t = exp(dt A) h_{t-1} + (exp(dt A) - 1) / A B u_t     zero-order hold, the exact solution
 
-VMamba (arXiv 2401.10166), appendix A. The two differ by the factor phi(dt A) = (exp(dt A) - 1) / (dt A) on u, which is
-1 at dt A = 0 and falls to -1 / (dt A) for long steps. The kernels know the first form; the second is the first one on
-inputs multiplied by phi, one state at a time, as phi depends on the state.
+VMamba (arXiv 2401.10166), equation 6 in appendix A, is the first form, there called the first-order Taylor expansion of
+the second, which is Mamba's (arXiv 2312.00752, equation 4). The two differ by the factor
+phi(dt A) = (exp(dt A) - 1) / (dt A) on u, which is 1 at dt A = 0 and falls to -1 / (dt A) for long steps. The kernels
+know the first form; the second is the first one on inputs multiplied by phi, one state at a time, as phi depends on the
+state.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Batch normalisation as the equation says it: the judge of every other path."""
+"""Reference implementation: batch normalisation; the ground truth for all backends."""
 
 import torch
 from torch import Tensor

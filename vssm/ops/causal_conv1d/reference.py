@@ -1,4 +1,4 @@
-"""The causal depthwise convolution as the equation says it: the judge of every other path."""
+"""Reference implementation: the causal depthwise convolution; the ground truth for all backends."""
 
 import torch
 import torch.nn.functional as F

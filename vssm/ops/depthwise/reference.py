@@ -1,4 +1,4 @@
-"""The depthwise 3x3 convolution as the equation says it: the judge of every other path."""
+"""Reference implementation: the depthwise 3x3 convolution; the ground truth for all backends."""
 
 import torch
 import torch.nn.functional as F

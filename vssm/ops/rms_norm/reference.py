@@ -1,4 +1,4 @@
-"""Root mean square normalisation as the equation says it: the judge of every other path."""
+"""Reference implementation: root mean square normalisation; the ground truth for all backends."""
 
 import torch
 from torch import Tensor

@@ -5,7 +5,7 @@
     y_t  = <C_t, h_t> + D u_t                             (D is optional)
 
 VMamba (arXiv 2401.10166), section 3, equations 3 and 4; `initial_state` is their h_a. With discretization="zoh", B_t is
-weighted by (exp(dt_t A) - 1) / A in place of dt_t (appendix A).
+weighted by (exp(dt_t A) - 1) / A in place of dt_t, see `vssm.ops.discretization`.
 """
 
 from functools import partial

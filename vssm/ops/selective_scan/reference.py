@@ -1,7 +1,7 @@
-"""The selective scan as the equation says it: the judge of every other path.
+"""Reference implementation of the selective scan, the ground truth for all backends.
 
-VMamba (arXiv 2401.10166) section 3, equations 3 and 4, with the discretisations of appendix A: A is exponentiated
-exactly, and B enters as dt B (euler) or as (exp(dt A) - 1) / A B (zoh).
+VMamba (arXiv 2401.10166) section 3, equations 3 and 4. A is exponentiated exactly, and B enters as dt B (euler) or as
+(exp(dt A) - 1) / A B (zoh), see `vssm.ops.discretization`.
 """
 
 import math

@@ -5,7 +5,7 @@
     h_k  = exp(dt_k A_k) h_k' + dt_k B_k x                      h_k' = state at the pixel visited before on route k
     y    = sum_k  <C_k, h_k> + D_k x
 
-VMamba (arXiv 2401.10166), section 4.2, figure 3, and appendix A. The fused path never writes the K sequences. Split:
+VMamba (arXiv 2401.10166), section 4.2 and figure 2. The fused path never writes the K sequences. Split:
 `ss2d_states` gives h on the image grid and `ss2d_readout` applies C, D and the merge; what changes the states between
 them (fusion, adaptors) need not know how they came about. Spatial-Mamba is the route list `RASTER` with a fusion there.
 """

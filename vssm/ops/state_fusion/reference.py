@@ -1,4 +1,4 @@
-"""State fusion as the equation says it: the judge of every other path.
+"""Reference implementation: state fusion; the ground truth for all backends.
 
 Spatial-Mamba (arXiv 2410.15091), section 4.1: structure-aware state fusion.
 """

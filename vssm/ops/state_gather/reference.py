@@ -1,4 +1,4 @@
-"""Blending of states as the equation says it: the judge of every other path."""
+"""Reference implementation: blending of states; the ground truth for all backends."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,153 @@
+"""What each operator of the C++ core gains: whole models with one switched off, over the same model with all on.
+
+    python benchmarks/ablation.py                                  every model, batch and mode
+    python benchmarks/ablation.py --models vim_tiny --batch 1      some of them
+    python benchmarks/ablation.py --cpu-time                       processor time, on a machine that is shared
+
+A ratio of 1.10 says that the model takes 1.10 times as long without that operator. Every run with a switch off stands
+between two with all on, and is compared with their mean; a ratio is the median over `--runs` rounds.
+Random weights, float32, 224x224, one thread.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import timm
+import torch
+
+import vssm
+from vssm.ops import dispatch
+
+MODELS = ("vmamba_tiny", "spatial_mamba_tiny", "vim_tiny")
+
+
+@contextlib.contextmanager
+def without_core(*operators: str) -> Iterator[None]:
+    """Run these operators on the path that comes after the core."""
+    kept = {name: dispatch._operators[name] for name in operators}
+    for name, rules in kept.items():
+        dispatch._operators[name] = {path: rule for path, rule in rules.items() if path != "core"}
+    dispatch._chosen.clear()
+    try:
+        yield
+    finally:
+        dispatch._operators.update(kept)
+        dispatch._chosen.clear()
+
+
+@contextlib.contextmanager
+def patched(module, name: str, value) -> Iterator[None]:
+    kept = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, kept)
+
+
+def operators_of(run: Callable[[], None]) -> set[str]:
+    """The operators that a run chooses a path for."""
+    seen: set[str] = set()
+    choose = dispatch.choose
+
+    def recording(op: str, *args, **kwargs):
+        seen.add(op)
+        return choose(op, *args, **kwargs)
+
+    with patched(dispatch, "choose", recording):
+        run()
+    return {name for name in seen if "core" in dispatch._operators[name]}
+
+
+def switches(used: set[str]) -> dict[str, Callable[[], contextlib.AbstractContextManager]]:
+    """What can be switched off in a model that calls these operators, by name."""
+    groups = {name: [name] for name in sorted(used) if not name.startswith(("ss2d", "selective_scan", "state_fusion"))}
+    groups |= {
+        "linear and mlp": ["linear", "mlp"],
+        "scan, fusion and readout in one pass": ["ss2d_fusion"],
+        "state fusion": ["state_fusion", "state_fusion_readout", "ss2d_fusion"],
+        "scans": [name for name in used if name.startswith(("ss2d", "selective_scan"))],
+        "all of them": sorted(used),
+    }
+    found: dict[str, Callable] = {}
+    for label, names in groups.items():
+        present = tuple(name for name in names if name in used)
+        if present and (label in present or len(present) > 1 or label.startswith("sca")):
+            found[label] = lambda present=present: without_core(*present)
+    return found
+
+
+def step(model: torch.nn.Module, images: torch.Tensor, training: bool) -> None:
+    if not training:
+        with torch.inference_mode():
+            model(images)
+        return
+    model.zero_grad(set_to_none=True)
+    model(images).logsumexp(1).sum().backward()
+
+
+def measure(
+    name: str, batch: int, training: bool, runs: int, clock: Callable[[], float], only: list[str] | None = None
+) -> dict[str, float]:
+    """Ratio of each switch: time without, over time with all on."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).train(training)
+    images = torch.randn(batch, 3, 224, 224)
+    cases = switches(operators_of(lambda: step(model, images, training)))
+    cases = {label: off for label, off in cases.items() if only is None or label in only}
+    ratios: dict[str, list[float]] = {label: [] for label in cases}
+
+    def seconds() -> float:
+        start = clock()
+        step(model, images, training)
+        return clock() - start
+
+    for round_ in range(runs + 1):  # the first warms up
+        before = seconds()
+        for label, off in cases.items():
+            with off():
+                without = seconds()
+            after = seconds()
+            if round_:
+                ratios[label].append(2 * without / (before + after))
+            before = after
+    return {label: statistics.median(values) for label, values in ratios.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--mode", nargs="+", default=("eval", "train"), choices=("eval", "train"))
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--only", nargs="+", help="some switches, by the names that the table has")
+    parser.add_argument("--cpu-time", action="store_true", help="time of the processor instead of the clock's")
+    parser.add_argument("--json", type=Path, help="write every ratio here")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(vssm.ops.explain("ss2d"))
+    print(f"torch {torch.__version__}, one thread, median of {args.runs} rounds; time without, over time with all on\n")
+    columns: dict[str, dict[str, float]] = {}
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    for name in args.models:
+        for mode in args.mode:
+            for batch in args.batch:
+                label = f"{name}, {mode}, B={batch}"
+                columns[label] = measure(name, batch, mode == "train", args.runs, clock, args.only)
+                print(label + ": " + ", ".join(f"{k} {v:.2f}" for k, v in columns[label].items()), flush=True)
+                if args.json:
+                    args.json.write_text(json.dumps(columns, indent=1))
+    rows = dict.fromkeys(row for found in columns.values() for row in found)
+    print("\n| switched off | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
+    for row in rows:
+        cells = (f"{found[row]:.2f}" if row in found else "" for found in columns.values())
+        print(f"| {row} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
