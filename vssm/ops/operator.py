@@ -279,7 +279,7 @@ class Operator:
 
         given = tuple(tensors[i] for i in present)
         if is_transformed((*grads, *given)):
-            y, vjp = torch.func.vjp(composed, *given)
+            y, vjp = torch.func.vjp(composed, *given)  # pyright: ignore[reportAssignmentType]
             results = vjp(tuple(grads[i].to(part.dtype) for i, part in zip(wanted, y, strict=True)))
         else:
             with torch.enable_grad():
@@ -385,7 +385,7 @@ class Operator:
                 return backward_op(*inputs)
 
         def backward_flops(*inputs: Any, out_shape: Any = None, **_: Any) -> int:
-            _, tensors, _, options = self._split(inputs)
+            tensors, options = self._split(inputs)[1::2]
             return int(self._backward_macs * self._flops((*tensors, *self._absent, *options)))
 
         LIBRARY.impl(name, backward_kernel, "Autograd")

@@ -163,5 +163,5 @@ def backward(
     source, added = gy if g is None else g, gy if residual else None
     options = {"bias": None, "SILU": False, "FLIP": True}
     gpu.launch(convolve, _grid(tile), x.device, x=source, added=added, y=dx, **options, **common)
-    dsums = sums.sum(0)
-    return dx, dsums[:9].t().reshape(weight.shape), None if bias is None else dsums[9]
+    dtaps, dbias = sums[:, :9].sum(0), None if bias is None else sums[:, 9].sum(0)
+    return dx, dtaps.t().reshape(weight.shape), dbias
