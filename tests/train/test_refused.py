@@ -45,6 +45,9 @@ def settings_with(**changes):
         ({"trainer__args": {"overfit_batches": 1}}, r"trainer\.args\.overfit_batches cannot be changed"),
         ({"trainer__args": {"val_check_interval": 7}}, "val_check_interval is 7, an epoch has 6 batches only"),
         ({"trainer__args": {"max_time": "x"}}, r"Lightning refuses these trainer settings \(.*max_time=x"),
+        ({"trainer__args": {"max_time": "00:00:00:00"}}, "max_time is 00:00:00:00, which leaves no time to train"),
+        ({"trainer__args": {"max_time": 0}}, r"Lightning refuses these trainer settings \(.*max_time=0"),
+        ({"trainer__args": {"max_time": {"seconds": -1}}}, "max_time is .*, which leaves no time to train"),
         ({"trainer__strategy": "nonsense"}, r"Lightning refuses these trainer settings \(.*strategy=nonsense"),
         ({"data__auto_augment": "nonsense"}, "auto_augment is 'nonsense', which timm cannot read: Unknown AA policy"),
         ({"data__auto_augment": "rand-m9-mstdx"}, "timm cannot read: 'mstdx' is no letters followed by a number"),
@@ -70,7 +73,12 @@ def test_policies_of_timm_are_taken(policy):
 def test_the_command_writes_nothing_and_exits_with_one_line(tmp_path, capsys):
     out = tmp_path / "run"
     argv = ["fit", "--model", "vmamba_nano", "--data.root", str(IMAGES), "--accelerator", "cpu", "--out", str(out)]
-    for more in (["--model.args.in_chans", "1"], ["--trainer.limit-train-batches", "0"], ["--data.auto-augment", "x"]):
+    for more in (
+        ["--model.args.in_chans", "1"],
+        ["--trainer.limit-train-batches", "0"],
+        ["--data.auto-augment", "x"],
+        ["--trainer.args.max_time", "00:00:00:00"],
+    ):
         assert main([*argv, *more]) == 1
         error = capsys.readouterr().err.strip()
         assert error.startswith("vssm: error: ") and "\n" not in error
@@ -78,7 +86,7 @@ def test_the_command_writes_nothing_and_exits_with_one_line(tmp_path, capsys):
 
 
 def test_a_training_without_a_checkpoint_is_an_error(tmp_path):
-    settings = settings_with(trainer__args={"max_time": "00:00:00:00"})
+    settings = settings_with(trainer__args={"max_time": {"microseconds": 1}})
     settings.out = str(tmp_path / "run")
     with pytest.raises(ValueError, match="training ended before the first checkpoint; let it run longer"):
         fit(build(settings), start_run(settings))

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vssm._words import nearest
@@ -55,7 +55,7 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
     has_bar = any(hasattr(callback, "enable") for callback in callbacks)
     named = {name: value for name, value in vars(settings.trainer).items() if name != "args"}
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **named,
             **more,
             callbacks=list(callbacks),
@@ -67,8 +67,12 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-    except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
+    except (AttributeError, MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
         raise ValueError(f"{asked_for(settings.trainer)}: {' '.join(str(error).split())}") from error
+    for timer in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(timer, Timer) and (timer.time_remaining() or 0) <= 0:
+            raise ValueError(f"trainer.args.max_time is {more.get('max_time')}, which leaves no time to train")
+    return trainer
 
 
 def asked_for(chosen: TrainerSettings) -> str:
