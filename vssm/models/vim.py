@@ -191,7 +191,7 @@ class Vim(Backbone):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        init_linear(self.head.fc)
+        self.head.apply(init_linear)
         lecun_normal_(self.patch_embed.proj.weight)
         if self.patch_embed.proj.bias is not None:
             nn.init.zeros_(self.patch_embed.proj.bias)

@@ -147,12 +147,16 @@ class VMambaBlock(Shortcut):
         if self.shortcuts:
             return self._with_shortcuts(x)
         x = x + self.drop_path(self.mixer(self.norm1(x)))
-        return x if self.mlp is None else x + self.drop_path(self.mlp(self.norm2(x)))
+        if self.mlp is None or self.norm2 is None:
+            return x
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
     @torch.jit.unused
     def _with_shortcuts(self, x: Tensor) -> Tensor:
         x = add_branch(x, self.norm1, self.mixer, SS2D, self.drop_path)
-        return x if self.mlp is None else add_branch(x, self.norm2, self.mlp, Mlp, self.drop_path)
+        if self.mlp is None or self.norm2 is None:
+            return x
+        return add_branch(x, self.norm2, self.mlp, Mlp, self.drop_path)
 
 
 class VMamba(Hierarchy):
