@@ -152,7 +152,7 @@ def test_what_is_refused(tmp_path):
     refuses(_nano("vim_nano"), "has the adaptors of a vmamba_nano, the model is a vim_nano")
     refuses(vssm.create_model("vmamba_nano", num_classes=6), "the number of classes that the adaptors were trained for")
     file.write_bytes(b"nonsense")
-    refuses(_nano(), "is no .safetensors file")
+    refuses(_nano(), "is not a whole safetensors file")
 
 
 def test_counted_and_compiled():

@@ -69,7 +69,7 @@ def _fetch(url: str, target: Path) -> None:
 def _check_record(url: str, target: Path) -> None:
     record = target.parent / RECORD
     try:
-        known = json.loads(record.read_text()) if record.exists() else {}
+        known: dict[str, dict[str, str]] = json.loads(record.read_text()) if record.exists() else {}
     except json.JSONDecodeError as error:
         raise DownloadError(f"{record} is damaged ({error}); delete it, and the hashes are recorded anew") from error
     found = sha256(target)

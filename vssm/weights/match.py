@@ -1,8 +1,9 @@
 """The names of a file beside those of a model: what fits, and what is said when it does not."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from timm.models import clean_state_dict
 from torch import Tensor, nn
@@ -39,8 +40,8 @@ def _prefix_before(target: Mapping[str, object], names: Mapping[str, object]) ->
 
 def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
     """How the names of a timm model's classifiers begin; () for a model that does not say."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    classifier = cfg.get("classifier") or ()
+    cfg = cast(Mapping[str, Any], getattr(model, "pretrained_cfg", None) or {})
+    classifier: str | Sequence[str] = cfg.get("classifier") or ()
     return tuple(f"{prefix}." for prefix in ((classifier,) if isinstance(classifier, str) else classifier))
 
 

@@ -8,11 +8,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vssm.weights.archive import check_archive, check_legacy
@@ -48,7 +47,7 @@ class _Mapping:
     """Makes plain dictionaries of what a file declares to be a dictionary class."""
 
     def __new__(cls, *args: object) -> Any:
-        return OrderedDict()
+        return OrderedDict[Any, Any]()
 
 
 class _Object:
@@ -61,8 +60,10 @@ class _Object:
         pass
 
 
-_PLACEHOLDERS: list[Any] = [(_Mapping, name) for name in _IGNORED_MAPPINGS]
-_PLACEHOLDERS += [(_Object, name) for name in _IGNORED_OBJECTS]
+_PLACEHOLDERS: list[Any] = [
+    *((_Mapping, name) for name in _IGNORED_MAPPINGS),
+    *((_Object, name) for name in _IGNORED_OBJECTS),
+]
 
 
 @dataclass(frozen=True)
@@ -96,24 +97,38 @@ def read_content(path: Path, max_bytes: int = MAX_BYTES) -> Any:
     """All that a file holds: plain types and tensors. Errors as `read_checkpoint`."""
     _check_file(path, max_bytes)
     if path.suffix == ".safetensors" or _looks_like_safetensors(path):
-        return _read_safetensors(path)
+        tensors, _ = read_safetensors(path, max_bytes)
+        return tensors
     return _read_pickle(path, max_bytes)
+
+
+def read_safetensors(path: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a .safetensors file. Errors as `read_checkpoint`."""
+    _check_file(path, max_bytes)
+    try:
+        with cast(Any, safe_open)(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, OverflowError, TypeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file, or not of torch's types ({_first_line(error)}); download it again"
+        ) from error
 
 
 def take_state_dict(content: Any, ema: bool, origin: str) -> tuple[dict[str, Tensor], str]:
     """The state dict inside a file's content, and the entry that held it."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{origin} holds a {type(content).__name__}, not a dictionary of weights")
+    held = cast(Mapping[Any, Any], content)
     wanted = _EMA_ENTRIES if ema else _ENTRIES
-    if not ema and not any(isinstance(value, Tensor) for value in content.values()):
+    if not ema and not any(isinstance(value, Tensor) for value in held.values()):
         wanted += _EMA_ENTRIES  # a file of averaged weights alone
-    entry = next((name for name in wanted if isinstance(content.get(name), Mapping)), "")
+    entry = next((name for name in wanted if isinstance(held.get(name), Mapping)), "")
     if ema and not entry:
         raise CheckpointError(f"{origin} has no averaged weights ({' or '.join(_EMA_ENTRIES)}); pass ema=False")
-    content = content[entry] if entry else content
-    tensors = {name: t.detach() for name, t in content.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    held = cast(Mapping[Any, Any], held[entry]) if entry else held
+    tensors = {name: t.detach() for name, t in held.items() if isinstance(name, str) and isinstance(t, Tensor)}
     if not tensors:
-        names = ", ".join(name[:80] for name in list(content)[:5] if isinstance(name, str)) or "nothing with a name"
+        names = ", ".join(name[:80] for name in list(held)[:5] if isinstance(name, str)) or "nothing with a name"
         raise CheckpointError(f"{origin} holds no tensors{f' under {entry}' if entry else ''}; it holds {names}")
     check_plain(origin, tensors)
     return tensors, entry
@@ -147,15 +162,6 @@ def _looks_like_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(9)
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, OverflowError, TypeError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole safetensors file, or not of torch's types ({_first_line(error)}); download it again"
-        ) from error
 
 
 def _read_pickle(path: Path, max_bytes: int) -> Any:

@@ -216,7 +216,7 @@ def _our_shape(name: str, tensor: Tensor, family: str) -> Tensor:
     if family != VMAMBA:
         return tensor.unsqueeze(0)
     fits = tensor.numel() > 0 and len(tensor) % 4 == 0
-    return tensor.unflatten(0, (4, -1)) if fits else tensor  # of another shape than any model has: refused there
+    return tensor.reshape(4, -1, *tensor.shape[1:]) if fits else tensor  # of a shape that no model has: refused there
 
 
 def _official_shape(name: str, tensor: Tensor, family: str) -> Tensor:

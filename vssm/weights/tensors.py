@@ -70,7 +70,7 @@ def _is_counter(name: str) -> bool:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or not tensor.numel():
+    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
         return True
     if tensor.element_size() == 1:  # 8-bit floats have next to no operations
         tensor = tensor.float()
