@@ -50,7 +50,7 @@ def settings_with(**changes):
         ({"trainer__args": {"max_time": {"seconds": -1}}}, "max_time is .*, which leaves no time to train"),
         ({"trainer__strategy": "nonsense"}, r"Lightning refuses these trainer settings \(.*strategy=nonsense"),
         ({"data__auto_augment": "nonsense"}, "auto_augment is 'nonsense', which timm cannot read: Unknown AA policy"),
-        ({"data__auto_augment": "rand-m9-mstdx"}, "timm cannot read: 'mstdx' is no letters followed by a number"),
+        ({"data__auto_augment": "rand-m9-mstdx"}, "timm cannot read: 'mstdx' is not letters followed by a number"),
         ({"data__auto_augment": "rand-x9"}, "'rand-x9', which timm cannot read: Unknown RandAugment config section"),
         ({"data__auto_augment": "rand-tnothing"}, "'tnothing' is no set of transforms"),
         ({"data__auto_augment": "augmix-w", "data__augment": False}, "auto_augment is 'augmix-w'"),

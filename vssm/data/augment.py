@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+__all__ = ["random_affine"]
+
 
 def random_affine(
     image: Tensor,

@@ -1,4 +1,4 @@
-"""From samples to a batch, with a place for the images that could not be read."""
+"""From samples to a batch, with the images that could not be read listed beside it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils.data import default_collate  # pyright: ignore[reportUnknownVariableType]
 
 from vssm.data.unreadable import Indexed, Unreadable
+
+__all__ = ["Batch", "Collate", "Pair", "Stack", "collate", "stack_labels"]
 
 Pair = tuple[Any, Any]
 Stack = Callable[[Sequence[Pair]], tuple[Any, Any]]

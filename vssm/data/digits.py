@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 from vssm.data.augment import random_affine
 from vssm.data.preprocess import Preprocess
 
+__all__ = ["CLASSES", "MEAN", "STD", "TEST_FRACTION", "Digits", "load_digits", "preprocess"]
+
 CLASSES = tuple("0123456789")
 TEST_FRACTION = 0.2
 # Mean and standard deviation of all pixels of the enlarged scans, grey values in 0..1.
@@ -51,9 +53,9 @@ def load_digits(
     )
 
     scans, labels = cast(tuple[np.ndarray, np.ndarray], datasets.load_digits(return_X_y=True))
-    numbers = np.arange(len(labels))
+    indices = np.arange(len(labels))
     split = cast(Any, train_test_split)
-    train, test = split(numbers, test_size=TEST_FRACTION, stratify=labels, random_state=split_seed)
+    train, test = split(indices, test_size=TEST_FRACTION, stratify=labels, random_state=split_seed)
     transform = preprocess(size, interpolation).transform()
     grey = np.round(scans.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = torch.stack([torch.as_tensor(transform(Image.fromarray(scan))) for scan in grey])

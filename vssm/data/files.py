@@ -6,6 +6,8 @@ from pathlib import Path
 
 from vssm._words import printable
 
+__all__ = ["IMAGE_SUFFIXES", "has_image_suffix", "image_files", "plain_name", "printable_name"]
+
 IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 

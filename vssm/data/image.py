@@ -11,6 +11,8 @@ from typing import Any, cast
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+__all__ = ["DAMAGE", "GREY_LEVELS", "MODES", "UPRIGHT", "UnreadableImage", "as_read", "open_image"]
+
 MODES = {1: "L", 3: "RGB"}
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -116,7 +118,7 @@ def _orientation(image: Image.Image) -> int:
 def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
     """Grey of 16 or 32 bits or of floats as 8 bits, by the range of the type and never by that of the image.
 
-    The level that is transparent is laid on white here, while it can be told from its neighbours.
+    The level that is transparent is laid on white here, while it still differs from its neighbours.
     """
     values = np.asarray(image)
     low, high = values.min(), values.max()

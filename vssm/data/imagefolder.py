@@ -14,6 +14,8 @@ from vssm._words import spelled
 from vssm.data.files import IMAGE_SUFFIXES, image_files, printable_name
 from vssm.data.image import open_image
 
+__all__ = ["ImageFolder", "class_names", "require_folder", "some"]
+
 
 class ImageFolder(Dataset[tuple[object, int]]):
     """Image files of one split, sorted by class and name, so that an index means the same on every machine.

@@ -12,6 +12,8 @@ from PIL import Image
 from vssm.data.image import UnreadableImage, open_image
 from vssm.data.parallel import map_ahead
 
+__all__ = ["MIN_SIDE", "ImageFacts", "Inspection", "inspect_image", "inspect_images", "summarise"]
+
 # A training image is decoded no smaller than its crop needs; here it is enough to find damage, so that a large JPEG
 # need not be decoded in full.
 MIN_SIDE = 256
@@ -19,7 +21,7 @@ MIN_SIDE = 256
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One file. `error` says why it cannot be read; `size` (width, height) and the rest are then not known."""
+    """One file. `error` is why it cannot be read; `size` (width, height) and the rest are then not known."""
 
     path: Path
     size: tuple[int, int] = (0, 0)
@@ -81,7 +83,7 @@ def summarise(splits: dict[str, Sequence[tuple[Path, int]]], facts: Iterable[Ima
     unreadable: list[tuple[Path, str]] = []
     kinds: Counter[str] = Counter()
     short_sides: list[int] = []
-    places: dict[bytes, list[tuple[str, int, Path]]] = defaultdict(list)
+    holders: dict[bytes, list[tuple[str, int, Path]]] = defaultdict(list)
     samples = ((name, label) for name, split in splits.items() for _, label in split)
     for (name, label), found in zip(samples, facts, strict=True):
         if found.error is not None:
@@ -90,8 +92,8 @@ def summarise(splits: dict[str, Sequence[tuple[Path, int]]], facts: Iterable[Ima
         counts[name][label] += 1
         kinds[found.kind] += 1
         short_sides.append(min(found.size))
-        places[found.digest].append((name, label, found.path))
-    same = [group for group in places.values() if len(group) > 1]
+        holders[found.digest].append((name, label, found.path))
+    same = [group for group in holders.values() if len(group) > 1]
     return Inspection(
         counts,
         unreadable,

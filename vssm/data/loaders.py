@@ -13,6 +13,8 @@ from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
 from vssm.data.transforms import PixelTransform
 from vssm.data.unreadable import SkipUnreadable
 
+__all__ = ["batches_within", "evaluation_loader", "normalised", "size_of", "training_loader"]
+
 
 def size_of(dataset: Dataset[Any]) -> int:
     """How many samples; torch's Dataset promises no length, ours all have one."""
@@ -58,7 +60,7 @@ def normalised(batch: Batch, normalise: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def batches_within(batches: int, limit: int | float | None) -> int:
-    """How many of `batches` a limit leaves, in Lightning's way: a number of them, or a share rounded down."""
+    """How many of `batches` a limit leaves, in Lightning's way: a count, or a share rounded down."""
     if limit is None:
         return batches
     return int(batches * limit) if isinstance(limit, float) else min(batches, limit)

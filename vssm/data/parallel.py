@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+__all__ = ["R", "T", "map_ahead"]
+
 T = TypeVar("T")
 R = TypeVar("R")
 

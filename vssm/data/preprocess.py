@@ -14,6 +14,8 @@ from torch import nn
 from vssm.data.image import open_image
 from vssm.data.transforms import ImageTransform
 
+__all__ = ["CROP_MODES", "Preprocess", "published_preprocess"]
+
 CROP_MODES = ("center", "squash", "border")
 
 
@@ -79,7 +81,7 @@ class Preprocess:
 def published_preprocess(
     model: str | nn.Module, image_size: int | None = None, use_test_size: bool = False
 ) -> Preprocess:
-    """What timm says about the images of a model, by its name in the registry or built.
+    """What timm records about the images of a model, by its name in the registry or built.
 
     Args:
         model: "resnet50.a1_in1k", or a model with a `pretrained_cfg`.

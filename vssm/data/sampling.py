@@ -16,6 +16,8 @@ from torch.utils.data import Dataset, Sampler
 from vssm.data.batches import Unreadable
 from vssm.data.image import UnreadableImage
 
+__all__ = ["REPLACEMENT_TRIES", "ResumableSampler", "SeededSamples", "ShardSampler", "generators_kept", "seed_all"]
+
 # Half of the images may be unreadable (then training stops): all tries fail with a probability of 2e-10.
 REPLACEMENT_TRIES = 32
 

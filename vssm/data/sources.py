@@ -11,13 +11,15 @@ from typing import BinaryIO
 from vssm.data.files import image_files
 from vssm.data.image import UnreadableImage
 
+__all__ = ["ListedName", "find_files", "listed_names"]
+
 
 def find_files(names: Iterable[str]) -> Iterator[Path | UnreadableImage]:
     """The files that `names` stand for, in order, found as they are asked for.
 
     A folder is searched by `image_files`. What does not exist and has *, ? or [ in it is a pattern; ** stands for any
     number of folders. Anything else is a file, there or not. What leads nowhere, a pattern without a match or a folder
-    that cannot be listed, comes as an UnreadableImage in its place.
+    that cannot be listed, comes as an UnreadableImage instead.
     """
     for name in names:
         if isinstance(name, ListedName) and not glob.has_magic(name) and not os.path.lexists(name):

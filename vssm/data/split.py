@@ -10,6 +10,8 @@ from pathlib import Path
 from vssm._words import spelled
 from vssm.data.imagefolder import require_folder
 
+__all__ = ["LAYOUT", "Sample", "hold_out", "training_and_validation"]
+
 LAYOUT = "train/CLASS/IMAGE and val/CLASS/IMAGE, or CLASS/IMAGE alone"
 _OTHER_NAMES = ("valid", "validation", "dev", "eval")
 
@@ -67,8 +69,8 @@ def hold_out(
             continue
         held = min(max(round(share * len(drawn)), 1), len(drawn) - 1)
         last = sorted(drawn)[held - 1]
-        for number, sample in drawn:
-            (val if (number, sample) <= last else train).append(sample)
+        for value, sample in drawn:
+            (val if (value, sample) <= last else train).append(sample)
     return train, val, alone
 
 

@@ -15,6 +15,8 @@ from vssm.data.preprocess import Preprocess
 from vssm.data.split import hold_out, training_and_validation
 from vssm.settings import DataSettings
 
+__all__ = ["Splits", "Transform", "load_splits"]
+
 Transform = Callable[[Image.Image], object]
 
 

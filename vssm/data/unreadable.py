@@ -12,11 +12,23 @@ from torch.utils.data import Dataset
 from vssm.data.files import plain_name
 from vssm.data.image import UnreadableImage
 
+__all__ = [
+    "COLUMNS",
+    "Indexed",
+    "SkipUnreadable",
+    "TooManyUnreadable",
+    "Unreadable",
+    "UnreadableLog",
+    "check_share",
+    "read_unreadable",
+    "reasons",
+]
+
 COLUMNS = ("path", "reason")
 
 
 class Unreadable(NamedTuple):
-    """Takes the place of a sample whose file cannot be used; `instead` is the sample to take for it, if any."""
+    """Stands for a sample whose file cannot be used; `instead` is the sample to take for it, if any."""
 
     path: str
     reason: str

@@ -26,7 +26,7 @@ class TrainedModel:
     """What a checkpoint of `vssm fit` knows: the settings, the classes, the preprocessing, the (averaged) weights.
 
     `images` counts the images of each class that it was trained and validated on, `fingerprints` stand for their names;
-    both are empty when it does not say.
+    both are empty when it has none.
     """
 
     file: Path

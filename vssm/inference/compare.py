@@ -15,7 +15,7 @@ from vssm.inference.predictor import Predictor
 
 @dataclass(frozen=True)
 class Pair:
-    """What two models say about one image. When one of them has an error, `agree` means nothing."""
+    """The predictions of two models for one image. When one of them has an error, `agree` means nothing."""
 
     first: Prediction
     second: Prediction

@@ -71,14 +71,14 @@ def evaluate(
     """Evaluates `model`, in the mode and on the device that it is in, on the images of `splits.val`.
 
     Args:
-        limit_batches: the first batches only, by number or (a float) by their share
+        limit_batches: the first batches only: a count or (a float) a share
         precision: 32-true, bf16-mixed or 16-mixed, as a training has it
         details: above 0: metrics that cost memory per image too, with at most so many examples of mistakes
         kind: what the images are called in a message
         progress: called with (images done, planned) after each batch
 
     Images that cannot be read are left out. Raises ValueError when they are more than half (TooManyUnreadable), when
-    the limit leaves no image, or when the metrics have a problem, the model giving no finite number for example.
+    the limit leaves no image, or when the metrics have a problem, non-finite outputs for example.
     """
     device = next(model.parameters()).device
     loader = evaluation_loader(
@@ -97,7 +97,7 @@ def evaluate(
     assert isinstance(metrics, nn.Module)
     metrics.to(device)
     unreadable: list[Unreadable] = []
-    began, done = time.perf_counter(), 0
+    start, done = time.perf_counter(), 0
     with torch.inference_mode(), _computing_in(precision, device):
         for batch in islice(loader, batches):
             unreadable += batch.unreadable
@@ -112,7 +112,7 @@ def evaluate(
             done += len(batch.targets) + len(batch.unreadable)
             if progress is not None:
                 progress(done, planned)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     quality = metrics.compute()
     if (problem := quality.problem()) is not None:
         raise ValueError(f"{quality.images} {kind} images: {problem}")

@@ -1,4 +1,4 @@
-"""Naming images: batched, in the order given, a file that cannot be read reported in its place."""
+"""Classifying images: batched, in the order given; a file that cannot be read is reported in order too."""
 
 import os
 from collections.abc import Generator, Iterable, Sequence
@@ -20,7 +20,7 @@ from vssm.tasks.task import Task
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's classes, most probable first; `error` says why there are none."""
+    """One image's classes, most probable first; `error` is why there are none."""
 
     path: Path
     classes: tuple[tuple[str, float], ...] = ()
@@ -41,16 +41,16 @@ def predict(
 
     `threads` (one per core when not given) read the next batch while the model works on this one; no more than two
     batches are held. An UnreadableImage among the files becomes a Prediction with that error; an image in memory is
-    named by its file, where it knows it, or by its number.
+    named by its file, where it knows it, or by its index.
     """
     transform = preprocess.transform()
 
     def read(numbered: tuple[int, Path | UnreadableImage | Image.Image]) -> tuple[Path, Tensor | str]:
-        number, file = numbered
+        index, file = numbered
         if isinstance(file, UnreadableImage):
             return file.path, file.reason
         if isinstance(file, Image.Image):
-            name = Path(getattr(file, "filename", "") or f"image {number}")
+            name = Path(getattr(file, "filename", "") or f"image {index}")
             try:
                 return name, transform.pixels(as_read(file, preprocess.channels, name))
             except UnreadableImage as error:

@@ -100,7 +100,7 @@ class RunDir:
         write_yaml(self.config, plain)
 
     def read_environment(self) -> dict[str, Any]:
-        """Versions, hardware and start of the training; nothing for a run that does not say."""
+        """Versions, hardware and start of the training; empty for a run without them."""
         file = self.path / ENVIRONMENT
         return read_yaml(file) if file.exists() else {}
 

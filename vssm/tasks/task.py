@@ -107,9 +107,9 @@ class Task(Protocol):
         ...
 
     def results(self, outputs: Any, classes: Sequence[str], top_k: int) -> list[Any]:
-        """What the network's outputs say about each image of a batch."""
+        """The result for each image of a batch, from the network's outputs."""
         ...
 
     def draw(self, image: Image.Image, result: Any) -> Image.Image:
-        """What was found (or is true) drawn on an image; the image itself where it is said beside it in words."""
+        """What was found (or is true) drawn on an image; the image itself where the result is text beside it."""
         ...

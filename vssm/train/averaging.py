@@ -22,7 +22,7 @@ class AverageWeights(WeightAveraging):
 
     Lightning's own EMAWeightAveraging takes one tensor at a time and walks through the modules at every step. Here the
     tensors are listed once and averaged in one call; `benchmarks/train_loop.py` shows what is left of the cost. Buffers
-    that are no floating-point numbers (counters) are copied.
+    that are not floating-point (counters) are copied.
     """
 
     def __init__(self, decay: float, warmup: bool = True):

@@ -21,7 +21,7 @@ from vssm.train.tensorboard import TensorBoard
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the old file and takes its place at the end: a killed process leaves the last good one."""
+    """Writes beside the old file and replaces it at the end: a killed process leaves the last good one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raises OSError with the name of the file when it cannot be written, the disk being full for example."""

@@ -30,7 +30,7 @@ class Loaders(L.LightningDataModule):
         return batches_within(batches, trainer.limit_train_batches)
 
     def check(self, trainer: L.Trainer) -> None:
-        """Raises ValueError when an epoch, or its validation, would be over before it began."""
+        """Raises ValueError when an epoch, or its validation, would have no batch."""
         share, limit = self._train_share(trainer), trainer.limit_train_batches
         if share == 0:
             raise ValueError(
@@ -58,7 +58,7 @@ class Loaders(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         # Lightning must not ask for this before it has restored its counters, or a resumed run would start the epoch
-        # anew: `estimated_stepping_batches` and its like are not to be used while the optimizer is configured.
+        # again: `estimated_stepping_batches` and its like are not to be used while the optimizer is configured.
         trainer, settings = self._trainer, self.settings
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         sampler = ResumableSampler(

@@ -23,13 +23,13 @@ def environment() -> dict[str, str]:
     return {
         "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "hardware": machine,
-        "versions": ", ".join(f"{name} {number}" for name, number in versions.items())
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items())
         + f", Python {platform.python_version()}",
     }
 
 
 def _processor() -> str:
-    """The processor's own name; Linux tells it only in /proc."""
+    """The processor's own name; Linux has it only in /proc."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

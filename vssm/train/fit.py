@@ -112,7 +112,7 @@ def fit(
             weights_only=True if resume else None,
         )
     except SystemExit:
-        # How Lightning leaves on Ctrl-C and SIGTERM, deaf to further Ctrl-C; what to say then is up to the caller.
+        # How Lightning leaves on Ctrl-C and SIGTERM, deaf to further Ctrl-C; the message is up to the caller.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from None
     except MisconfigurationException as error:
@@ -150,7 +150,7 @@ def temperature_of(experiment: Experiment) -> AnnealTemperature | None:
 def start_run(settings: Settings) -> RunDir:
     """Creates the run directory (a free name under runs/ when none is given), writes config.yaml and environment.yaml.
 
-    The processes that Lightning starts for further devices are told the directory through the environment.
+    The processes that Lightning starts for further devices find the directory in the environment.
     """
     inherited = os.environ.get("VSSM_RUN_DIR")
     if inherited and not is_first_process():
@@ -160,7 +160,7 @@ def start_run(settings: Settings) -> RunDir:
     try:
         run.write_config(settings.as_dict())
         run.write_environment(environment())
-    except OSError:  # a disk that is full before anything began: leave nothing behind
+    except OSError:  # a disk that is full before anything was written: leave nothing behind
         run.close()
         shutil.rmtree(run.path)
         raise

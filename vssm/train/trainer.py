@@ -42,7 +42,7 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
     more = settings.trainer.args
     _check_arguments(more)
     _check_device(settings.trainer)
-    # A profiler tells what it found through this logger.
+    # A profiler reports through this logger.
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO if "profiler" in more else logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # True of Lightning's own samplers; ours start where the checkpoint says.
@@ -88,7 +88,7 @@ def _check_device(chosen: TrainerSettings) -> None:
     if chosen.accelerator not in ("auto", "cpu") and present is None:
         raise ValueError(f"trainer.accelerator is {chosen.accelerator}, but torch finds none here; choose cpu or auto")
     if chosen.precision in ("16-mixed", "16") and (chosen.accelerator == "cpu" or present is None):
-        # Lightning would take bf16-mixed in its place, with a warning.
+        # Lightning would take bf16-mixed instead, with a warning.
         raise ValueError("trainer.precision is 16-mixed, which needs a GPU; on the CPU choose bf16-mixed or 32-true")
 
 

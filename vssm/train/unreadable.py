@@ -16,7 +16,7 @@ from vssm.data.unreadable import TooManyUnreadable, UnreadableLog, check_share, 
 class CountUnreadable(Callback):
     """Counts the unreadable images of the present epoch; the first of all is a warning, each is a row of `file`.
 
-    In training another image takes the place of each, in validation it is left out. Stops with TooManyUnreadable as
+    In training another image replaces each, in validation it is left out. Stops with TooManyUnreadable as
     soon as they are more than half of an epoch's images.
     """
 
@@ -63,7 +63,7 @@ class CountUnreadable(Callback):
         if part == "train" and len(batch.targets) == 0:
             path, reason, _ = batch.unreadable[0]
             raise TooManyUnreadable(
-                f"no image could be read in the place of {len(batch.unreadable)} damaged {kind} images, for example "
+                f"no image could be read instead of {len(batch.unreadable)} damaged {kind} images, for example "
                 f"{path}: {reason}. `vssm check FOLDER` lists them"
             )
 

@@ -8,6 +8,8 @@ from vssm.weights.errors import CheckpointError
 from vssm.weights.pickle_cost import MAX_BYTES as MAX_PICKLE_BYTES
 from vssm.weights.pickle_cost import check_pickle
 
+__all__ = ["LEGACY_PICKLES", "MAX_RATIO", "check_archive", "check_legacy"]
+
 # torch.save does not compress, and trained weights hardly shrink.
 MAX_RATIO = 100
 # In a row at the beginning of a file of torch before 1.6: magic number, version, system, content, names of storages.
@@ -45,11 +47,11 @@ def _check_sizes(path: Path, entries: list[zipfile.ZipInfo], max_bytes: int) -> 
 
 
 def check_legacy(path: Path) -> None:
-    """Raises CheckpointError for an excessive file of torch before 1.6: pickles in a row, then the numbers."""
+    """Raises CheckpointError for an excessive file of torch before 1.6: pickles in a row, then the values."""
     with path.open("rb") as file:
         data = file.read(MAX_PICKLE_BYTES)
     at: int | None = 0
     for _ in range(LEGACY_PICKLES):
         if at is None or at >= len(data):
-            return  # torch's reader stops there, and says why
+            return  # torch's reader stops there and reports why
         at = check_pickle(data, at, str(path))

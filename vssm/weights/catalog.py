@@ -5,6 +5,16 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+__all__ = [
+    "CATALOG",
+    "SPATIAL_MAMBA_PAGE",
+    "VMAMBA_FILES",
+    "VMAMBA_PAGE",
+    "Weights",
+    "no_weights_error",
+    "pretrained_cfg",
+]
+
 VMAMBA_PAGE = "https://github.com/MzeroMiko/VMamba/blob/main/assets/performance.md"
 VMAMBA_FILES = "https://github.com/MzeroMiko/VMamba/releases/download"
 SPATIAL_MAMBA_PAGE = "https://github.com/EdwardChasel/Spatial-Mamba#-main-results"
@@ -79,7 +89,7 @@ def pretrained_cfg(variant: str, **changes: Any) -> dict[str, Any]:
 
 
 def no_weights_error(name: str) -> RuntimeError:
-    """What to say when pretrained=True has no file that a program could fetch."""
+    """The error when pretrained=True has no file that a program could fetch."""
     weights = CATALOG.get(name)
     if weights is None:
         return RuntimeError(f"no trained weights are published for {name}; build it with pretrained=False")

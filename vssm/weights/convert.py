@@ -15,6 +15,8 @@ from vssm.weights.read import read_checkpoint
 from vssm.weights.rename import is_ours
 from vssm.weights.tensors import check_values
 
+__all__ = ["convert"]
+
 _A_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 

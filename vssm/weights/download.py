@@ -15,6 +15,8 @@ import torch
 
 from vssm._writing import replacing
 
+__all__ = ["CHUNK", "MAX_BYTES", "RECORD", "TIMEOUT_S", "DownloadError", "download", "sha256"]
+
 RECORD = "sha256.json"
 TIMEOUT_S = 30
 CHUNK = 1 << 20
@@ -71,7 +73,7 @@ def _check_record(url: str, target: Path) -> None:
     try:
         known: dict[str, dict[str, str]] = json.loads(record.read_text()) if record.exists() else {}
     except json.JSONDecodeError as error:
-        raise DownloadError(f"{record} is damaged ({error}); delete it, and the hashes are recorded anew") from error
+        raise DownloadError(f"{record} is damaged ({error}); delete it, and the hashes are recorded again") from error
     found = sha256(target)
     expected = known.setdefault(target.name, {"sha256": found, "url": url})["sha256"]
     if found != expected:

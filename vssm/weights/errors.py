@@ -2,6 +2,8 @@
 
 from vssm._words import printable
 
+__all__ = ["CheckpointError"]
+
 
 class CheckpointError(ValueError):
     """A file that is not a checkpoint, or not one of this model. The model is left as it was.

@@ -17,6 +17,8 @@ from vssm.weights.read import MAX_BYTES, read_checkpoint, take_state_dict
 from vssm.weights.rename import OURS, SPATIAL_MAMBA, VIM, VMAMBA, family_of, to_ours
 from vssm.weights.tensors import check_values
 
+__all__ = ["LoadReport", "checkpoint_filter_fn", "load_checkpoint", "to_our_names"]
+
 _HEAD = "head.fc."
 _POSITIONS = ("pos_embed.weight", "pos_embed")  # a map; the tokens of Vim
 # How the weights of a network begin, whatever wraps it.
@@ -28,7 +30,7 @@ class LoadReport:
     """What `load_checkpoint` did.
 
     loaded: tensors copied. entry: where the file kept them ("model", "model_ema", "state_dict" or "").
-    unused: names of the file (ours, for a network's weights) that the model has no place for.
+    unused: names of the file (ours, for a network's weights) that the model does not have.
     initialised: names of the model that the file has nothing for and that keep their initial values.
     resized: what became of a position embedding for another image size, or "".
     kept: names that are no family's and that `convert` wrote as they are.
@@ -100,9 +102,9 @@ def load_checkpoint(
             raise ValueError(f"{type(model).__name__} names no classifier to reset (pretrained_cfg['classifier'])")
         unused += [name for name in source if name.startswith(classifiers)]
         source = {name: tensor for name, tensor in source.items() if not name.startswith(classifiers)}
-    no_place = [name for name in source if name not in target]
-    tolerated = {name for name in no_place if ours and _is_beyond(name, target)}
-    unused += [name for name in no_place if name in tolerated]
+    unknown = [name for name in source if name not in target]
+    tolerated = {name for name in unknown if ours and _is_beyond(name, target)}
+    unused += [name for name in unknown if name in tolerated]
     absent = [name for name in target if name not in source]
     initialised = [name for name in absent if _may_be_absent(name, source, classifiers if head == "reset" else ())]
 
@@ -203,7 +205,7 @@ def _may_be_absent(name: str, source: Mapping[str, object], classifiers: tuple[s
 
 
 def _resize_positions(source: dict[str, Tensor], target: Mapping[str, Tensor], model: nn.Module) -> str:
-    """Puts a position embedding of `source` on the model's grid, and says so; "" when there was nothing to do."""
+    """Puts a position embedding of `source` on the model's grid and reports it; "" when there was nothing to do."""
     for name in _POSITIONS:
         if name not in source or name not in target or source[name].shape == target[name].shape:
             continue

@@ -1,4 +1,4 @@
-"""The names of a file beside those of a model: what fits, and what is said when it does not."""
+"""The names of a file beside those of a model: what fits, and the error when it does not."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from vssm.weights.errors import CheckpointError
 from vssm.weights.names import check_distinct, some
 from vssm.weights.tensors import check_plain, check_values
+
+__all__ = ["check_match", "classifier_prefixes", "to_names_of"]
 
 
 def to_names_of(
@@ -39,7 +41,7 @@ def _prefix_before(target: Mapping[str, object], names: Mapping[str, object]) ->
 
 
 def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """How the names of a timm model's classifiers begin; () for a model that does not say."""
+    """How the names of a timm model's classifiers begin; () for a model that names none."""
     cfg = cast(Mapping[str, Any], getattr(model, "pretrained_cfg", None) or {})
     classifier: str | Sequence[str] = cfg.get("classifier") or ()
     return tuple(f"{prefix}." for prefix in ((classifier,) if isinstance(classifier, str) else classifier))

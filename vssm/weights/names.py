@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from vssm._words import printable
 from vssm.weights.errors import CheckpointError
 
+__all__ = ["LONGEST", "SHOWN", "check_distinct", "some"]
+
 SHOWN = 8
 LONGEST = 120
 

@@ -6,6 +6,8 @@ dictionaries, or the hash of a tuple that refers to itself twice at each of fift
 
 from vssm.weights.errors import CheckpointError
 
+__all__ = ["MAX_BYTES", "MAX_OPERATIONS", "MAX_WORK", "check_pickle"]
+
 # A network's weights take some 100 kB and 30,000 operations, with an optimizer three times as much; logs that detectors
 # keep beside them some 20 MB, most of it in few long strings.
 MAX_BYTES = 64 << 20
@@ -24,7 +26,7 @@ _ALL_INTO = (b"e", b"u")  # APPENDS, SETITEMS: what is above the mark
 _CALLS = (b"R", b"\x81")  # REDUCE, NEWOBJ: a function and its arguments become a result
 _BUILD, _PERSISTENT, _MARK, _TUPLE, _GLOBAL, _PROTO, _STOP = b"b", b"Q", b"(", b"t", b"c", b"\x80", b"."
 
-_CONSTANT = 0  # the place of the weight that all constants share
+_CONSTANT = 0  # the index of the weight that all constants share
 
 
 def check_pickle(data: bytes, at: int, origin: str) -> int | None:
@@ -33,7 +35,7 @@ def check_pickle(data: bytes, at: int, origin: str) -> int | None:
     Every value has a weight: itself and all that it refers to, counted as often as it does, for that is how often its
     hash visits them. Raises CheckpointError for more than MAX_OPERATIONS or MAX_WORK, and for a pickle without an end.
     """
-    weights = [1]  # of all values, which `stack` and `memo` refer to by their place, for lists and dictionaries grow
+    weights = [1]  # of all values, which `stack` and `memo` refer to by index, for lists and dictionaries grow
     stack: list[int] = []
     marks: list[int] = []
     memo: dict[bytes, int] = {}

@@ -18,6 +18,8 @@ from vssm.weights.archive import check_archive, check_legacy
 from vssm.weights.errors import CheckpointError
 from vssm.weights.tensors import check_plain
 
+__all__ = ["MAX_BYTES", "Checkpoint", "read_checkpoint", "read_content", "read_safetensors", "take_state_dict"]
+
 MAX_BYTES = 16 << 30
 
 # Where files keep the weights, in the order in which they are looked for; EMA entries only on demand.

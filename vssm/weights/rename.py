@@ -18,6 +18,8 @@ from torch import Tensor
 
 from vssm.weights.names import check_distinct
 
+__all__ = ["OURS", "SPATIAL_MAMBA", "VIM", "VMAMBA", "Pairs", "family_of", "is_ours", "to_official", "to_ours"]
+
 VMAMBA, SPATIAL_MAMBA, VIM, OURS = "VMamba", "Spatial-Mamba", "Vim", "vssm"
 
 # Pairs (official, ours) of dotted prefixes; the first that fits a name wins, in either direction.

@@ -8,6 +8,8 @@ from torch import Tensor
 from vssm.weights.errors import CheckpointError
 from vssm.weights.names import some
 
+__all__ = ["check_plain", "check_values"]
+
 
 def check_plain(origin: str, tensors: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError that names the tensors without plain real values of their own in memory."""
@@ -36,10 +38,10 @@ _NOT_PLAIN: dict[str, Callable[[Tensor], bool]] = {
 
 
 def check_values(origin: str, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> None:
-    """Raises CheckpointError that names the tensors of another kind than the model's (integers for real numbers), and
+    """Raises CheckpointError that names the tensors of another kind than the model's (integers for reals), and
     those with NaN or infinity where the model has none.
 
-    own: the model's tensors under the same names; without it all but the counters of BatchNorm have to be real numbers.
+    own: the model's tensors under the same names; without it all but the counters of BatchNorm have to be real.
     """
     kinds = {
         name: (_kind(tensor.dtype), _kind(own[name].dtype) if own else "integer" if _is_counter(name) else "real")

@@ -12,9 +12,9 @@ from vssm.tasks.classification.mixing import Mixing
 def balanced_weights(counts: Sequence[int]) -> Tensor:
     """Weights of classes with n_c images each: w_c = n / (k n_c) for n images in k classes, so that every class counts
     the same and the mean over all images is 1. A class without images gets 0."""
-    numbers = torch.tensor(counts, dtype=torch.float64)
-    present = numbers > 0
-    return torch.where(present, numbers.sum() / (present.sum() * numbers.clamp(min=1)), 0.0).float()
+    sizes = torch.tensor(counts, dtype=torch.float64)
+    present = sizes > 0
+    return torch.where(present, sizes.sum() / (present.sum() * sizes.clamp(min=1)), 0.0).float()
 
 
 class Classification(nn.Module):

@@ -24,7 +24,7 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Answer:
-    """Image number `index` of the split, predicted as `read` with probability `confidence`."""
+    """Image `index` of the split, predicted as `read` with probability `confidence`."""
 
     index: int
     truth: int
@@ -88,7 +88,7 @@ class Details(Score):
         return self.confusion.sum(1)
 
     def top1_interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of top-1: what a split of this size can tell."""
+        """Wilson's 95 % interval of top-1: the uncertainty from the size of the split."""
         z, n, p = 1.96, self.images, self.top1
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5

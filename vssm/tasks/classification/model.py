@@ -90,7 +90,7 @@ def check_image_size(model: nn.Module, name: str, input_size: tuple[int, int, in
 
 
 def class_names(model: nn.Module) -> tuple[str, ...]:
-    """ImageNet's names for a model with its 1000 classes, else numbers."""
+    """ImageNet's names for a model with its 1000 classes, else their indices."""
     count: int = model.num_classes  # type: ignore[assignment]
     if count != 1000:
         return tuple(map(str, range(count)))

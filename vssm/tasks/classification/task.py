@@ -78,13 +78,13 @@ class ClassificationTask:
         """Name and probability of the most probable classes of each image; () where the model gave NaN or infinity."""
         probabilities = outputs.float().softmax(-1)
         values, indices = probabilities.topk(min(top_k, probabilities.shape[-1]))
-        places: list[list[int]] = indices.tolist()
+        labels: list[list[int]] = indices.tolist()
         shares: list[list[float]] = values.tolist()
         return [
-            tuple((classes[place], share) for place, share in zip(*image, strict=True))
+            tuple((classes[label], share) for label, share in zip(*image, strict=True))
             if all(map(math.isfinite, image[1]))
             else ()
-            for image in zip(places, shares, strict=True)
+            for image in zip(labels, shares, strict=True)
         ]
 
     def draw(self, image: Image.Image, result: object) -> Image.Image:

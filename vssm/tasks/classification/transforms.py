@@ -67,7 +67,7 @@ def check_policy(text: str) -> None:
             if option[1:] not in _SETS:
                 problem = f": {option!r} is no set of transforms, which are {', '.join(f't{one}' for one in _SETS)}"
         elif re.fullmatch(r"[a-z]+\d[\d.]*", option) is None:
-            problem = f": {option!r} is no letters followed by a number"
+            problem = f": {option!r} is not letters followed by a number"
     try:
         _POLICIES.get(kind, auto_augment_transform)(text)
     except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
