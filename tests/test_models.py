@@ -400,6 +400,33 @@ def test_exports(name, free):
         torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [NANO[2], *(pytest.param(n, marks=pytest.mark.full) for n in NANO[:2])])
+def test_compiled_at_several_sizes(name):
+    """The second size makes the graph one of free sizes; the third and fourth run it."""
+    model = _nano(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        for size in ((32, 32), (48, 48), (37, 50), (64, 41)):
+            x = _images(model, 2, size)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@nano
+@pytest.mark.parametrize("gradients", [False, True])
+def test_traced(name, gradients):
+    """torch.jit.trace records what runs at any other input, with the gradients of the model."""
+    model = _nano(name)
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(model, _images(model, 2, (32, 32)))
+    x = _images(model, 2, (32, 32))
+    torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
+    want = {k: g.clone() for k, g in _grads(model, x).items()}
+    model.zero_grad()
+    traced(x).square().sum().backward()
+    _assert_same_grads({k: p.grad for k, p in model.named_parameters()}, want)
+
+
 # ---- names ----
 
 
