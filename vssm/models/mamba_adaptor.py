@@ -16,6 +16,9 @@ from vssm.nn.attach import put_adaptors
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
 
+# timm.models.register_model adds the names that it registers.
+__all__ = ["VARIANTS", "MambaAdaptor", "MambaAdaptorConfig"]
+
 
 @dataclass(frozen=True)
 class MambaAdaptorConfig(VMambaConfig):

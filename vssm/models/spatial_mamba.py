@@ -40,6 +40,9 @@ from vssm.nn.state_fns import StateFn
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
 
+# timm.models.register_model adds the names that it registers.
+__all__ = ["VARIANTS", "SpatialMamba", "SpatialMambaBlock", "SpatialMambaConfig", "build_mixer"]
+
 
 @dataclass(frozen=True)
 class SpatialMambaConfig:

@@ -35,6 +35,9 @@ from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
 from vssm.weights.position import resize_positions
 
+# timm.models.register_model adds the names that it registers.
+__all__ = ["VARIANTS", "PatchEmbed", "Vim", "VimBlock", "VimConfig", "build_mixer", "place_tokens"]
+
 
 @dataclass(frozen=True)
 class VimConfig:

@@ -43,6 +43,19 @@ from vssm.ops import Route
 from vssm.weights.catalog import pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
 
+# timm.models.register_model adds the names that it registers.
+__all__ = [
+    "DOWNSAMPLES",
+    "SHORT_NAMES",
+    "STEMS",
+    "VANILLA",
+    "VARIANTS",
+    "VMamba",
+    "VMambaBlock",
+    "VMambaConfig",
+    "build_mixer",
+]
+
 STEMS = {"v1": PatchStem, "v2": ConvStem}
 DOWNSAMPLES: dict[str, Callable[[int, int], nn.Module]] = {
     "v1": PatchMerging,

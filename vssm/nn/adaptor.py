@@ -3,6 +3,9 @@
 The paper has no public code. What it leaves open is chosen here and listed in docs/differences.md.
 """
 
+# Tensor.unflatten has no annotations.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import math
 from collections.abc import Sequence
 
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 
 from vssm.nn.choices import check_choice
 from vssm.ops import state_fusion, state_gather
+
+__all__ = ["SELECTIONS", "AdaptorS", "AdaptorT", "ring_of_offsets"]
 
 SELECTIONS = ("learned", "static")
 
@@ -50,7 +55,7 @@ class AdaptorT(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         sequences, height, width = h.shape[1], h.shape[4], h.shape[5]
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
             fits = height * width >= self.points
         else:  # an export with free sizes cannot branch on them
             fits = torch.compiler.is_exporting() or height * width >= self.points

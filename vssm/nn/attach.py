@@ -70,7 +70,7 @@ def add_adaptors(
         raise ValueError("temporal and spatial are both False; set one of them to True")
     if has_adaptors(model):
         raise ValueError(f"{type(model).__name__} has adaptors already; add them once, to the base")
-    config = {
+    config: dict[str, Any] = {
         "temporal": temporal, "spatial": spatial, "points": points, "dilations": list(dilations),
         "selection": selection, "share": share, "parallel": parallel,
     }  # fmt: skip

@@ -1,5 +1,8 @@
 """Vim's bidirectional mixer: two Mamba branches, one of them backwards in time."""
 
+# torch's layers do not annotate their device and dtype.
+# pyright: reportUnknownMemberType=false
+
 import math
 
 import torch
@@ -10,6 +13,8 @@ from torch import Tensor, nn
 from vssm.nn.projection import Projections
 from vssm.nn.ssm import SSM
 from vssm.ops import Route, causal_conv1d
+
+__all__ = ["BidirectionalMamba", "CausalConv1d", "MambaBranch"]
 
 
 class CausalConv1d(nn.Conv1d):

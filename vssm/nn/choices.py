@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+__all__ = ["check_choice"]
+
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """ValueError listing `choices` unless `value` is one of them."""

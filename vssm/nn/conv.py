@@ -1,9 +1,14 @@
 """Convolutions on NHWC maps: the tensors stay NHWC, the convolution sees a free channels_last view."""
 
+# torch's layers do not annotate their device and dtype.
+# pyright: reportUnknownMemberType=false
+
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.ops import conv2d, depthwise_conv3x3
+
+__all__ = ["Conv2d", "DepthwiseConv3x3"]
 
 
 class Conv2d(nn.Conv2d):

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
+from torchvision.ops import deform_conv2d  # pyright: ignore[reportMissingTypeStubs]
 
 from vssm.nn.precision import FullPrecision, StateConv1x1
 from vssm.nn.states import as_map, as_states, mean_state
+
+__all__ = ["DeformableFusion"]
 
 
 class DeformableFusion(FullPrecision):

@@ -10,6 +10,8 @@ from vssm.nn.norm import LayerNorm
 from vssm.nn.shortcut import Shortcut, as_built
 from vssm.ops import bottleneck
 
+__all__ = ["BottleneckDownsample", "ConvDownsample", "PatchMerging"]
+
 
 class PatchMerging(nn.Module):
     """Concatenate the pixels of every 2x2 cell, norm, project (Swin's; VMamba's "v1"). ceil(H/2) x ceil(W/2): an odd

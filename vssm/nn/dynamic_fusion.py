@@ -1,5 +1,8 @@
 """Dynamic convolution of states (Chen et al. 2020, arXiv 1912.03458) as a `state_fn`: Spatial-Mamba, table 4."""
 
+# Tensor.unflatten and Tensor.split have no annotations.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +14,8 @@ from vssm.nn.precision import FullPrecision, StateConv1x1
 from vssm.nn.shortcut import Shortcut
 from vssm.nn.state_fusion import StateFusion
 from vssm.nn.states import as_map, as_states, mean_state
+
+__all__ = ["MIXES", "DynamicConv", "DynamicFusion"]
 
 MIXES = ("kernels", "outputs")
 
@@ -84,7 +89,7 @@ class DynamicConv(Shortcut):
     @torch.jit.unused
     def _one_by_one(self, x: Tensor) -> bool:
         """In inference on the CPU a loop over the samples is faster: nothing is laid out anew."""
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         return x.device.type == "cpu" and not torch.is_grad_enabled() and not traced
 
 

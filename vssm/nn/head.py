@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from vssm.nn.choices import check_choice
 
+__all__ = ["TokenHead", "without_class_token"]
+
 
 class TokenHead(nn.Module):
     """Pool tokens (B, L, dim), then classify: (B, num_classes).

@@ -3,13 +3,18 @@
 The three SSM initialisations are those of VMamba's table 11. They hold for every route independently.
 """
 
+# torch annotates the bias of nn.Linear as never None; without one it is.
+# pyright: reportUnnecessaryComparison=false
+
 import math
 
 import torch
-from timm.layers import trunc_normal_
+from timm.layers import trunc_normal_  # pyright: ignore[reportPrivateImportUsage, reportUnknownVariableType]
 from torch import Tensor, nn
 
 from vssm.nn.choices import check_choice
+
+__all__ = ["SSM_INITS", "init_linear", "init_ssm"]
 
 SSM_INITS = ("mamba", "rand", "zero")
 

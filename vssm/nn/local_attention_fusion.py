@@ -1,5 +1,8 @@
 """Neighbourhood attention over states (Hassani et al. 2022, arXiv 2204.07143) as a mixer's `state_fn`."""
 
+# Tensor.unflatten has no annotations.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import math
 
 import torch
@@ -8,6 +11,8 @@ from torch import Tensor, nn
 
 from vssm.nn.precision import FullPrecision, StateConv1x1
 from vssm.nn.states import mean_state
+
+__all__ = ["LocalAttentionFusion"]
 
 
 class LocalAttentionFusion(FullPrecision):

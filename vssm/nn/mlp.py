@@ -1,5 +1,8 @@
 """The MLP of a block."""
 
+# torch annotates the bias of nn.Linear as never None; without one it is.
+# pyright: reportUnnecessaryComparison=false
+
 import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_module

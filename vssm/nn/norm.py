@@ -1,11 +1,16 @@
 """Normalisation over the channels of NHWC maps, and of the batch."""
 
+# torch's layers do not annotate their device and dtype.
+# pyright: reportUnknownMemberType=false
+
 import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.ops import batch_norm, batch_norm_linear, layer_norm, rms_norm
+
+__all__ = ["LayerNorm", "RMSNorm", "batch_norm_act", "batch_norm_act_linear"]
 
 
 class LayerNorm(nn.LayerNorm):
@@ -17,7 +22,7 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__(dim, eps=eps)
 
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return layer_norm(x, self.weight, self.bias, self.eps, gate)
 
 

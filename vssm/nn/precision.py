@@ -1,5 +1,8 @@
 """States are never in half precision."""
 
+# torch's layers do not annotate their device and dtype.
+# pyright: reportUnknownMemberType=false
+
 import contextlib
 
 import torch
@@ -13,7 +16,7 @@ class FullPrecision(nn.Module):
     """A `state_fn` whose operators take the dtype they are given, also under autocast: subclasses have `_fuse`."""
 
     def forward(self, h: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
             return self._fuse(h)
         else:
             kind = h.device.type

@@ -1,5 +1,8 @@
 """The two linear layers around a mixer, in as few passes as they take."""
 
+# torch annotates the bias of nn.Linear as never None; without one it is.
+# pyright: reportUnnecessaryComparison=false
+
 from typing import TYPE_CHECKING
 
 import torch

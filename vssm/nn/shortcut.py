@@ -5,11 +5,14 @@ operator, a sum inside the last projection, a norm and its gate in one pass. It 
 `as_built` of every module that it would not call, at every forward: nothing is kept, so nothing can be stale.
 """
 
+# Hooks on all modules: torch has no public way to ask for them, and does not annotate what they return.
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn.modules.module as torch_module
-from timm.layers import DropPath, is_scriptable
+from timm.layers import DropPath, is_scriptable  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 from torch.fx import Proxy
 
@@ -27,7 +30,7 @@ def as_built(module: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
     forward or backward hook of any sort or a `forward` of its own, while hooks on all modules are set, for parameters
     that are subclasses of Tensor, and under `torch.jit.trace`, which is to record plain operators.
     """
-    if type(module) is not kind or torch.jit.is_tracing():
+    if type(module) is not kind or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return False
     state = module.__dict__
     for name in _HOOKS:

@@ -16,6 +16,8 @@ from vssm.nn.shortcut import as_built
 from vssm.nn.ssm import SSM
 from vssm.ops import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route
 
+__all__ = ["ACTIVATIONS", "GATES", "SCANS", "SS2D"]
+
 SCANS: dict[str, tuple[Route, ...] | None] = {
     "cross": CROSS,
     "unidirectional": UNIDIRECTIONAL,
@@ -69,7 +71,8 @@ class SS2D(SSM, Projections):
         if isinstance(scan, str):
             check_choice("scan", scan, SCANS)
         check_choice("act", act, ACTIVATIONS)
-        gate = {False: "none", True: "act"}.get(gate, gate)  # type: ignore[call-overload]
+        of_bool: dict[bool | str, bool | str] = {False: "none", True: "act"}
+        gate = of_bool.get(gate, gate)
         check_choice("gate", gate, GATES)
         if d_state < 1 or int(ssm_ratio * dim) < 1:
             raise ValueError(

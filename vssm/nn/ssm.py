@@ -1,5 +1,8 @@
 """What every mixer of this package has inside: the parameters of an SSM on maps, and its scan."""
 
+# Tensor.unflatten has no annotations.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +13,8 @@ from vssm.nn.state_fusion import StateFusion
 from vssm.ops import Route, ss2d, ss2d_cascade, ss2d_readout, ss2d_states
 from vssm.ops.discretization import is_zoh
 from vssm.ops.routes import encode
+
+__all__ = ["SSM"]
 
 
 class SSM(Shortcut):

@@ -9,6 +9,8 @@ from vssm.nn.dynamic_fusion import DynamicFusion
 from vssm.nn.local_attention_fusion import LocalAttentionFusion
 from vssm.nn.state_fusion import StateFusion
 
+__all__ = ["STATE_FNS", "StateFn", "resolve_state_fn"]
+
 # state_fn(inner_dim, routes, d_state) makes a module h (B, K, C, N, H, W) -> the same.
 StateFn = Callable[[int, int, int], nn.Module]
 

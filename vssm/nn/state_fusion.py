@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from vssm.nn.states import as_map, as_states
 from vssm.ops import Route, ss2d_fusion, state_fusion
 
+__all__ = ["StateFusion"]
+
 
 class StateFusion(nn.Module):
     """Replace every state by a weighted sum of states around it: dilated depthwise kernels, replicate border.

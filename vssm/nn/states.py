@@ -1,6 +1,11 @@
 """States h (B, K, C, N, H, W) as maps, and back."""
 
+# Tensor.unflatten has no annotations.
+# pyright: reportUnknownVariableType=false
+
 from torch import Tensor
+
+__all__ = ["as_map", "as_states", "mean_state"]
 
 
 def as_map(h: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers import trunc_normal_  # pyright: ignore[reportPrivateImportUsage, reportUnknownVariableType]
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.conv import Conv2d
 from vssm.nn.norm import LayerNorm, batch_norm_act, batch_norm_act_linear
 from vssm.nn.shortcut import Shortcut, as_built
+
+__all__ = ["ConvStem", "PatchStem", "PositionEmbedding", "ResidualStem"]
 
 
 def _nhwc(x: Tensor) -> Tensor:
