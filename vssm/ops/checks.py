@@ -40,9 +40,9 @@ def same_dtype(**tensors: Tensor | None) -> None:
 
 
 def per_channel(name: str, t: Tensor | None, channels: int) -> None:
-    """One ValueError for a weight or bias that is not one number per channel."""
+    """One ValueError for a weight or bias that is not one element per channel."""
     if t is not None and (t.dim() != 1 or t.shape[0] != channels):
-        raise ValueError(f"{name} must be ({channels},), one number per channel of x, got {tuple(t.shape)}")
+        raise ValueError(f"{name} must be ({channels},), one element per channel of x, got {tuple(t.shape)}")
 
 
 def activation(act: str, *known: str) -> None:
@@ -54,4 +54,4 @@ def activation(act: str, *known: str) -> None:
 def not_empty(x: Tensor, name: str = "x") -> None:
     """One ValueError for maps (B, C, H, W) without channels or pixels; an empty batch of maps is fine."""
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"{name} has no values to compute with: {tuple(x.shape)}; C, H and W must be at least 1")
+        raise ValueError(f"{name} is empty: {tuple(x.shape)}; C, H and W must be at least 1")

@@ -1,7 +1,7 @@
 """Scan routes as data: in which order a scan visits the pixels of a map.
 
 A route is a direction (walk along rows, or along columns) and a step (+1 forwards, -1 backwards). The four routes of
-VMamba's cross scan (paper section 4.2, figure 3) are the list `CROSS`. Kernels see a route only as the table of
+VMamba's cross scan (paper section 4.2, figure 2) are the list `CROSS`. Kernels see a route only as the table of
 `visit_order`, so a new kind of route needs no new kernel.
 """
 

@@ -1,4 +1,4 @@
-"""SS2D as the paper draws it (VMamba, arXiv 2401.10166, section 4.2 and figure 3): scan, S6, merge.
+"""SS2D as the paper draws it (VMamba, arXiv 2401.10166, section 4.2 and figure 2): scan, S6, merge.
 
 Four sequences are written out, each runs through the selective scan, and each output is put back on the map.
 """
