@@ -136,7 +136,7 @@ def test_flops():
         ({"bias": torch.ones(3)}, r"bias must be \(4,\)"),
         ({"act": "gelu"}, "unknown act 'gelu': choose one of none, silu"),
         ({"x": torch.ones(1, 4, 5, dtype=torch.uint8)}, "x has dtype torch.uint8; supported: float32"),
-        ({"x": torch.ones(1, 4, 0)}, r"x has no values to compute with: \(1, 4, 0\)"),
+        ({"x": torch.ones(1, 4, 0)}, r"x is empty: \(1, 4, 0\)"),
         ({"weight": torch.ones(4, 4, device="meta")}, "weight is on meta but x is on cpu"),
     ],
 )

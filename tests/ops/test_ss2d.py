@@ -105,8 +105,9 @@ def test_memory_format_does_not_change_the_result(path):
     with use(path):
         expected = ss2d(*args)
         assert expected.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(ss2d(last, *args[1:]), expected)
-        assert torch.equal(ss2d(strided, *args[1:]), expected)
+        # Not to the bit: the BLAS library may sum the projection in another order for another layout.
+        for other in (last, strided):
+            torch.testing.assert_close(ss2d(other, *args[1:]), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("path", PATHS)

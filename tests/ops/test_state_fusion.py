@@ -262,7 +262,7 @@ def test_result_does_not_depend_on_the_number_of_threads(path):
         ({"alphas": torch.ones(3)}, r"alphas must be \(2,\), one per dilation, got \(3,\)"),
         ({"dilations": [1, 0]}, r"dilations must be positive, got \[1, 0\]"),
         ({"h": torch.ones(1, 4, 5, 6, dtype=torch.int64)}, "h has dtype torch.int64; supported: float32"),
-        ({"h": torch.ones(1, 4, 0, 6)}, r"h has no values to compute with: \(1, 4, 0, 6\)"),
+        ({"h": torch.ones(1, 4, 0, 6)}, r"h is empty: \(1, 4, 0, 6\)"),
         ({"alphas": torch.ones(2, device="meta")}, "alphas is on meta but h is on cpu"),
         ({"kernels": [torch.ones(4, 1, 3, 3), torch.ones(4, 1, 3, 3).int()]}, r"kernels\[1\] has dtype torch.int32"),
     ],

@@ -281,7 +281,7 @@ BAD = {
     "no checkpoint": (remove("checkpoints/best.ckpt", "checkpoints/last.ckpt"), "is a folder without checkpoints"),
     "no table": (lambda run: run.metrics.write_text("<html>"), "metrics.csv is not a metrics.csv of `vssm fit`"),
     "no folder": (lambda run: shutil.rmtree(run.path), "copy does not exist; expected the run directory"),
-    "NaN weights": (no_finite_weights, "48 validation images: NaN or infinity for every one"),
+    "NaN weights": (no_finite_weights, "The training that wrote it diverged, or the file is damaged"),
     "images gone": (moved_images, "/nowhere/images does not exist"),
 }
 

@@ -77,7 +77,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, act: str) -> None:
     if x.dim() != 3:
         raise ValueError(f"x must be (B, C, L), got {tuple(x.shape)}; transpose a (B, L, C) sequence with .mT")
     if x.shape[2] == 0:
-        raise ValueError(f"x has no values to compute with: {tuple(x.shape)}; L must be at least 1")
+        raise ValueError(f"x is empty: {tuple(x.shape)}; L must be at least 1")
     if weight.dim() != 2 or weight.shape[0] != x.shape[1] or weight.shape[1] < 1:
         raise ValueError(f"weight must be ({x.shape[1]}, W) for x {tuple(x.shape)}, got {tuple(weight.shape)}")
     checks.per_channel("bias", bias, x.shape[1])
