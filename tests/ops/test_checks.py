@@ -22,7 +22,7 @@ def test_the_first_tensor_on_another_device_is_named():
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_a_dtype_that_no_path_computes_is_named(dtype):
-    with pytest.raises(ValueError, match=f"^bias has dtype {dtype}; supported: float32, float64, bfloat16, float16"):
+    with pytest.raises(ValueError, match=rf"^bias has dtype {dtype}; supported: float32, float64, bfloat16, float16"):
         checks.floating(x=F32, bias=torch.zeros(2, dtype=dtype))
 
 
@@ -34,9 +34,9 @@ def test_every_floating_dtype_passes(dtype):
 
 
 def test_the_first_tensor_of_another_dtype_is_named():
-    with pytest.raises(ValueError, match=r"^B has dtype torch\.float64 but u has torch\.float32; .*\.to\(torch\.float32"):
+    with pytest.raises(ValueError, match=r"^B has dtype torch\.float64 but u has torch\.float32; convert it with"):
         checks.same_dtype(u=F32, dt=None, B=F64)
-    with pytest.raises(ValueError, match="^u has dtype torch.int64; supported"):
+    with pytest.raises(ValueError, match=r"^u has dtype torch.int64; supported"):
         checks.same_dtype(u=INT, B=INT)
 
 
@@ -53,7 +53,7 @@ def test_a_weight_per_channel_and_none_pass():
 
 @pytest.mark.parametrize("shape", [(1, 0, 2, 2), (1, 2, 0, 2), (1, 2, 2, 0)])
 def test_an_empty_map_is_named(shape):
-    with pytest.raises(ValueError, match="^h is empty: .*C, H and W must be at least 1"):
+    with pytest.raises(ValueError, match=r"^h is empty: .*C, H and W must be at least 1"):
         checks.not_empty(torch.zeros(shape), "h")
 
 
@@ -63,5 +63,5 @@ def test_an_empty_batch_of_maps_passes():
 
 def test_an_unknown_activation_lists_the_known_ones():
     checks.activation("silu", "none", "silu")
-    with pytest.raises(ValueError, match="^unknown act 'selu': choose one of none, silu$"):
+    with pytest.raises(ValueError, match=r"^unknown act 'selu': choose one of none, silu$"):
         checks.activation("selu", "none", "silu")

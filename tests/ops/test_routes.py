@@ -29,11 +29,18 @@ def test_a_sequence_is_put_back_where_it_came_from(route):
     assert torch.equal(to_map(to_sequence(x, route), route, 4, 3), x)
 
 
-def test_the_patterns_of_the_paper():
-    assert CROSS == (Route("rows", 1), Route("columns", 1), Route("rows", -1), Route("columns", -1))
-    assert UNIDIRECTIONAL == (Route("rows", 1),) * 4
-    assert BIDIRECTIONAL == (Route("rows", 1),) * 2 + (Route("rows", -1),) * 2
-    assert RASTER == (Route("rows", 1),)
+@pytest.mark.parametrize(
+    ("pattern", "steps"),
+    [
+        (CROSS, [("rows", 1), ("columns", 1), ("rows", -1), ("columns", -1)]),
+        (UNIDIRECTIONAL, [("rows", 1)] * 4),
+        (BIDIRECTIONAL, [("rows", 1), ("rows", 1), ("rows", -1), ("rows", -1)]),
+        (RASTER, [("rows", 1)]),
+    ],
+    ids=["cross", "unidirectional", "bidirectional", "raster"],
+)
+def test_the_patterns_of_the_paper(pattern, steps):
+    assert list(map(tuple, pattern)) == steps
 
 
 def test_codes_are_a_direction_and_a_step_per_route():
@@ -44,7 +51,7 @@ def test_codes_are_a_direction_and_a_step_per_route():
 
 @pytest.mark.parametrize("route", [Route("rows", 2), Route("diagonal", 1), "rows", ("rows",), ("rows", 1, 1), 3])
 def test_what_is_no_route_is_named(route):
-    with pytest.raises(ValueError, match="unknown route .*: expected Route\\(direction, step\\)"):
+    with pytest.raises(ValueError, match=r"unknown route .*: expected Route\(direction, step\)"):
         encode((route,))
 
 
