@@ -2,7 +2,7 @@
 
     python -m tests.ops.compile_triton sm_90 sm_80
 
-Triton is told of a card that is absent, and the operators are called on CPU tensors with the launch replaced: a kernel
+Triton is told of a GPU that is absent, and the operators are called on CPU tensors with the launch replaced: a kernel
 is compiled for the arguments it was given, as its launcher would, and not run. One line of JSON per kernel: name,
 target, registers, bytes spilled, bytes of shared memory, warps. For the scan of one state also what a warp executes
 for each pixel, channel and route of its tile: instructions in all, and those that move data (a loop's body counts

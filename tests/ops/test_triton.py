@@ -77,14 +77,14 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(processes):
 
 
 def test_tiles_that_a_card_has_no_room_for_are_left_out(monkeypatch):
-    """Stand-ins for a card of 227 KiB a program, one of 64, and one whose properties say so under another name."""
+    """Stand-ins for a GPU of 227 KiB a program, one of 64, and one whose properties say so under another name."""
     both, narrow = [(16, 32), (16, 64)], [(16, 32)]
     assert gpu.scan_tiles(1024, 256, backward=True) == both
-    cards = {0: SimpleNamespace(shared_memory_per_block_optin=227 << 10, shared_memory_per_block=48 << 10)}
-    cards |= {1: SimpleNamespace(shared_memory_per_block_optin=64 << 10, shared_memory_per_block=48 << 10)}
-    cards |= {2: SimpleNamespace(shared_memory_per_block=64 << 10)}
+    gpus = {0: SimpleNamespace(shared_memory_per_block_optin=227 << 10, shared_memory_per_block=48 << 10)}
+    gpus |= {1: SimpleNamespace(shared_memory_per_block_optin=64 << 10, shared_memory_per_block=48 << 10)}
+    gpus |= {2: SimpleNamespace(shared_memory_per_block=64 << 10)}
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
     for card, of_rank_64 in ((0, both), (1, narrow), (2, narrow)):
         gpu._shared_memory_of.cache_clear()
         monkeypatch.setattr(torch.cuda, "current_device", lambda card=card: card)
@@ -139,7 +139,7 @@ def test_a_kernel_that_fails_is_named_and_nothing_runs_in_its_place():
     def launch(error):
         gpu.launch(Failing(error), (1, 1, 1), torch.device("cpu"))
 
-    with pytest.raises(ValueError, match="needs 300000 of shared memory, this card has 232448; take smaller sizes"):
+    with pytest.raises(ValueError, match="needs 300000 of shared memory, this GPU has 232448; take smaller sizes"):
         launch(OutOfResources(300000, 232448, "shared memory"))
     for error in (TritonError("bad syntax"), RuntimeError("ptxas failed")):
         with pytest.raises(gpu.KernelError, match=r"test_interpreted of .*test_triton failed on cpu: (bad|ptxas)"):

@@ -32,7 +32,7 @@ SHAPES = {
 def test_causal_conv1d(dtype, shape, act, reverse):
     dtype = DTYPES[dtype]
     tensors = arguments(SHAPES[shape], dtype, torch.float32)
-    # The interpreter cuts float32 down to bfloat16 where a card rounds.
+    # The interpreter cuts float32 down to bfloat16 where a GPU rounds.
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
     loose = {torch.float32: 4e-6, torch.bfloat16: 1.6e-2, torch.float16: 4e-3}[dtype]
     (y,) = assert_agrees(conv(act, reverse), tensors, "triton", tolerance, loose)

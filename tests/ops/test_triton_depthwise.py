@@ -25,7 +25,7 @@ SHAPES = {"1x1": (2, 3, 1, 1), "1x9": (1, 5, 1, 9), "6x1": (2, 5, 6, 1), "5x7": 
 def test_depthwise(dtype, shape, act, residual):
     dtype = DTYPES[dtype]
     tensors = arguments(SHAPES[shape], dtype, torch.float32)
-    # The interpreter cuts float32 down to bfloat16 where a card rounds.
+    # The interpreter cuts float32 down to bfloat16 where a GPU rounds.
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
     loose = {torch.float32: 4e-6, torch.bfloat16: 1.6e-2, torch.float16: 4e-3}[dtype]
     (y,) = assert_agrees(conv(act, residual), tensors, "triton", tolerance, loose)

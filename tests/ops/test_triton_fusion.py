@@ -22,7 +22,7 @@ DILATIONS = {"1": [1], "135": [1, 3, 5], "24": [2, 4], "far": [40]}
 def test_fusion(dtype, dilations, shape):
     dilations, dtype = DILATIONS[dilations], DTYPES[dtype]
     tensors = arguments((2, 5, *MAPS[shape]), dtype, dilations, weight_dtype=torch.float32)
-    # The interpreter cuts float32 down to bfloat16 where a card rounds.
+    # The interpreter cuts float32 down to bfloat16 where a GPU rounds.
     tolerance = 8e-3 if dtype == torch.bfloat16 else None
     loose = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: None}[dtype]
     (y,) = assert_agrees(fusion(dilations), tensors, "triton", tolerance, loose)

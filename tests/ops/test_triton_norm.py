@@ -19,7 +19,7 @@ from vssm.ops.layer_norm import triton
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # One number, a row shorter than its tile, more rows than a tile of 1024 holds, a row of several tiles.
 SHAPES = {"one": (1, 1), "short": (3, 33), "rows": (2, 2, 5, 96), "wide": (3, 1030)}
-# The interpreter cuts float32 down to bfloat16 where a card rounds.
+# The interpreter cuts float32 down to bfloat16 where a GPU rounds.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 LOOSE = {torch.float32: 4e-6, torch.bfloat16: 1.6e-2, torch.float16: 4e-3}
 

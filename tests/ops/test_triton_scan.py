@@ -19,7 +19,7 @@ from vssm.ops.routes import encode
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = ("x", "x_proj_weight", "dt_weight", "dt_bias", "A", "D")
-# The sums over channels are products of three tf32 products on a card; the interpreter multiplies in float32.
+# The sums over channels are products of three tf32 products on a GPU; the interpreter multiplies in float32.
 GRADIENTS = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 4e-3}
 
 
@@ -190,7 +190,7 @@ def test_sizes_beyond_the_kernels_are_named(monkeypatch):
 
 
 def test_a_grid_beyond_the_card_is_named():
-    with pytest.raises(ValueError, match=r"\(70000, 65536, 1\) programs exceeds the card's"):
+    with pytest.raises(ValueError, match=r"\(70000, 65536, 1\) programs exceeds the GPU's"):
         gpu.launch(None, (70000, 1 << 16, 1), torch.device("cpu"))
 
 

@@ -21,7 +21,7 @@ class KernelError(RuntimeError):
 
 # (T, BC), the pixels and channels of a tile of the scan, instead of the choice below. Tests and tuning set it.
 SCAN_TILE: tuple[int, int] | None = None
-# Whether the forward scan sweeps along the routes, instead of asking the card. Tests set it.
+# Whether the forward scan sweeps along the routes, instead of asking the GPU. Tests set it.
 SCAN_SWEEPS: bool | None = None
 
 
@@ -40,7 +40,7 @@ def missing_reason() -> str | None:
 
 def scan_tiles(channels: int, rank: int, backward: bool) -> list[tuple[int, int]]:
     """(T, BC), pixels and channels, of the tiles that the scan may take. First the one to take without measuring: the
-    fewest instructions on sm_90 with few spills. Those that the current card has no room for are left out."""
+    fewest instructions on sm_90 with few spills. Those that the current GPU cannot hold are left out."""
     if SCAN_TILE is not None:
         return [SCAN_TILE]
     if rank == 0:  # sequences: a thread's pixels are far apart, which takes registers for their addresses
@@ -55,20 +55,20 @@ def scan_tiles(channels: int, rank: int, backward: bool) -> list[tuple[int, int]
 
 
 def _shared_memory(T: int, BC: int, rank: int) -> int:
-    """Bytes, about, in which the backward's products keep their factors. The only limit that cards differ in and that
-    a tile comes near: the other tiles of this package fit in the 48 KiB that every card gives, and a thread has 255
+    """Bytes, about, in which the backward's products keep their factors. The only limit that GPUs differ in and that
+    a tile comes near: the other tiles of this package fit in the 48 KiB that every GPU gives, and a thread has 255
     registers everywhere."""
     return 4 * BC * (3 * max(16, 1 << (rank + 1).bit_length()) + T)
 
 
 def _limit_of_shared_memory() -> float:
-    """Bytes that a program may take on the current card; none without one."""
+    """Bytes that a program may take on the current GPU; none without one."""
     return _shared_memory_of(torch.cuda.current_device()) if torch.cuda.is_initialized() else math.inf
 
 
 @cache
-def _shared_memory_of(card: int) -> int:
-    limits = torch.cuda.get_device_properties(card)
+def _shared_memory_of(device: int) -> int:
+    limits = torch.cuda.get_device_properties(device)
     return getattr(limits, "shared_memory_per_block_optin", limits.shared_memory_per_block)  # ROCm has the second alone
 
 
@@ -82,21 +82,21 @@ def fills_card(programs: int, device: torch.device) -> bool:
 @cache
 def dot_precision(device: torch.device, half: bool = False) -> str:
     """How tl.dot multiplies float32 where there are tensor cores: as three tf32 products, to 1e-6, or as one, to 2e-3,
-    if the gradients are `half` anyway. A card cuts off what a tf32 number has no room for."""
+    if the gradients are `half` anyway. A GPU cuts off what a tf32 number cannot hold."""
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
         return "tf32" if half else "tf32x3"
     return "ieee"
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager:
-    """A context in which `device` is the current card."""
+    """A context in which `device` is the current GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def launch(kernel: Any, grid: tuple[int, int, int], device: torch.device, **arguments: Any) -> None:
-    """Run a kernel on the current stream of `device`. A grid or a tile that the card cannot take is a clear error."""
+    """Run a kernel on the current stream of `device`. A grid or a tile that the GPU cannot take is a clear error."""
     if grid[0] >= 2**31 or grid[1] >= 2**16 or grid[2] >= 2**16:
-        raise ValueError(f"a launch of {grid} programs exceeds the card's (2147483647, 65535, 65535); split the batch")
+        raise ValueError(f"a launch of {grid} programs exceeds the GPU's (2147483647, 65535, 65535); split the batch")
     from triton.errors import TritonError
     from triton.runtime.errors import OutOfResources
 
@@ -105,7 +105,7 @@ def launch(kernel: Any, grid: tuple[int, int, int], device: torch.device, **argu
             kernel[grid](**arguments)
     except OutOfResources as error:
         raise ValueError(
-            f"the Triton kernel {kernel.fn.__name__} needs {error.required} of {error.name}, this card has "
+            f"the Triton kernel {kernel.fn.__name__} needs {error.required} of {error.name}, this GPU has "
             f"{error.limit}; take smaller sizes (N, R, dilations), or the torch path: `with vssm.ops.use('torch')`"
         ) from error
     except torch.OutOfMemoryError:

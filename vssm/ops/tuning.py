@@ -1,4 +1,4 @@
-"""Which of a few tiles is the quickest on the card at hand: measured at a first call, kept on disk.
+"""Which of a few tiles is the quickest on the GPU at hand: measured at a first call, kept on disk.
 
 Off with `VSSM_TUNE=0`, under torch.use_deterministic_algorithms (tiles decide how sums are cut, so that another choice
 gives other bits) and on the CPU: then the first candidate is taken. While a CUDA graph is captured nothing is measured:
@@ -56,10 +56,10 @@ def choose(key: str, device: torch.device, tiles: Sequence[Tile], run: Callable[
 
 
 def milliseconds(function: Callable[[], object], device: torch.device) -> float:
-    """Median time of a call after one that compiles; infinite for a tile that the card cannot take."""
+    """Median time of a call after one that compiles; infinite for a tile that the GPU cannot take."""
     try:
         function()
-    except ValueError:  # gpu.launch: it needs more of something than the card has
+    except ValueError:  # gpu.launch: it needs more of something than the GPU has
         return float("inf")
     times = []
     for _ in range(RUNS):

@@ -16,8 +16,8 @@ from vssm.ops.selective_scan.triton_backward import gradients
 from vssm.ops.selective_scan.triton_forward import apply, carries, chain, sweep
 from vssm.ops.tensors import dense
 
-# Programs that share the tiles of a backward: enough to fill a large card, few enough for the parts they leave.
-# A constant, not the card's size, so that sums are cut alike everywhere.
+# Programs that share the tiles of a backward: enough to fill a large GPU, few enough for the parts they leave.
+# A constant, not the GPU's size, so that sums are cut alike everywhere.
 SHARES = 1024
 
 

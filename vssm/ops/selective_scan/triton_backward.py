@@ -31,7 +31,7 @@ from vssm.ops.selective_scan.triton_steps import (
 
 @triton.jit
 def product(a, b, total, PRECISION: tl.constexpr):
-    """total + a b on the tensor cores. "tf32x3" here: what a card cuts off of each factor is multiplied separately.
+    """total + a b on the tensor cores. "tf32x3" here: what a GPU cuts off of each factor is multiplied separately.
 
     tl.dot's own "tf32x3" spends four times the instructions on numbers that are not finite.
     """

@@ -1,6 +1,6 @@
 """Triton kernels of the forward scan on tiles (see triton_steps.py).
 
-Where samples and channels fill the card, one pass:
+Where samples and channels fill the GPU, one pass:
 
     sweep     along the tiles of each route, the state in registers: readout y summed over the routes, or the states
 

@@ -141,7 +141,7 @@ def correlate(
 
 @lru_cache(maxsize=64)
 def _offsets(dilations: tuple[int, ...], device: torch.device) -> Tensor:
-    """int32 (taps, 2): every distinct (row, column) once. Kept, since a copy to a card cannot be part of a graph."""
+    """int32 (taps, 2): every distinct (row, column) once. Kept, since a copy to a GPU cannot be part of a graph."""
     ends = {(d * i, d * j) for d in dilations for i in (-1, 0, 1) for j in (-1, 0, 1)}
     return torch.tensor(sorted(ends), dtype=torch.int32, device=device)
 
