@@ -118,7 +118,7 @@ def compile_sequences():
     K, C, N, L = 4, 33, 4, 49
     u, B = torch.zeros(2, K * C, L), torch.zeros(2, K, N, L)
     bias = torch.zeros(K * C)
-    args = u, u.clone(), torch.zeros(K * C, N), B, B.clone(), bias, bias, True, torch.zeros(2, K * C, N)
+    args = u, u.clone(), torch.zeros(K * C, N), B, B.clone(), bias, bias, torch.zeros(2, K * C, N), True
     y, last = scan.forward(*args)
     scan.backward(y, last, *args)
 
@@ -130,8 +130,7 @@ def compile_readout():
         h = torch.zeros(2, K, 14, 14, E, 1).permute(0, 1, 4, 5, 2, 3)
         C, x, skip = torch.zeros(2, K, 1, 14, 14), torch.zeros(2, E, 14, 14), torch.zeros(E)
         y = readout.forward(h, C.to(dtype), x.to(dtype), skip)
-        readout.backward(y, h, C.to(dtype))
-        readout.skip_backward(y, x.to(dtype), skip)
+        readout.backward(y, h, C.to(dtype), x.to(dtype), skip)
 
 
 def compile_norms():
@@ -142,8 +141,6 @@ def compile_norms():
         y = norm.forward(x, weight, bias, x, 1e-5)
         norm.backward(y, x, weight, bias, x, 1e-5)
         norm.backward(norm.forward(x, weight, None, None, 1e-5, False), x, weight, None, None, 1e-5, centred=False)
-        total, y = norm.add_forward(x.float(), x, weight, bias, 1e-5)
-        norm.add_backward(total, y, total, weight, bias, 1e-5)
 
 
 def compile_fusion():
