@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
+from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, needs_core, randn
 from vssm.ops import depthwise_conv3x3, native, use
 
 # (batch, channels, height, width): odd widths, one row, one column, one pixel, more rows than one task takes.
@@ -142,7 +142,7 @@ def test_errors(change, message):
         depthwise_conv3x3(**({"x": torch.ones(1, 4, 5, 6), "weight": torch.ones(4, 1, 3, 3)} | change))
 
 
-@pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
+@needs_core
 def test_the_core_refuses_a_map_without_pixels():
     """A scripted model calls the operator without the checks of the public function."""
     with pytest.raises(RuntimeError, match="outside what the kernel supports"):

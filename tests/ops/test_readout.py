@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.ops.agree import PATHS, assert_agrees, randn
-from vssm.ops import native, ss2d_readout, use
+from tests.ops.agree import PATHS, assert_agrees, needs_core, randn
+from vssm.ops import ss2d_readout, use
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -24,7 +24,7 @@ def test_readout_agrees_with_the_equation(path, shape):
         assert ss2d_readout(h.bfloat16(), C, x, D).dtype == torch.bfloat16
 
 
-@pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
+@needs_core
 def test_readout_does_not_depend_on_the_number_of_threads():
     h, C, x = randn(1, 4, 1, 40, 40, 24).permute(0, 1, 5, 2, 3, 4), randn(1, 4, 1, 40, 40), randn(1, 24, 40, 40)
     before, found = torch.get_num_threads(), []
