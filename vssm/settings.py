@@ -13,7 +13,7 @@ class ModelSettings:
     """model: the network
 
     Args:
-        name: any timm model name; `vssm models` lists ours
+        name: any timm model name; `vssm models` lists ours. The backbone, where the task has a network around it
         pretrained: start from the authors' published weights
         init_from: start from this checkpoint (official .pth, .safetensors, or one of ours)
         head: what to do with the checkpoint's classifier: take it, or start a new one
@@ -22,6 +22,9 @@ class ModelSettings:
         compile: train through torch.compile; needs a C++ compiler, and minutes at the start
         channels_last: keep images and convolution weights in channels-last memory
         args: more arguments of the model's builder, for example --model.args.img_size 256
+        network: the network around the backbone: mask_rcnn, cascade_mask_rcnn, ... (detection), upernet (segmentation);
+            the task's first when not given
+        network_args: arguments of that network, for example --model.network_args.fpn_channels 64
     """
 
     name: str = "vmamba_tiny"
@@ -33,6 +36,8 @@ class ModelSettings:
     compile: bool = False
     channels_last: bool = False
     args: dict[str, Any] = field(default_factory=dict)
+    network: str | None = None
+    network_args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -40,10 +45,26 @@ class DataSettings:
     """data: the images
 
     Args:
-        name: digits (1797 scans of handwritten digits, bundled with scikit-learn) or imagefolder
-        root: folder with train/CLASS/ and val/CLASS/, or with CLASS/ alone (imagefolder)
-        val_share: share of each class that validates when root has no val (imagefolder)
-        image_size: side in pixels; the model's own when not given (digits: 32)
+        name: digits (1797 scans of handwritten digits, bundled with scikit-learn), imagefolder, coco (objects in a
+            COCO json) or masks (a PNG of labels beside each image); by the task when not given
+        root: folder with train/CLASS/ and val/CLASS/, or with CLASS/ alone (imagefolder), or in a layout of coco, masks
+        train_annotations: json of the training objects, where root does not have it at its usual path (coco)
+        val_annotations: json of the validation objects, likewise (coco)
+        label_file: YAML with the names of the classes, and the values that they have in the files (masks)
+        reduce_zero_label: value 0 is unlabelled and the classes count from 1, as in ADE20K (masks)
+        val_share: share of each class that validates when root has no val (imagefolder), or of the images (coco)
+        image_size: side in pixels; the model's own when not given (digits: 32). Detection and segmentation: the shorter
+            side, 800 and 512 when not given
+        max_side: longest side that an image is resized to; 1333 (detection) or 2048 (segmentation) when not given
+        train_sides: shorter sides that a training image is resized to at random; image_size when not given (detection)
+        crop_size: side of the crops that train (segmentation)
+        resize_range: factors between which a training image is resized at random before the crop (segmentation)
+        max_class_share: most of a crop that one class may cover, in ten tries (segmentation)
+        photometric: vary brightness, contrast, saturation and hue of training images (segmentation)
+        test_scales: factors of the image size whose predictions are averaged (segmentation)
+        test_flip: average with the prediction of the mirrored image too (segmentation)
+        test_window: side of a sliding window over large images; whole images when not given (segmentation)
+        test_stride: step of the sliding window; two thirds of its side when not given (segmentation)
         batch_size: images per step and device
         workers: processes that load images; 0 loads in the main process
         augment: vary the training images at random
@@ -63,10 +84,24 @@ class DataSettings:
         split_seed: seed of the split when there is no val, and of the stratified 20 % test split of the digits
     """
 
-    name: Literal["digits", "imagefolder"] | None = None
+    name: Literal["digits", "imagefolder", "coco", "masks"] | None = None
     root: str | None = None
+    train_annotations: str | None = None
+    val_annotations: str | None = None
+    label_file: str | None = None
+    reduce_zero_label: bool = False
     val_share: float = 0.2
     image_size: int | None = None
+    max_side: int | None = None
+    train_sides: list[int] = field(default_factory=list)
+    crop_size: int = 512
+    resize_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    max_class_share: float = 0.75
+    photometric: bool = True
+    test_scales: list[float] = field(default_factory=lambda: [1.0])
+    test_flip: bool = False
+    test_window: int | None = None
+    test_stride: int | None = None
     batch_size: int = 64
     workers: int = 0
     augment: bool = True
@@ -88,15 +123,21 @@ class DataSettings:
 
 @dataclass
 class OptimSettings:
-    """optim: AdamW, linear warm-up, cosine
+    """optim: AdamW, linear warm-up, then cosine, steps or a polynomial
 
     Args:
         lr: peak learning rate
+        schedule: cosine to min_lr; multistep: times gamma at each milestone; poly: a power of the share left, to min_lr
+        milestones: epochs after which the learning rate falls (multistep)
+        gamma: what it is multiplied by there (multistep)
+        power: exponent (poly)
         weight_decay: weight decay; biases, one-dimensional and the model's own exceptions go without
+        no_decay: patterns over the names of the parameters that go without instead, for example "*norm*"
         betas: AdamW's betas
         eps: AdamW's eps
         layer_decay: factor on the learning rate per layer group from the head down
         warmup_epochs: epochs of linear warm-up, stepped per iteration
+        warmup_steps: steps of linear warm-up, in place of warmup_epochs
         warmup_lr: learning rate that the warm-up starts from
         min_lr: learning rate that the cosine ends at
         label_smoothing: label smoothing of the cross entropy
@@ -106,11 +147,17 @@ class OptimSettings:
     """
 
     lr: float = 1e-3
+    schedule: Literal["cosine", "multistep", "poly"] = "cosine"
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.1
+    power: float = 1.0
     weight_decay: float = 0.05
+    no_decay: list[str] = field(default_factory=list)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     layer_decay: float | None = None
     warmup_epochs: float = 5.0
+    warmup_steps: int | None = None
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     label_smoothing: float = 0.1
@@ -198,6 +245,11 @@ _RANGES = {
     "model.drop_path": "[0, 1)",
     "data.val_share": "(0, 1)",
     "data.image_size": "[1, inf)",
+    "data.max_side": "[1, inf)",
+    "data.crop_size": "[1, inf)",
+    "data.max_class_share": "(0, 1]",
+    "data.test_window": "[1, inf)",
+    "data.test_stride": "[1, inf)",
     "data.batch_size": "[1, inf)",
     "data.workers": "[0, inf)",
     "data.scale": "(0, 1]",
@@ -211,10 +263,13 @@ _RANGES = {
     "data.crop_pct": "(0, 1]",
     "data.split_seed": "[0, 4294967296)",
     "optim.lr": "(0, inf)",
+    "optim.gamma": "(0, inf)",
+    "optim.power": "(0, inf)",
     "optim.weight_decay": "[0, inf)",
     "optim.eps": "(0, inf)",
     "optim.layer_decay": "(0, 1]",
     "optim.warmup_epochs": "[0, inf)",
+    "optim.warmup_steps": "[0, inf)",
     "optim.warmup_lr": "[0, inf)",
     "optim.min_lr": "[0, inf)",
     "optim.label_smoothing": "[0, 1)",
@@ -232,6 +287,30 @@ _RANGES = {
 }
 
 
+# The data of each task, by the name that a folder has when none is given first.
+DATA_NAMES: dict[str, tuple[str, ...]] = {
+    "classification": ("imagefolder", "digits"),
+    "detection": ("coco",),
+    "segmentation": ("masks",),
+}
+
+# Settings that only some tasks have a use for.
+_TASKS_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("data.auto_augment", "data.random_erasing", "data.mixup", "data.cutmix", "data.class_weights",
+         "data.crop_pct"),
+        ("classification",),
+    ),
+    **dict.fromkeys(("data.train_annotations", "data.val_annotations", "data.train_sides"), ("detection",)),
+    **dict.fromkeys(
+        ("data.label_file", "data.reduce_zero_label", "data.test_scales", "data.test_flip", "data.test_window",
+         "data.test_stride"),
+        ("segmentation",),
+    ),
+    **dict.fromkeys(("model.network", "model.network_args", "data.max_side"), ("detection", "segmentation")),
+}  # fmt: skip
+
+
 def _is_within(value: float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
@@ -243,11 +322,11 @@ class Settings:
     """One training run.
 
     Args:
-        task: what the network is trained for: classification
+        task: what the network is trained for: classification, detection (with masks of the objects) or segmentation
         out: run directory to create; runs/MODEL-DATA when not given
         seed: seed of weights, order and augmentation
         save_every_n_steps: also write last.ckpt every n steps inside an epoch; 0: at the end of each epoch only
-        early_stopping: stop after this many validations without a better top-1
+        early_stopping: stop after this many validations without a better top-1 (AP, mIoU)
         log: where metrics go; tensorboard needs the package of that name
     """
 
@@ -268,6 +347,22 @@ class Settings:
         plain["optim"]["betas"] = list(plain["optim"]["betas"])
         return plain
 
+    def name_data(self) -> None:
+        """Puts in what a folder without a name of its kind is, by the task."""
+        if self.data.name is None and self.data.root is not None and self.task in DATA_NAMES:
+            self.data.name = DATA_NAMES[self.task][0]  # type: ignore[assignment]
+
+    def _check_task(self) -> None:
+        kinds = DATA_NAMES.get(self.task, ())
+        if kinds and self.data.name is not None and self.data.name not in kinds:
+            raise ValueError(f"data.name is {self.data.name}; task {self.task} takes {' or '.join(kinds)}")
+        usual = Settings(task=self.task)
+        for name, tasks in _TASKS_OF.items():
+            section, _, key = name.partition(".")
+            value = getattr(getattr(self, section), key)
+            if kinds and self.task not in tasks and value != getattr(getattr(usual, section), key):
+                raise ValueError(f"{name} is {value}; it has a meaning for task {' and '.join(tasks)} only")
+
     def check(self) -> None:
         """Raises ValueError naming the first value that makes no sense, alone or beside the others."""
         for name, interval in _RANGES.items():
@@ -275,6 +370,20 @@ class Settings:
             value = getattr(getattr(self, section) if section else self, key)
             if value is not None and not _is_within(value, interval):
                 raise ValueError(f"{name} is {value}; it must be in {interval}")
+        self._check_task()
+        low, high = [*self.data.resize_range, 0, 0][:2]
+        if len(self.data.resize_range) != 2 or not 0 < low <= high:
+            raise ValueError(f"data.resize_range is {self.data.resize_range}; expected two factors, the smaller first")
+        if not self.data.test_scales or min(self.data.test_scales) <= 0:
+            raise ValueError(f"data.test_scales is {self.data.test_scales}; expected factors above 0")
+        if self.data.train_sides and min(self.data.train_sides) < 1:
+            raise ValueError(f"data.train_sides is {self.data.train_sides}; each must be at least 1")
+        steps = self.optim.milestones
+        if (self.optim.schedule == "multistep") != bool(steps) or sorted(steps) != steps or min(steps, default=1) <= 0:
+            raise ValueError(
+                f"optim.milestones is {steps} with optim.schedule {self.optim.schedule}; multistep needs epochs in "
+                "ascending order, the other schedules have none"
+            )
         if not all(_is_within(beta, "[0, 1)") for beta in self.optim.betas):
             raise ValueError(f"optim.betas are {self.optim.betas}; each must be in [0, 1)")
         if self.trainer.max_steps != -1 and self.trainer.max_steps < 1:

@@ -31,7 +31,9 @@ def main(argv: list[str]) -> int:
             return _resume(parsed.resume)
     settings = to_settings(parsed)
     if settings.data.name is None:
-        raise UsageError("no images given: --data.root FOLDER (with CLASS/IMAGE in it), or --data digits")
+        classes = settings.task == "classification"
+        remedy = " (with CLASS/IMAGE in it), or --data digits" if classes else ""
+        raise UsageError(f"no images given: --data.root FOLDER{remedy}")
     with _sigterm_as_ctrl_c():
         return _start(settings)
 

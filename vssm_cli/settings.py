@@ -26,6 +26,7 @@ SHORT = {
     "--pretrained": "--model.pretrained",
     "--init-from": "--model.init_from",
     "--head": "--model.head",
+    "--network": "--model.network",
     "--freeze": "--model.freeze",
     "--data": "--data.name",
     "--image-size": "--data.image_size",
@@ -55,9 +56,19 @@ _SWITCHES = {
 }
 
 
+_LISTS = {
+    f"--{section}.{field.name}"
+    for section, kind in SECTIONS.items()
+    for field in dataclasses.fields(kind)
+    if str(field.type).startswith("list[")
+}
+_PATTERNS = {"--model.freeze", "--optim.no_decay"}
+
+
 def recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    found = {path.relative_to(RECIPES): path for path in sorted(RECIPES.rglob("*.yaml"))}
+    return {name.with_suffix("").as_posix(): path for name, path in found.items()}
 
 
 def settings_parser(command: str, description: str) -> ArgumentParser:
@@ -125,6 +136,7 @@ def to_settings(parsed: Any) -> Settings:
     """The settings of a parsed command line. Raises ValueError for a number that makes no sense."""
     plain = parsed.as_dict() if hasattr(parsed, "as_dict") else dict(parsed)
     settings = Settings.from_dict({name: value for name, value in plain.items() if name in _OWN})
+    settings.name_data()
     settings.check()
     return settings
 
@@ -135,8 +147,8 @@ def read_settings(path: Path, parser: ArgumentParser) -> Settings:
 
 
 def _spell_out(argv: list[str]) -> list[str]:
-    """Short names in full; dashes for underscores; a bare switch (--model.pretrained) means true; the patterns of
-    --model.freeze become one list."""
+    """Short names in full; dashes for underscores; a bare switch (--model.pretrained) means true; what follows an
+    option of several values (--model.freeze, --data.test_scales) becomes one list."""
     spelled: list[str] = []
     rest = list(argv)
     while rest:
@@ -148,14 +160,15 @@ def _spell_out(argv: list[str]) -> list[str]:
         given = [value] if equals else following
         if option in _SWITCHES and not given:
             spelled += [option, "true"]
-        elif option == "--model.freeze" and given and not given[0].startswith("["):
-            spelled += [option, json.dumps(" ".join(given).split())]
+        elif option in _LISTS and given and not given[0].startswith("["):
+            words = " ".join(given).split()
+            spelled += [option, json.dumps(words) if option in _PATTERNS else f"[{', '.join(words)}]"]
             rest = rest if equals else rest[len(following) :]
         else:
             spelled.append(f"{option}{equals}{value}")
     options = {word.partition("=")[0] for word in spelled}
     if "--data.root" in options and "--data.name" not in options:
-        spelled += ["--data.name", "imagefolder"]
+        spelled += ["--data.name", "null"]  # a folder is what the task takes, whatever a recipe has
     return spelled
 
 
@@ -170,7 +183,8 @@ def _recipe_of(argv: list[str]) -> Path | None:
 
 def _find_recipe(name: str) -> Path:
     known = recipes()
-    path = known.get(name, Path(name))
+    asked = name.removeprefix("recipes/").removesuffix(".yaml")
+    path = Path(name) if Path(name).exists() or asked not in known else known[asked]
     if not path.exists():
         raise UsageError(
             f"no recipe and no file is called {name!r}{nearest(name, known)} (`vssm recipes` lists the recipes)"

@@ -41,9 +41,9 @@ def test_results_of_a_batch():
     first, second = task.results(outputs, ("a", "b", "c"), 2)
     assert [name for name, _ in first] == ["b", "c"]
     assert [value for _, value in first] == pytest.approx(outputs[0].softmax(-1)[[1, 2]].tolist())
-    assert second == ()
+    assert second is None
     image = Image.new("L", (3, 3))
-    assert task.draw(image, first) is image
+    assert task.draw(image, first, ("a", "b", "c")) is image
 
 
 class Counted:
@@ -78,7 +78,7 @@ class CountingMetrics(nn.Module):
 class Summing(type(TASKS["classification"])):
     """Another task, with metrics, columns and a monitor of its own."""
 
-    def metrics(self, classes, details=0):
+    def metrics(self, splits, details=0):
         return CountingMetrics()
 
 

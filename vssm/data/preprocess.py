@@ -1,9 +1,10 @@
 """How an image file becomes a model's input. Stored in every checkpoint: training and prediction agree."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import timm
 import torch
@@ -14,9 +15,65 @@ from torch import nn
 from vssm.data.image import open_image
 from vssm.data.transforms import ImageTransform
 
-__all__ = ["CROP_MODES", "Preprocess", "published_preprocess"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = ["CROP_MODES", "Preparation", "Preprocess", "published_preprocess", "stored_preprocess"]
 
 CROP_MODES = ("center", "squash", "border")
+
+
+class Preparation(Protocol):
+    """What every task's way from an image to the input of its network has: `Preprocess`, `KeepRatio`."""
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def input_size(self) -> tuple[int, int, int]: ...
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+    def transform(self) -> Any:
+        """With `pixels` (PIL image -> (H, W, C) uint8), `normalise` (-> (C, H, W) float32) and `min_side`."""
+        ...
+
+    def batch(
+        self, pixels: Sequence[torch.Tensor], originals: Sequence[tuple[int, int]], device: torch.device | str = "cpu"
+    ) -> Any:
+        """The input of a network, of images as `pixels` makes them and the sizes (H, W) of their files."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def plain_fields(preprocess: "DataclassInstance") -> dict[str, Any]:
+    """The fields in plain types: what a checkpoint holds."""
+    plain: dict[str, Any] = {}
+    for name, value in asdict(preprocess).items():
+        plain[name] = list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value
+    return plain
+
+
+def tuple_fields(plain: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `plain_fields`."""
+    fields: dict[str, Any] = {}
+    for name, value in plain.items():
+        fields[name] = tuple(cast(list[Any], value)) if isinstance(value, list) else value
+    return fields
+
+
+def stored_preprocess(plain: dict[str, Any]) -> Preparation:
+    """What a checkpoint has of `Preprocess` or `KeepRatio`."""
+    if "short_side" in plain:
+        from vssm.data.keep_ratio import KeepRatio
+
+        return KeepRatio.from_dict(plain)
+    return Preprocess.from_dict(plain)
 
 
 @dataclass(frozen=True)
@@ -64,18 +121,18 @@ class Preprocess:
         transform = self.transform()
         return transform(open_image(path, self.channels, transform.min_side))
 
+    def batch(
+        self, pixels: Sequence[torch.Tensor], originals: Sequence[tuple[int, int]], device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        """Images (H, W, C) as `transform().pixels` makes them -> (B, C, H, W)."""
+        return self.transform().normalise(torch.stack(list(pixels)).to(device))
+
     def as_dict(self) -> dict[str, Any]:
-        plain: dict[str, Any] = {}
-        for name, value in asdict(self).items():
-            plain[name] = list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value
-        return plain
+        return plain_fields(self)
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Preprocess":
-        fields: dict[str, Any] = {}
-        for name, value in plain.items():
-            fields[name] = tuple(cast(list[Any], value)) if isinstance(value, list) else value
-        return cls(**fields)
+        return cls(**tuple_fields(plain))
 
 
 def published_preprocess(

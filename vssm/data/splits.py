@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from vssm.data import digits
 from vssm.data.imagefolder import ImageFolder, some
-from vssm.data.preprocess import Preprocess
+from vssm.data.preprocess import Preparation, Preprocess
 from vssm.data.split import hold_out, training_and_validation
 from vssm.settings import DataSettings
 
@@ -30,7 +30,7 @@ class Splits:
     train: Dataset[Any] | None
     val: Dataset[Any]
     classes: tuple[str, ...]
-    preprocess: Preprocess
+    preprocess: Preparation
     notes: tuple[str, ...] = ()
 
     def class_counts(self) -> dict[str, list[int]]:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vssm._words import same_names, spelled
 from vssm.data.imagefolder import some
-from vssm.data.preprocess import Preprocess
+from vssm.data.keep_ratio import KeepRatio
+from vssm.data.preprocess import Preparation, Preprocess, stored_preprocess
 from vssm.inference.run_dir import checkpoint_file
 from vssm.settings import Settings
 from vssm.tasks import find_task
@@ -32,7 +33,7 @@ class TrainedModel:
     file: Path
     settings: Settings
     classes: tuple[str, ...]
-    preprocess: Preprocess
+    preprocess: Preparation
     weights: dict[str, Tensor]
     images: dict[str, list[int]]
     fingerprints: dict[str, str]
@@ -40,9 +41,14 @@ class TrainedModel:
     def changed(self, settings: Settings) -> "TrainedModel":
         """The same under other settings, with the image size, interpolation and crop that they change."""
         preprocess, before, now = self.preprocess, self.settings.data, settings.data
-        changes: dict[str, Any] = {}
         if now.image_size != before.image_size and now.image_size is not None:
-            changes["input_size"] = (preprocess.channels, now.image_size, now.image_size)
+            preprocess = at_size(preprocess, now.image_size)
+        changes: dict[str, Any] = {}
+        if isinstance(preprocess, KeepRatio):
+            if now.max_side != before.max_side and now.max_side is not None:
+                preprocess = replace(preprocess, long_side=now.max_side)
+            return replace(self, settings=settings, preprocess=preprocess)
+        assert isinstance(preprocess, Preprocess)
         for name in ("interpolation", "crop_pct"):
             if getattr(now, name) != getattr(before, name) and getattr(now, name) is not None:
                 changes[name] = getattr(now, name)
@@ -80,7 +86,7 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
             file,
             Settings.from_stored(about["settings"]),
             tuple(about["classes"]),
-            Preprocess.from_dict(about["preprocess"]),
+            stored_preprocess(about["preprocess"]),
             _without_prefix(file_content["state_dict"]),
             about.get("images", {}),
             about.get("fingerprints", {}),
@@ -125,6 +131,15 @@ def check_unchanged(stored: TrainedModel, description: dict[str, Any], model: nn
                 f"replaced since); {remedy}"
             )
     stored.check_fits(model)
+
+
+def at_size(preprocess: Preparation, image_size: int) -> Preparation:
+    """The same for another image size: the side of a square, or the shorter side where the aspect ratio is kept."""
+    if isinstance(preprocess, KeepRatio):
+        longer = round(preprocess.long_side * image_size / preprocess.short_side)
+        return replace(preprocess, short_side=image_size, long_side=longer)
+    assert isinstance(preprocess, Preprocess)
+    return replace(preprocess, input_size=(preprocess.channels, image_size, image_size))
 
 
 def is_ours(path: str | Path) -> bool:

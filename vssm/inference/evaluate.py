@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from vssm.data.loaders import batches_within, evaluation_loader, normalised, size_of
+from vssm.data.padded import PaddedImages
 from vssm.data.splits import Splits
 from vssm.data.unreadable import Unreadable, check_share
-from vssm.settings import PRECISIONS
+from vssm.settings import PRECISIONS, DataSettings
 from vssm.tasks.task import Quality, Task
 
 Progress = Callable[[int, int], None]
@@ -67,6 +68,7 @@ def evaluate(
     details: int = 0,
     kind: str = "validation",
     progress: Progress | None = None,
+    data: DataSettings | None = None,
 ) -> Evaluation:
     """Evaluates `model`, in the mode and on the device that it is in, on the images of `splits.val`.
 
@@ -76,6 +78,7 @@ def evaluate(
         details: above 0: metrics that cost memory per image too, with at most so many examples of mistakes
         kind: what the images are called in a message
         progress: called with (images done, planned) after each batch
+        data: how the network is applied, where the task has several ways: scales, windows
 
     Images that cannot be read are left out. Raises ValueError when they are more than half (TooManyUnreadable), when
     the limit leaves no image, or when the metrics have a problem, non-finite outputs for example.
@@ -93,9 +96,10 @@ def evaluate(
         raise ValueError(f"no {kind} image is left to evaluate: a limit of {limit_batches} of {len(loader)} batches")
     planned = min(size_of(splits.val), batches * batch_size)
     normalise = splits.preprocess.transform().normalise
-    metrics = task.metrics(len(splits.classes), details)
+    metrics = task.metrics(splits, details)
     assert isinstance(metrics, nn.Module)
     metrics.to(device)
+    infer = task.inference(model, data)
     unreadable: list[Unreadable] = []
     start, done = time.perf_counter(), 0
     with torch.inference_mode(), _computing_in(precision, device):
@@ -106,9 +110,9 @@ def evaluate(
             if len(batch.targets):
                 moved = batch._replace(images=_to(batch.images, device), targets=_to(batch.targets, device))
                 images = normalised(moved, normalise).images
-                if channels_last:
+                if channels_last and isinstance(images, torch.Tensor):
                     images = images.contiguous(memory_format=torch.channels_last)
-                metrics.update(model(images), moved)
+                metrics.update(infer(images), moved)
             done += len(batch.targets) + len(batch.unreadable)
             if progress is not None:
                 progress(done, planned)
@@ -123,6 +127,8 @@ def _to(values: Any, device: torch.device) -> Any:
     """Tensors, and lists or dictionaries of them, on a device."""
     if isinstance(values, torch.Tensor):
         return values.to(device, non_blocking=True)
+    if isinstance(values, PaddedImages):
+        return values.to(device)
     if isinstance(values, dict):
         return {name: _to(value, device) for name, value in cast(dict[Any, Any], values).items()}
     if isinstance(values, list | tuple):

@@ -11,13 +11,13 @@ from PIL import Image
 from torch import nn
 
 from vssm.data.image import UnreadableImage
-from vssm.data.preprocess import Preprocess, published_preprocess
+from vssm.data.preprocess import Preparation, published_preprocess
 from vssm.data.sources import find_files
-from vssm.inference.checkpoint import TrainedModel, is_ours, load_weights, read_checkpoint
+from vssm.inference.checkpoint import TrainedModel, at_size, is_ours, load_weights, read_checkpoint
 from vssm.inference.device import pick_device
 from vssm.inference.evaluate import Evaluation, Progress, evaluate
 from vssm.inference.predict import Prediction, predict
-from vssm.settings import DataSettings
+from vssm.settings import DATA_NAMES, DataSettings
 from vssm.tasks import TASKS, find_task
 from vssm.tasks.classification import check_model_name, class_names, create_classifier
 from vssm.tasks.task import Task
@@ -33,7 +33,7 @@ class Predictor:
 
     name: str
     model: nn.Module
-    preprocess: Preprocess
+    preprocess: Preparation
     classes: tuple[str, ...]
     task: Task = TASKS["classification"]
     data: DataSettings | None = None
@@ -64,7 +64,7 @@ class Predictor:
         """The same at another image size. Raises ValueError when the network cannot take it."""
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {image_size}")
-        preprocess = replace(self.preprocess, input_size=(self.preprocess.channels, image_size, image_size))
+        preprocess = at_size(self.preprocess, image_size)
         self.task.check_model(self.model, self.name, preprocess.input_size)
         return replace(self, preprocess=preprocess)
 
@@ -91,7 +91,9 @@ class Predictor:
         threads: int | None = None,
     ) -> Generator[Prediction, None, None]:
         """`predict` for files that were found already."""
-        return predict(self.model, self.preprocess, self.classes, files, top_k, batch_size, threads, self.task)
+        return predict(
+            self.model, self.preprocess, self.classes, files, top_k, batch_size, threads, self.task, self.data
+        )
 
     def evaluate(
         self,
@@ -131,6 +133,7 @@ class Predictor:
             details=details,
             kind={"val": "validation", "test": "test"}[split],
             progress=progress,
+            data=chosen,
         )
 
     def _data(self, data: DataSettings | str | PathLike[str] | None) -> DataSettings:
@@ -138,7 +141,7 @@ class Predictor:
             return data
         known = self.data or DataSettings()
         if data is not None:
-            return replace(known, name="imagefolder", root=str(data))
+            return replace(known, name=DATA_NAMES[self.task.name][0], root=str(data))
         if self.data is None:
             raise ValueError(f"{self.name} comes without images to evaluate on; name a folder: evaluate(FOLDER)")
         return known

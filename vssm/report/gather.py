@@ -207,7 +207,7 @@ def _picture(predictor: Predictor, dataset: Any, mistake: Answer) -> Picture:
     tensor, preprocess = dataset[mistake.index][0], predictor.preprocess
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
     pixels = ((tensor * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    image = predictor.task.draw(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), mistake)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small = max(image.size) <= 64

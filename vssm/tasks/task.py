@@ -1,13 +1,14 @@
 """What a task is: everything that a training, an evaluation, a prediction or a report asks for that depends on it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor, nn
 
 from vssm.data.batches import Batch, Collate
-from vssm.data.preprocess import Preprocess
+from vssm.data.preprocess import Preparation
 from vssm.data.splits import Splits, Transform
 from vssm.settings import DataSettings, ModelSettings, Settings
 
@@ -55,6 +56,7 @@ class Task(Protocol):
     """One task. To add one: a folder beside `classification`, and a line in `TASKS`.
 
     name: as in `Settings.task`
+    headings: of the logged metrics that are printed, by their names, in order; those that begin with % are shares
     monitor: the logged metric that decides which checkpoint is best; higher is better
     columns: the logged metrics that metrics.csv has, in order
     collate: makes a Batch of its samples
@@ -70,6 +72,9 @@ class Task(Protocol):
     def columns(self) -> tuple[str, ...]: ...
 
     @property
+    def headings(self) -> Mapping[str, str]: ...
+
+    @property
     def collate(self) -> Collate: ...
 
     def create_model(
@@ -82,16 +87,21 @@ class Task(Protocol):
         """Raises ValueError when the network cannot take such images, or answers in another form than this task's."""
         ...
 
-    def preprocess(self, settings: DataSettings, model_name: str) -> Preprocess:
+    def load_initial(self, model: nn.Module, file: Path, head: str) -> tuple[str, ...]:
+        """Starts a training from the weights in a file, `head` as in `ModelSettings`. Sentences about what is left at
+        its initial values and a reader must not miss; ValueError when the file does not fit."""
+        ...
+
+    def preprocess(self, settings: DataSettings, model_name: str) -> Preparation:
         """How an image becomes the input of a network that starts to train. Raises ValueError for an unknown name."""
         ...
 
-    def train_transform(self, settings: DataSettings, preprocess: Preprocess) -> Transform: ...
+    def train_transform(self, settings: DataSettings, preprocess: Preparation) -> Transform: ...
 
     def load_splits(
         self,
         settings: DataSettings,
-        preprocess: Preprocess,
+        preprocess: Preparation,
         train_transform: Transform | None = None,
         classes: tuple[str, ...] | None = None,
         split: str = "val",
@@ -101,15 +111,24 @@ class Task(Protocol):
 
     def learner(self, model: nn.Module, settings: Settings, splits: Splits) -> Learner: ...
 
-    def metrics(self, classes: int, details: int = 0) -> Metrics:
-        """`details` above 0 adds what costs memory per image, with at most so many examples: for an evaluation of
-        its own, not for one within a training."""
+    def inference(self, model: nn.Module, data: DataSettings | None = None) -> Callable[[Any], Any]:
+        """What gives the outputs for a batch of inputs in evaluation and prediction: the network itself, or a way of
+        applying it (windows, scales) that `data` asks for."""
+        ...
+
+    def metrics(self, splits: Splits, details: int = 0) -> Metrics:
+        """Of `splits.val`. `details` above 0 adds what costs memory per image, with at most so many examples: for an
+        evaluation of its own, not for one within a training."""
         ...
 
     def results(self, outputs: Any, classes: Sequence[str], top_k: int) -> list[Any]:
-        """The result for each image of a batch, from the network's outputs."""
+        """The result for each image of a batch, from the outputs of `inference`; None for NaN or infinity."""
         ...
 
-    def draw(self, image: Image.Image, result: Any) -> Image.Image:
+    def plain(self, result: Any, classes: Sequence[str]) -> dict[str, Any]:
+        """A result as what a line of JSON holds."""
+        ...
+
+    def draw(self, image: Image.Image, result: Any, classes: Sequence[str]) -> Image.Image:
         """What was found (or is true) drawn on an image; the image itself where the result is text beside it."""
         ...

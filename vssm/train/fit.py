@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
@@ -15,8 +15,8 @@ from torch._dynamo.exc import TorchDynamoException
 
 from vssm._version import __version__
 from vssm.data.splits import Splits
-from vssm.inference.checkpoint import FORMAT, check_unchanged, load_weights, read_checkpoint
-from vssm.inference.run_dir import RunDir, is_first_process
+from vssm.inference.checkpoint import FORMAT, check_unchanged, read_checkpoint
+from vssm.inference.run_dir import RunDir, checkpoint_file, is_first_process
 from vssm.settings import Settings
 from vssm.tasks import find_task
 from vssm.tasks.task import Task
@@ -67,7 +67,8 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
         chosen, len(splits.classes), splits.preprocess.channels, pretrained=chosen.pretrained and weights
     )
     if chosen.init_from is not None and weights:
-        load_weights(model, chosen.init_from, chosen.head)
+        notes = task.load_initial(model, checkpoint_file(chosen.init_from), chosen.head)
+        splits = replace(splits, notes=(*splits.notes, *notes))
     if chosen.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task.check_model(model, chosen.name, splits.preprocess.input_size, len(splits.classes))
@@ -81,8 +82,8 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
         "settings": settings.as_dict(),
     }
     frozen_norms = freeze(model, chosen.freeze)
-    learner, metrics = task.learner(model, settings, splits), task.metrics(len(splits.classes))
-    module = TrainingModule(learner, metrics, settings, description, frozen_norms)
+    learner, metrics = task.learner(model, settings, splits), task.metrics(splits)
+    module = TrainingModule(learner, metrics, settings, description, frozen_norms, task.inference(model, settings.data))
     loaders = Loaders(splits, settings.data, settings.seed, task.collate)
     loaders.check(trainer)
     return Experiment(settings, task, splits, module, loaders)

@@ -1,7 +1,7 @@
 """The LightningModule: a task, its optimizer, and randomness that is a function of the step."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -19,7 +19,8 @@ class TrainingModule(L.LightningModule):
     """Trains a task's learner; its metrics gather the validation.
 
     `description` (plain types) is put under "vssm" in every checkpoint: enough to rebuild model and preprocessing.
-    `frozen_norms` keep their statistics: they stay in evaluation mode.
+    `frozen_norms` keep their statistics: they stay in evaluation mode. `infer` gives the outputs that are validated;
+    the network's own when it is not given.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class TrainingModule(L.LightningModule):
         settings: Settings,
         description: dict[str, Any],
         frozen_norms: Sequence[nn.Module] = (),
+        infer: Callable[[Any], Any] | None = None,
     ):
         super().__init__()
         self.task = learner  # under this name its weights stand in every checkpoint
@@ -36,6 +38,7 @@ class TrainingModule(L.LightningModule):
         self.settings = settings
         self.description = description
         self.frozen_norms = tuple(frozen_norms)
+        self._infer = (infer or learner.model,)  # in a tuple: the weights stand in a checkpoint once
         self.latest_loss: Tensor | None = None
         self.latest_outputs: Any = None
         self.train()  # Lightning keeps the modes that it finds
@@ -64,7 +67,8 @@ class TrainingModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if len(batch.targets) > 0:  # else none of the batch could be read
-            self.metrics.update(self.task.model(self._laid_out(batch.images)), batch)
+            (infer,) = self._infer
+            self.metrics.update(infer(self._laid_out(batch.images)), batch)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.metrics.compute().logged())

@@ -1,12 +1,16 @@
-"""AdamW's parameter groups, and linear warm-up followed by a cosine."""
+"""AdamW's parameter groups, and linear warm-up followed by a cosine, steps or a polynomial."""
 
 import math
-from typing import cast
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, cast
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from vssm._words import nearest
 from vssm.settings import OptimSettings
 
 
@@ -22,32 +26,104 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, s
     return minimum + (peak - minimum) / 2 * (1 + math.cos(math.pi * progress))
 
 
+def learning_rate(
+    step: int, total_steps: int, warmup_steps: int, steps_per_epoch: float, optim: OptimSettings
+) -> float:
+    """Learning rate of optimizer step `step` (from 0) by `optim.schedule`, after the linear warm-up of W steps:
+
+    cosine: `warmup_cosine`
+    multistep: lr gamma^m, m the milestones (in epochs) that are passed
+    poly: min_lr + (lr - min_lr) (1 - (t - W) / (T - W))^power
+    """
+    if optim.schedule == "cosine" or step < warmup_steps:
+        return warmup_cosine(step, total_steps, warmup_steps, optim.lr, optim.warmup_lr, optim.min_lr)
+    if optim.schedule == "multistep":
+        passed = sum(step >= round(milestone * steps_per_epoch) for milestone in optim.milestones)
+        return optim.lr * optim.gamma**passed
+    left = max(0.0, 1 - (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return optim.min_lr + (optim.lr - optim.min_lr) * left**optim.power
+
+
 def create_optimizer(model: nn.Module, settings: OptimSettings, fused: bool | None = None) -> torch.optim.AdamW:
     """AdamW over timm's groups: no weight decay for biases, one-dimensional parameters and what
-    `model.no_weight_decay()` names; with `layer_decay`, a smaller learning rate the deeper a layer lies
-    (`model.group_matcher`)."""
-    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    `model.no_weight_decay()` names, or for what the patterns of `no_decay` match instead; with `layer_decay`, a smaller
+    learning rate the deeper a layer lies (`model.group_matcher`; of a network around a backbone, that of the backbone,
+    and all heads are the last layer)."""
+    exempt = tuple(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
     if settings.layer_decay is None:
-        groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=tuple(exempt))
+        groups = cast(list[dict], param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=exempt))
     else:
-        groups = param_groups_layer_decay(
-            model, settings.weight_decay, no_weight_decay_list=tuple(exempt), layer_decay=settings.layer_decay
+        grouped = model if hasattr(model, "group_matcher") else _Grouped(model)
+        groups = cast(
+            list[dict],
+            param_groups_layer_decay(
+                grouped, settings.weight_decay, no_weight_decay_list=exempt, layer_decay=settings.layer_decay
+            ),
         )
-    groups = cast(list[dict], groups)
+    if settings.no_decay:
+        groups = _regrouped(model, groups, settings)
     for group in groups:
         group["lr"] = settings.lr * group.pop("lr_scale", 1.0)
         group.pop("param_names", None)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
+class _Grouped(nn.Module):
+    """A network around a backbone, with the backbone's groups of layers as timm asks a model for them."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        backbone = getattr(network, "backbone", None)
+        if not hasattr(backbone, "group_matcher"):
+            raise ValueError(
+                f"optim.layer_decay needs the layers of the backbone, and {type(network).__name__} has none that names "
+                "them (group_matcher); leave it out"
+            )
+        self.network, self.backbone = network, backbone
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        # A feature list of timm spells stages.0 with an underscore; the groups are those of the whole model.
+        for name, parameter in self.network.named_parameters(*args, **kwargs):
+            yield re.sub(r"^(backbone\.\w*?[a-z])_(\d+)\.", r"\1.\2.", name), parameter
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        matcher = cast(Any, self.backbone).group_matcher(coarse=coarse)
+
+        def inside(pattern: Any) -> Any:
+            if isinstance(pattern, str):
+                return r"^backbone\." + pattern.removeprefix("^")
+            return [(inside(one), order) for one, order in pattern]
+
+        return {name: inside(pattern) for name, pattern in matcher.items()}  # what none matches is the last layer
+
+
+def _regrouped(model: nn.Module, groups: Sequence[dict], settings: OptimSettings) -> list[dict]:
+    """The same learning rates, with weight decay for all but what `no_decay` matches."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for pattern in settings.no_decay:
+        if not any(fnmatchcase(name, pattern) for name in names.values()):
+            raise ValueError(
+                f"optim.no_decay: no parameter matches {pattern!r}{nearest(pattern, list(names.values()))}"
+            )
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            free = any(fnmatchcase(names[id(parameter)], pattern) for pattern in settings.no_decay)
+            key = group.get("lr_scale", 1.0), 0.0 if free else settings.weight_decay
+            found.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "lr_scale": scale, "weight_decay": decay} for (scale, decay), parameters in found.items()
+    ]
+
+
 def create_schedule(
     optimizer: torch.optim.Optimizer, settings: OptimSettings, total_steps: int, steps_per_epoch: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """`warmup_cosine` on every group, each scaled by its own share of the peak; to be stepped after each step."""
-    warmup_steps = min(round(settings.warmup_epochs * steps_per_epoch), total_steps)
+    """`learning_rate` on every group, each scaled by its own share of the peak; to be stepped after each step."""
+    asked = settings.warmup_steps
+    warmup_steps = min(round(settings.warmup_epochs * steps_per_epoch) if asked is None else asked, total_steps)
 
     def factor(step: int) -> float:
-        lr = warmup_cosine(step, total_steps, warmup_steps, settings.lr, settings.warmup_lr, settings.min_lr)
-        return lr / settings.lr
+        return learning_rate(step, total_steps, warmup_steps, steps_per_epoch, settings) / settings.lr
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
