@@ -11,6 +11,7 @@ __all__ = [
     "imagefolder",
     "inspection",
     "loaders",
+    "padded",
     "parallel",
     "preprocess",
     "sampling",
