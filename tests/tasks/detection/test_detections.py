@@ -1,0 +1,49 @@
+"""What a network found: order, choice, pasted masks, run lengths."""
+
+import pytest
+import torch
+
+from vssm.tasks.detection import Detections
+
+
+def found(masks=True):
+    return Detections(
+        boxes=torch.tensor([[2.0, 1, 6, 5], [0, 0, 4, 2]]),
+        scores=torch.tensor([0.9, 0.4]),
+        labels=torch.tensor([3, 1]),
+        size=(8, 10),
+        masks=torch.ones(2, 28, 28) if masks else None,
+    )
+
+
+def test_masks_fill_their_boxes():
+    pasted = found().paste()
+    assert pasted.shape == (2, 8, 10) and pasted.dtype == torch.bool
+    assert pasted[0].sum() == 16 and pasted[0, 1:5, 2:6].all()
+    assert pasted[1].sum() == 8 and pasted[1, :2, :4].all()
+    assert torch.equal(found().paste(1), pasted[1:]) and torch.equal(found().paste([1, 0]), pasted.flip(0))
+    assert found().paste(slice(0, 0)).shape == (0, 8, 10)
+
+
+def test_choosing():
+    chosen = found()[torch.tensor([False, True])]
+    assert len(chosen) == 1 and chosen.labels.tolist() == [1] and chosen.masks.shape == (1, 28, 28)
+    assert found(masks=False)[:1].masks is None
+    assert found().to("meta").boxes.is_meta
+
+
+def test_a_threshold():
+    half = Detections(
+        torch.tensor([[0.0, 0, 8, 8]]), torch.ones(1), torch.zeros(1).long(), (8, 8), torch.ones(1, 28, 28)
+    )
+    half.masks[0, :, :14] = 0.3
+    assert half.paste()[0].sum() == 32 and half.paste(threshold=0.2)[0].sum() == 64
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="no masks: the network was built with masks=False"):
+        found(masks=False).paste()
+    with pytest.raises(ValueError, match=r"boxes \(N, 4\), scores \(N,\) and labels \(N,\) do not fit"):
+        Detections(torch.zeros(2, 4), torch.zeros(1), torch.zeros(2), (4, 4))
+    with pytest.raises(ValueError, match=r"masks must be \(1, m, m\)"):
+        Detections(torch.zeros(1, 4), torch.zeros(1), torch.zeros(1), (4, 4), torch.zeros(2, 28, 28))

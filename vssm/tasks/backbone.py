@@ -1,0 +1,72 @@
+"""The backbone of a detector or a segmentation network: any timm model by name, its maps NCHW and normed."""
+
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from vssm.models import NAMES
+from vssm.models.vim import VARIANTS as ONE_STRIDE
+from vssm.tasks.classification.model import check_model_name, create_classifier
+
+MAPS = 4
+
+
+class NormedMaps(nn.Module):
+    """A feature extractor of timm, its maps as NCHW, with a LayerNorm over the channels of each or without.
+
+    The official Swin and ConvNeXt backbones for detection have these norms, timm's have not.
+    """
+
+    def __init__(self, net: Any, norms: bool):
+        super().__init__()
+        self.net = net
+        self.feature_info: Any = net.feature_info
+        self.channels_last = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
+        self.out_norms = nn.ModuleList(nn.LayerNorm(dim) for dim in net.feature_info.channels() if norms)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = list(self.net(x))
+        if not self.channels_last and not len(self.out_norms):
+            return maps
+        maps = maps if self.channels_last else [y.permute(0, 2, 3, 1) for y in maps]
+        if len(self.out_norms):
+            maps = [norm(y) for norm, y in zip(self.out_norms, maps)]
+        return [y.permute(0, 3, 1, 2).contiguous() for y in maps]
+
+
+def create_backbone(
+    name: str, pretrained: bool = False, in_chans: int = 3, out_norms: bool | None = None, **arguments: Any
+) -> nn.Module:
+    """(B, C, H, W) -> NCHW maps, the finest first, described by `feature_info.channels()` and `.reduction()`.
+
+    One of each stage; of more than four, the last four. Takes images of any size, also where timm's default is a
+    single one (Swin).
+
+    Args:
+        name: a timm model, ours among them.
+        pretrained: with its weights for classification; `out_norms` start untrained.
+        out_norms: a LayerNorm on every map, as the papers' official backbones have it. By default models that norm
+            layers have it, those that norm batches (ResNet) have not.
+        arguments: of the model.
+
+    Raises:
+        ValueError: an unknown name, arguments that the model does not take, or a model whose maps are of one stride.
+    """
+    check_model_name(name)
+    if name.partition(".")[0] in ONE_STRIDE:
+        raise ValueError(f"{name} has maps of one stride; a pyramid needs a model whose stages halve the map")
+    options = {"pretrained": pretrained, "in_chans": in_chans, "features_only": True, **arguments}
+    if name.partition(".")[0] in NAMES:
+        return create_classifier(name, **options, out_norms=True if out_norms is None else out_norms)
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if cfg is not None and cfg.fixed_input_size and "img_size" not in arguments:
+        options.setdefault("dynamic_img_size", True)
+    net: Any = create_classifier(name, **options)
+    found = len(net.feature_info.channels())
+    if found > MAPS and "out_indices" not in arguments:
+        net = create_classifier(name, **options, out_indices=tuple(range(found - MAPS, found)))
+    if out_norms is None:
+        kinds = [type(module) for module in net.modules()]
+        out_norms = any(issubclass(k, nn.LayerNorm) for k in kinds) and nn.BatchNorm2d not in kinds
+    return NormedMaps(net, out_norms)
