@@ -10,6 +10,7 @@ __all__ = [
     "image",
     "imagefolder",
     "inspection",
+    "keep_ratio",
     "loaders",
     "padded",
     "parallel",
