@@ -34,18 +34,23 @@ class Splits:
     notes: tuple[str, ...] = ()
 
     def class_counts(self) -> dict[str, list[int]]:
-        """Images per class, in the order of `classes`: of "train" where it was loaded, and of "val"."""
-        loaded = {"train": self.train, "val": self.val}
-        return {
-            name: np.bincount(np.asarray(dataset.labels), minlength=len(self.classes)).tolist()  # type: ignore[attr-defined]
-            for name, dataset in loaded.items()
-            if dataset is not None
-        }
+        """Images (or objects) per class, in the order of `classes`: of "train" where it was loaded, and of "val"; for
+        those that know it."""
+        counts = {name: _class_counts(dataset, len(self.classes)) for name, dataset in self._loaded()}
+        return {name: found for name, found in counts.items() if found is not None}
 
     def fingerprints(self) -> dict[str, str]:
         """Of the names of the images of "train" and of "val", for those that are files."""
-        loaded = {"train": self.train, "val": self.val}
-        return {name: dataset.fingerprint() for name, dataset in loaded.items() if isinstance(dataset, ImageFolder)}
+        return {name: dataset.fingerprint() for name, dataset in self._loaded() if hasattr(dataset, "fingerprint")}
+
+    def _loaded(self) -> list[tuple[str, Any]]:
+        return [(name, dataset) for name, dataset in (("train", self.train), ("val", self.val)) if dataset is not None]
+
+
+def _class_counts(dataset: Any, classes: int) -> list[int] | None:
+    if hasattr(dataset, "class_counts"):
+        return dataset.class_counts()
+    return np.bincount(np.asarray(dataset.labels), minlength=classes).tolist()
 
 
 def load_splits(

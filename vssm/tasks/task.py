@@ -87,9 +87,10 @@ class Task(Protocol):
         """Raises ValueError when the network cannot take such images, or answers in another form than this task's."""
         ...
 
-    def load_initial(self, model: nn.Module, file: Path, head: str) -> tuple[str, ...]:
-        """Starts a training from the weights in a file, `head` as in `ModelSettings`. Sentences about what is left at
-        its initial values and a reader must not miss; ValueError when the file does not fit."""
+    def load_initial(self, model: nn.Module, file: Path | None, head: str) -> tuple[str, ...]:
+        """Starts a training from the weights in a file, `head` as in `ModelSettings`; without one from random weights.
+        Sentences about what is left at its initial values and a reader must not miss; ValueError when the file does
+        not fit."""
         ...
 
     def preprocess(self, settings: DataSettings, model_name: str) -> Preparation:

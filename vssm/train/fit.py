@@ -66,8 +66,9 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     model = task.create_model(
         chosen, len(splits.classes), splits.preprocess.channels, pretrained=chosen.pretrained and weights
     )
-    if chosen.init_from is not None and weights:
-        notes = task.load_initial(model, checkpoint_file(chosen.init_from), chosen.head)
+    if weights and (chosen.init_from is not None or not chosen.pretrained):
+        file = None if chosen.init_from is None else checkpoint_file(chosen.init_from)
+        notes = task.load_initial(model, file, chosen.head)
         splits = replace(splits, notes=(*splits.notes, *notes))
     if chosen.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -47,8 +47,9 @@ class ClassificationTask:
     ) -> None:
         check_image_size(model, name, input_size, classes)
 
-    def load_initial(self, model: nn.Module, file: Path, head: str) -> tuple[str, ...]:
-        load_checkpoint(model, file, head=head)
+    def load_initial(self, model: nn.Module, file: Path | None, head: str) -> tuple[str, ...]:
+        if file is not None:
+            load_checkpoint(model, file, head=head)
         return ()
 
     def preprocess(self, settings: DataSettings, model_name: str) -> Preprocess:
