@@ -1,5 +1,7 @@
 """The backbone of a detector or a segmentation network: any timm model by name, its maps NCHW and normed."""
 
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import timm
@@ -70,3 +72,37 @@ def create_backbone(
         kinds = [type(module) for module in net.modules()]
         out_norms = any(issubclass(k, nn.LayerNorm) for k in kinds) and nn.BatchNorm2d not in kinds
     return NormedMaps(net, out_norms)
+
+
+def as_backbone(backbone: str | nn.Module, pretrained: bool, arguments: Mapping[str, Any] | None) -> nn.Module:
+    """A backbone by name is created; a module is taken as it is, and has no arguments."""
+    if isinstance(backbone, str):
+        return create_backbone(backbone, pretrained, **(arguments or {}))
+    if pretrained or arguments:
+        raise ValueError("pretrained and backbone_args create a backbone by name; they do nothing for a module")
+    return backbone
+
+
+def maps_of(backbone: Any) -> tuple[list[int], list[int]]:
+    """Channels and strides of a backbone's maps. Raises ValueError where they make no pyramid."""
+    info = getattr(backbone, "feature_info", None)
+    if info is None or not hasattr(info, "channels"):
+        raise ValueError(
+            f"{type(backbone).__name__} has no feature_info.channels(); give a model's name, or what "
+            "timm.create_model(NAME, features_only=True) makes"
+        )
+    channels = list(info.channels())
+    strides = list(info.reduction()) if hasattr(info, "reduction") else [4, 8, 16, 32]
+    if len(channels) < 2 or len(channels) != len(strides) or any(b != 2 * a for a, b in pairwise(strides)):
+        raise ValueError(
+            "a pyramid needs maps that are each half as fine as the one before, two or more; the backbone's have "
+            f"{channels} channels and the strides {strides}"
+        )
+    return channels, strides
+
+
+def check_widths(**widths: int) -> None:
+    """Raises ValueError for one below 1."""
+    for name, width in widths.items():
+        if width < 1:
+            raise ValueError(f"{name} must be at least 1, got {width}")

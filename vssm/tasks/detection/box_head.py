@@ -4,19 +4,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 
+from vssm.tasks.synced import SyncedBatchNorm
+
 CELLS = 7
-
-
-class SyncedBatchNorm(nn.SyncBatchNorm):
-    """BatchNorm over all processes of a distributed training on GPUs, and over this process's batch anywhere else.
-
-    torch's own refuses to be trained by several processes on CPUs.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.is_cuda:
-            return super().forward(input)
-        return super(nn.SyncBatchNorm, self).forward(input)
 
 
 def two_fc(channels: int, width: int) -> nn.Module:

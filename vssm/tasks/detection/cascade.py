@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from vssm.tasks.backbone import as_backbone, check_widths
 from vssm.tasks.detection.box_head import BoxHead, four_conv_one_fc
 from vssm.tasks.detection.mask_head import MaskHead
-from vssm.tasks.detection.mask_rcnn import as_backbone
 from vssm.tasks.detection.roi_heads import Stage, StageConfig
 from vssm.tasks.detection.rpn import RPNConfig
-from vssm.tasks.detection.two_stage import TwoStageDetector, check_widths
+from vssm.tasks.detection.two_stage import TwoStageDetector
 
 _STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 STAGES = tuple(

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from vssm.tasks.backbone import create_backbone
+from vssm.tasks.backbone import as_backbone, check_widths
 from vssm.tasks.detection.box_head import BoxHead, two_fc
 from vssm.tasks.detection.mask_head import MaskHead
 from vssm.tasks.detection.roi_heads import Stage, StageConfig
 from vssm.tasks.detection.rpn import RPNConfig
-from vssm.tasks.detection.two_stage import TwoStageDetector, check_widths
+from vssm.tasks.detection.two_stage import TwoStageDetector
 
 
 def mask_rcnn(
@@ -60,12 +60,3 @@ def mask_rcnn(
         nms=nms,
         kept=kept,
     )
-
-
-def as_backbone(backbone: str | nn.Module, pretrained: bool, arguments: Mapping[str, Any] | None) -> nn.Module:
-    """A backbone by name is created; a module is taken as it is, and has no arguments."""
-    if isinstance(backbone, str):
-        return create_backbone(backbone, pretrained, **(arguments or {}))
-    if pretrained or arguments:
-        raise ValueError("pretrained and backbone_args create a backbone by name; they do nothing for a module")
-    return backbone

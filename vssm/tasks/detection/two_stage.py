@@ -1,7 +1,6 @@
 """A detector of two stages: backbone, feature pyramid, proposals, heads on regions."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from vssm.data.padded import PaddedImages
+from vssm.tasks.backbone import maps_of
 from vssm.tasks.detection.detections import Detections
 from vssm.tasks.detection.roi_heads import RoIHeads, Stage
 from vssm.tasks.detection.rpn import RPN, RPNConfig
@@ -87,28 +87,3 @@ class TwoStageDetector(nn.Module):
         self.rpn.head(maps)
         self.roi_heads.forward_counted(maps[0], proposals, masks)
         return maps
-
-
-def maps_of(backbone: Any) -> tuple[list[int], list[int]]:
-    """Channels and strides of a backbone's maps. Raises ValueError where they make no pyramid."""
-    info = getattr(backbone, "feature_info", None)
-    if info is None or not hasattr(info, "channels"):
-        raise ValueError(
-            f"{type(backbone).__name__} has no feature_info.channels(); give a model's name, or what "
-            "timm.create_model(NAME, features_only=True) makes"
-        )
-    channels = list(info.channels())
-    strides = list(info.reduction()) if hasattr(info, "reduction") else [4, 8, 16, 32]
-    if len(channels) < 2 or len(channels) != len(strides) or any(b != 2 * a for a, b in pairwise(strides)):
-        raise ValueError(
-            "a pyramid needs maps that are each half as fine as the one before, two or more; the backbone's have "
-            f"{channels} channels and the strides {strides}"
-        )
-    return channels, strides
-
-
-def check_widths(**widths: int) -> None:
-    """Raises ValueError for one below 1."""
-    for name, width in widths.items():
-        if width < 1:
-            raise ValueError(f"{name} must be at least 1, got {width}")

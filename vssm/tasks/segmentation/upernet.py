@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vssm.tasks.synced import SyncedBatchNorm
+
 
 class ConvNormReLU(nn.Sequential):
     """A convolution without bias that keeps the size, BatchNorm, ReLU."""
@@ -17,7 +19,7 @@ class ConvNormReLU(nn.Sequential):
     def __init__(self, in_channels: int, channels: int, kernel_size: int):
         super().__init__(
             nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False),
-            nn.BatchNorm2d(channels),
+            SyncedBatchNorm(channels),
             nn.ReLU(inplace=True),
         )
 
@@ -111,6 +113,7 @@ class UPerNet(nn.Module):
         in_channels: of the maps.
         num_classes, channels, drop_rate: of `UPerNetHead`.
         aux_channels: width of the auxiliary head; 0 for none.
+        multiple: what the sides of an image must be a multiple of; whoever applies the network pads to it.
     """
 
     def __init__(
@@ -121,8 +124,10 @@ class UPerNet(nn.Module):
         channels: int = 512,
         aux_channels: int = 256,
         drop_rate: float = 0.1,
+        multiple: int = 1,
     ):
         super().__init__()
+        self.num_classes, self.multiple = num_classes, multiple
         self.backbone = backbone
         self.head = UPerNetHead(in_channels, num_classes, channels, drop_rate=drop_rate)
         self.aux_head = FCNHead(in_channels[-2], num_classes, aux_channels, drop_rate) if aux_channels > 0 else None
