@@ -70,7 +70,7 @@ def test_nobody_imports_the_command_line():
 def test_the_command_line_parses_without_the_package():
     """At their top, the files that are imported before a command line is parsed take the standard library, the parser,
     each other, and the modules of the package that are loaded without it."""
-    first = [COMMAND / f"{name}.py" for name in (*COMMANDS, "command")]
+    first = [COMMAND / f"{name.replace('-', '_')}.py" for name in (*COMMANDS, "command")]
     wrong, seen = [], set()
     while first:
         path = first.pop()

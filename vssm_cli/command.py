@@ -18,6 +18,7 @@ from vssm_cli.parsing import Stop, UsageError, describe, nearest, print_error
 
 COMMANDS = {
     "check": "find damaged, duplicate and misplaced images before a training",
+    "make-shapes": "generate images of textured shapes with boxes, masks and classes, to try things on",
     "fit": "train a model on a folder of images, or on the bundled digits",
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on test images",
@@ -94,7 +95,18 @@ def _plain_warnings(unless: bool) -> Iterator[None]:
 
 
 _EXTRA_OF: dict[str, str] = dict.fromkeys(
-    ("lightning", "jsonargparse", "docstring_parser", "yaml", "torchmetrics", "rich", "matplotlib", "sklearn"), "train"
+    (
+        "lightning",
+        "jsonargparse",
+        "docstring_parser",
+        "yaml",
+        "torchmetrics",
+        "rich",
+        "matplotlib",
+        "sklearn",
+        "hotcoco",
+    ),
+    "train",
 )
 
 
@@ -109,7 +121,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         kind, known = ("option", OPTIONS) if name.startswith("-") else ("command", COMMANDS)
         raise UsageError(f"vssm has no {kind} {name!r}{nearest(name, known)} (`vssm --help` lists all)")
-    return importlib.import_module(f"vssm_cli.{name}").main(rest)
+    return importlib.import_module(f"vssm_cli.{name.replace('-', '_')}").main(rest)
 
 
 def help_text() -> str:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-__all__ = ["DAMAGE", "GREY_LEVELS", "MODES", "UPRIGHT", "UnreadableImage", "as_read", "open_image"]
+__all__ = ["DAMAGE", "GREY_LEVELS", "MODES", "UPRIGHT", "UnreadableImage", "as_read", "open_image", "open_of_size"]
 
 MODES = {1: "L", 3: "RGB"}
 UPRIGHT = {
@@ -40,12 +40,13 @@ class UnreadableImage(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-def open_image(path: str | Path, channels: int = 3, min_side: int | None = None) -> Image.Image:
+def open_image(path: str | Path, channels: int = 3, min_side: int | None = None, upright: bool = True) -> Image.Image:
     """The first frame or page of an image file as grey (channels=1) or RGB (channels=3), turned as its EXIF tag says.
 
     Transparent pixels are laid on white. 16-bit values keep their high byte; floats must be in 0..1. Colour profiles
     are left alone. `min_side` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep at
-    least that many pixels: less time and memory for a large photo (`benchmarks/input.py --size 4032x3024`).
+    least that many pixels: less time and memory for a large photo (`benchmarks/input.py --size 4032x3024`). `upright`
+    false leaves an image as it is stored.
 
     Raises UnreadableImage: no such file, not a regular file, not an image, damaged, cut off, of values without an
     agreed meaning, or of more pixels than twice `PIL.Image.MAX_IMAGE_PIXELS`.
@@ -53,7 +54,7 @@ def open_image(path: str | Path, channels: int = 3, min_side: int | None = None)
     if channels not in MODES:
         raise ValueError(f"image files are read with 1 or 3 channels, not {channels}")
     try:
-        return as_read(_decode(path, min_side), channels, path)
+        return as_read(_decode(path, min_side, upright), channels, path)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -68,6 +69,24 @@ def open_image(path: str | Path, channels: int = 3, min_side: int | None = None)
         raise UnreadableImage(path, named or f"damaged image ({error})") from None
 
 
+def open_of_size(path: str | Path, size: tuple[int, int], source: str, channels: int = 3) -> Image.Image:
+    """`open_image` of a file whose annotations, in `source`, are for an image of `size` (width, height).
+
+    It is upright, unless only the image as it is stored has that size: then the annotations are of the latter.
+    Raises UnreadableImage as `open_image`, and for a file of another size.
+    """
+    image = open_image(path, channels)
+    if image.size == size:
+        return image
+    if image.size == size[::-1]:
+        stored = open_image(path, channels, upright=False)
+        if stored.size == size:
+            return stored
+    raise UnreadableImage(
+        path, f"{image.width} x {image.height} pixels, but {size[0]} x {size[1]} in {source} (width x height)"
+    )
+
+
 def as_read(image: Image.Image, channels: int, name: str | Path) -> Image.Image:
     """An image in memory as `open_image` gives that of a file; it is taken as upright. `name` is for its messages."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -75,7 +94,7 @@ def as_read(image: Image.Image, channels: int, name: str | Path) -> Image.Image:
     return _convert(image, MODES[channels])
 
 
-def _decode(path: str | Path, min_side: int | None) -> Image.Image:
+def _decode(path: str | Path, min_side: int | None, upright: bool) -> Image.Image:
     found = Path(path).stat()
     if not stat.S_ISREG(found.st_mode):  # opening a pipe or a device may wait for ever
         raise UnreadableImage(path, "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file")
@@ -86,7 +105,7 @@ def _decode(path: str | Path, min_side: int | None) -> Image.Image:
             image.draft(None, (min_side, min_side))
         _scale_transparent_colour(image)
         image.load()
-        turn = UPRIGHT.get(_orientation(image))
+        turn = UPRIGHT.get(_orientation(image)) if upright else None
         return image if turn is None else image.transpose(turn)
 
 

@@ -1,0 +1,413 @@
+"""What a COCO instances json holds, as arrays: small enough to share with the processes that load images.
+
+Segmentations stay in the file; the index knows where each annotation lies in it.
+"""
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vssm.data.files import printable_name
+from vssm.data.imagefolder import some
+from vssm.data.jsonstream import BadJson, Element, Unparsed, elements
+
+__all__ = ["CocoIndex", "Problem", "missing_files", "read_index"]
+
+# COCO's own boxes reach over the border by fractions of a pixel.
+OVERHANG = 1.0
+_SECTIONS = ("images", "annotations", "categories")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong in the file, or that a reader should know.
+
+    kind: a short name; text: a sentence with the first entry; entries: each of them; repair: not fit for training as is
+    """
+
+    kind: str
+    text: str
+    entries: tuple[str, ...]
+    repair: bool
+
+
+@dataclass(frozen=True)
+class CocoIndex:
+    """Images in the order of the file; annotations by image, then in the order of the file.
+
+    image_ids (I,), names, widths, heights: of each image, as the file has them
+    category_ids, classes: the category of each label 0..K-1, in ascending order of ids, and its name
+    first (I + 1,): annotations of image i are those from first[i] to first[i + 1]
+    ids (N,): of the annotations, as in the file
+    labels (N,), boxes (N, 4) as x, y, width, height, areas (N,), crowd (N,)
+    masked (N,): whether there is a segmentation
+    usable (N,): whether the box has an area within the image
+    numbers, starts, ends (N,): position in the list "annotations", and bytes in the file
+    problems: what a reader should know of
+    """
+
+    path: Path
+    image_ids: NDArray[np.int64]
+    names: tuple[str, ...]
+    widths: NDArray[np.int64]
+    heights: NDArray[np.int64]
+    category_ids: tuple[int, ...]
+    classes: tuple[str, ...]
+    first: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    masked: NDArray[np.bool_]
+    usable: NDArray[np.bool_]
+    numbers: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    problems: tuple[Problem, ...]
+
+    @property
+    def plain_ids(self) -> bool:
+        """Whether the annotations' ids are fit for evaluators: none of them 0, none twice."""
+        return not any(problem.kind in ("id_zero", "doubled_ids") for problem in self.problems)
+
+
+def read_index(path: Path) -> CocoIndex:
+    """Reads a COCO instances json of any size, in memory that grows with the annotations but not their polygons.
+
+    Raises OSError; BadJson with line and reason; ValueError naming file and entry: a section or an entry's field is
+    missing or of another kind, an image or category id twice, an annotation of a category that is not listed, a box
+    with values that are not finite or with negative sides, or nothing but crowds or no annotation at all. What can be
+    left out is counted in `problems`: boxes outside of the image or without an area, annotations of images that are not
+    listed; and so is what is kept but worth knowing.
+    """
+    tables = _Tables(path)
+    try:
+        for element in elements(path, _SECTIONS, unparsed="segmentation"):
+            tables.add(element)
+    except BadJson as error:
+        if "an object {...} was expected, got '['" in str(error):
+            raise BadJson(
+                f"{error}. This is a list, as that of detection results; expected a COCO instances file with "
+                "images, annotations and categories"
+            ) from None
+        raise
+    return tables.index()
+
+
+@dataclass
+class _Tables:
+    path: Path
+    image_ids: list[int] = field(default_factory=list[int])
+    names: list[str] = field(default_factory=list[str])
+    sides: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    categories: dict[int, str] = field(default_factory=dict[int, str])
+    integers: "array[int]" = field(default_factory=lambda: array("q"))  # id, image_id, category_id, start, end of each
+    floats: "array[float]" = field(default_factory=lambda: array("d"))  # box and area of each
+    flags: bytearray = field(default_factory=bytearray)  # crowd 1, masked 2, area missing 4, polygons left out 8
+
+    def add(self, element: Element) -> None:
+        if element.number < 0:
+            raise ValueError(f"{printable_name(self.path)}: {element.section} must be a list")
+        try:
+            if element.section == "annotations":
+                self.annotation(element)
+            elif element.section == "images":
+                self.image(element.value)
+            else:
+                self.category(element.value)
+        except KeyError as error:
+            raise ValueError(f"{self.entry(element)} has no {error.args[0]}") from None
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(f"{self.entry(element)}: {error}") from None
+
+    def entry(self, element: Element) -> str:
+        value: Any = element.value
+        named = cast(dict[str, Any], value) if isinstance(value, dict) else dict[str, Any]()
+        return f"{printable_name(self.path)}: {_SINGULAR[element.section]} {element.number} (id {named.get('id')})"
+
+    def image(self, value: dict[str, Any]) -> None:
+        identity, name, width, height = value["id"], value["file_name"], value["width"], value["height"]
+        _integer("id", identity)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"file_name is {name!r}, not a name")
+        for side, what in ((width, "width"), (height, "height")):
+            if _integer(what, side) < 1:
+                raise ValueError(f"{what} is {side}; it must be at least 1")
+        self.image_ids.append(identity)
+        self.names.append(name)
+        self.sides.append((width, height))
+
+    def category(self, value: dict[str, Any]) -> None:
+        identity, name = _integer("id", value["id"]), value["name"]
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"name is {name!r}, not a name")
+        if identity in self.categories:
+            raise ValueError(f"the id is also that of {self.categories[identity]!r}; every category needs its own")
+        self.categories[identity] = name
+
+    def annotation(self, element: Element) -> None:
+        value: dict[str, Any] = element.value
+        box = value["bbox"]
+        x, y, width, height = box
+        area = value.get("area")
+        segmentation: Any = value.get("segmentation")
+        flags = bool(value.get("iscrowd"))
+        if area is None:
+            area, flags = width * height, flags | 4
+        if segmentation:
+            flags |= 2
+            lengths = _lengths(segmentation)
+            usable = sum([length >= 6 and not length & 1 for length in lengths])
+            if usable < len(lengths) or not lengths:
+                flags = flags | 8 if usable else flags & ~2 | 8 * bool(lengths)
+        # array refuses what is not an integer, or not a number.
+        self.integers.extend((value["id"], value["image_id"], value["category_id"], element.start, element.end))
+        self.floats.extend((x, y, width, height, area))
+        self.flags.append(flags)
+
+    def index(self) -> CocoIndex:
+        self._check_sections()
+        integers = np.frombuffer(self.integers, np.int64).reshape(-1, 5)
+        floats = np.frombuffer(self.floats, np.float64).reshape(-1, 5)
+        flags = np.frombuffer(self.flags, np.uint8)
+        image_ids = np.asarray(self.image_ids, np.int64)
+        sides = np.asarray(self.sides, np.int64)
+        self._refuse_doubled_images(image_ids)
+        self._refuse_bad_boxes(integers, floats)
+        category_ids = tuple(sorted(self.categories))
+        labels = self._labels(integers, np.asarray(category_ids, np.int64))
+
+        order = np.argsort(image_ids, kind="stable")
+        found = np.minimum(np.searchsorted(image_ids, integers[:, 1], sorter=order), len(image_ids) - 1)
+        images = order[found]
+        listed = image_ids[images] == integers[:, 1]
+        # By image; annotations of images that are not listed come last and are cut off.
+        rows = np.argsort(np.where(listed, images, len(image_ids)), kind="stable")[: int(listed.sum())]
+        boxes = np.ascontiguousarray(floats[rows, :4])
+        limits = sides[images[rows]].astype(np.float64)
+        visible = np.minimum(boxes[:, :2] + boxes[:, 2:], limits) - np.maximum(boxes[:, :2], 0.0)
+        empty = np.asarray((boxes[:, 2:] <= 0).any(1))
+        outside = np.asarray((visible <= 0).any(1)) & ~empty
+        usable = ~(empty | outside)
+        index = CocoIndex(
+            path=self.path,
+            image_ids=image_ids,
+            names=tuple(self.names),
+            widths=sides[:, 0].copy(),
+            heights=sides[:, 1].copy(),
+            category_ids=category_ids,
+            classes=_unlike(category_ids, self.categories),
+            first=np.searchsorted(images[rows], np.arange(len(image_ids) + 1)),
+            ids=integers[rows, 0],
+            labels=labels[rows],
+            boxes=boxes,
+            areas=floats[rows, 4],
+            crowd=(flags[rows] & 1).astype(np.bool_),
+            masked=(flags[rows] & 2).astype(np.bool_),
+            usable=usable,
+            numbers=rows,
+            starts=integers[rows, 3],
+            ends=integers[rows, 4],
+            problems=(),
+        )
+        self._refuse_nothing_to_learn(index)
+        over = np.maximum(boxes[:, :2] + boxes[:, 2:] - limits, -boxes[:, :2]).max(1, initial=0.0)
+        found = _Finder(index, integers, listed).find(outside, empty, usable & (over > OVERHANG), flags[rows])
+        object.__setattr__(index, "problems", tuple(found))
+        return index
+
+    def _check_sections(self) -> None:
+        for section, rows in (("images", self.names), ("categories", self.categories), ("annotations", self.flags)):
+            if not rows:
+                hint = ": there are no objects to learn or to evaluate with" if section == "annotations" else ""
+                raise ValueError(f"{printable_name(self.path)}: the list {section} is empty or missing{hint}")
+
+    def _refuse_doubled_images(self, image_ids: NDArray[np.int64]) -> None:
+        twice = _repeated(image_ids)
+        if len(twice):
+            number = int(twice[0])
+            earlier = self.image_ids.index(self.image_ids[number])
+            raise ValueError(
+                f"{printable_name(self.path)}: images {earlier} and {number} ({self.names[earlier]}, "
+                f"{self.names[number]}) have the same id {self.image_ids[number]}; give every image its own"
+            )
+
+    def _refuse_bad_boxes(self, integers: NDArray[np.int64], floats: NDArray[np.float64]) -> None:
+        bad = ~np.isfinite(floats).all(1) | (floats[:, 2:] < 0).any(1)
+        if bad.any():
+            number = int(bad.argmax())
+            box, area = floats[number, :4].tolist(), float(floats[number, 4])
+            raise ValueError(
+                f"{printable_name(self.path)}: annotation {number} (id {integers[number, 0]}) has the bbox {box} and "
+                f"the area {area:g}; a bbox is [x, y, width, height] in pixels, with sides and an area of 0 or more"
+            )
+
+    def _labels(self, integers: NDArray[np.int64], category_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        labels = np.minimum(np.searchsorted(category_ids, integers[:, 2]), len(category_ids) - 1)
+        unknown = category_ids[labels] != integers[:, 2]
+        if unknown.any():
+            number = int(unknown.argmax())
+            listed = some([str(identity) for identity in category_ids.tolist()], 8)
+            raise ValueError(
+                f"{printable_name(self.path)}: annotation {number} (id {integers[number, 0]}) and "
+                f"{int(unknown.sum()) - 1} more have a category_id that is not listed, {integers[number, 2]}; "
+                f"categories have {listed}. Evaluators would leave them out: add the category or remove them"
+            )
+        return labels
+
+    def _refuse_nothing_to_learn(self, index: CocoIndex) -> None:
+        if not (index.usable & ~index.crowd).any():
+            total, crowds = len(index.ids), int(index.crowd.sum())
+            raise ValueError(
+                f"{printable_name(self.path)}: there is no object to learn or to evaluate with: of {total} annotations "
+                f"of listed images {crowds} are crowds, the other boxes are outside of their image or without an area"
+            )
+
+
+@dataclass
+class _Finder:
+    index: CocoIndex
+    integers: NDArray[np.int64]
+    listed: NDArray[np.bool_]
+
+    def find(
+        self,
+        outside: NDArray[np.bool_],
+        empty: NDArray[np.bool_],
+        over: NDArray[np.bool_],
+        flags: NDArray[np.uint8],
+    ) -> Iterator[Problem]:
+        index, ids, unlisted = self.index, self.integers[:, 0], np.flatnonzero(~self.listed)
+        kept = "left out of training; evaluation counts them, as COCO's own does"
+        yield from self._rows("box_outside", outside, f"boxes lie outside of their image: {kept}", True)
+        yield from self._rows("box_empty", empty, f"boxes have no area: {kept}", True)
+        yield from self._rows(
+            "box_over",
+            over,
+            f"boxes reach over the border of their image by more than {OVERHANG:g} pixel: cut off",
+            True,
+        )
+        yield from self._numbers(
+            "doubled_ids",
+            np.sort(_repeated(ids)),
+            "annotations have the id of an earlier one: kept, and all are renumbered for evaluation",
+        )
+        yield from self._numbers(
+            "id_zero",
+            np.flatnonzero(ids == 0),
+            "annotations have the id 0, which evaluators miscount: all are renumbered for evaluation",
+        )
+        yield from self._numbers(
+            "unlisted_image",
+            unlisted,
+            "annotations belong to images that are not listed: left out, as every evaluator does",
+            [f", image_id {image}" for image in self.integers[unlisted, 1]],
+        )
+        yield from self._rows(
+            "bad_polygon",
+            (flags & 8).astype(np.bool_),
+            "annotations have polygons of less than 3 points: those polygons are left out",
+            True,
+        )
+        yield from self._rows(
+            "no_area", (flags & 4).astype(np.bool_), "annotations have no area: that of the box", False
+        )
+        if index.masked.any():
+            yield from self._rows("no_mask", ~index.masked, "annotations have a box but no segmentation", False)
+        yield from self._other()
+
+    def _other(self) -> Iterator[Problem]:
+        index = self.index
+        objects = np.bincount(index.labels[index.usable & ~index.crowd], minlength=len(index.classes))
+        unused = tuple(name for name, number in zip(index.classes, objects) if not number)
+        if unused:
+            yield Problem(
+                "no_objects",
+                f"{len(unused)} of {len(index.classes)} classes have no objects: {some(unused)}",
+                unused,
+                False,
+            )
+        twice = tuple(name for name, number in Counter(index.names).items() if number > 1)
+        if twice:
+            yield Problem("doubled_images", f"{len(twice)} files are listed more than once: {some(twice)}", twice, True)
+
+    def _rows(self, kind: str, found: NDArray[np.bool_], text: str, repair: bool) -> Iterator[Problem]:
+        index, rows = self.index, np.flatnonzero(found)
+        rows = rows[np.argsort(index.numbers[rows])]
+        images = np.searchsorted(index.first, rows, side="right") - 1
+        more = [
+            f", bbox {index.boxes[row].tolist()}, {index.names[image]}"
+            for row, image in zip(rows.tolist(), images.tolist())
+        ]
+        return self._numbers(kind, index.numbers[rows], text, more, repair)
+
+    def _numbers(
+        self, kind: str, numbers: NDArray[np.int64], text: str, more: Sequence[str] | None = None, repair: bool = True
+    ) -> Iterator[Problem]:
+        if not len(numbers):
+            return
+        entries = tuple(
+            f"annotation {number} (id {self.integers[number, 0]}){more[position] if more else ''}"
+            for position, number in enumerate(cast(list[int], numbers.tolist()))
+        )
+        yield Problem(kind, f"{len(entries)} {text} (first: {entries[0]})", entries, repair)
+
+
+def _lengths(segmentation: Any) -> list[int]:
+    """How many values each polygon has; of an RLE as many as are enough."""
+    if type(segmentation) is Unparsed:
+        parts = segmentation.split("]")
+        if len(parts) == 2 and segmentation[1:-1].strip():
+            raise ValueError("segmentation must be a list of polygons, each a list [x1, y1, x2, y2, ...]")
+        return [part.count(",") + (not position) for position, part in enumerate(parts[:-2])]
+    if type(segmentation) is list:
+        return [len(polygon) for polygon in cast(list[Any], segmentation)]
+    return [6]
+
+
+_SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
+
+
+def _integer(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, not an integer")
+    return value
+
+
+def _repeated(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of values that have been there before."""
+    _, first = np.unique(values, return_index=True)
+    again = np.ones(len(values), np.bool_)
+    again[first] = False
+    return np.flatnonzero(again)
+
+
+def _unlike(ids: Sequence[int], names: dict[int, str]) -> tuple[str, ...]:
+    """The names of the categories; those that share one are told apart by their ids."""
+    shared = Counter(names.values())
+    return tuple(names[one] if shared[names[one]] == 1 else f"{names[one]} ({one})" for one in ids)
+
+
+def missing_files(folder: Path, names: Sequence[str]) -> list[str]:
+    """The names that are no files below `folder`. Each folder is listed once: quicker than a question per file."""
+    there: dict[str, set[str]] = {}
+    missing: list[str] = []
+    for name in names:
+        parent, own = os.path.split(name)
+        if parent not in there:
+            try:
+                with os.scandir(folder / parent) as listing:
+                    there[parent] = {entry.name for entry in listing}
+            except OSError:
+                there[parent] = set()
+        if own not in there[parent]:
+            missing.append(name)
+    return missing
