@@ -16,7 +16,8 @@ The convention is fvcore's with the papers' own handler for the scan. One multip
 
 Activations, exp, additions, element-wise products and permutations count 0.
 
-The model runs once on fake tensors, or as it is on the meta device: no memory is used, at any size.
+The model runs once on fake tensors, or as it is on the meta device: no memory is used, at any size. A detector, whose
+work depends on what it finds, has a `forward_counted` for this: every layer, on 1000 proposals and 100 masks.
 """
 
 import itertools
@@ -68,7 +69,8 @@ def complexity(
     """Count the parameters and the multiply-adds of one forward of one image.
 
     Args:
-        model: any module that takes an image batch: this package's, timm's, a feature wrapper.
+        model: any module that takes an image batch: this package's, timm's, a feature wrapper. Its `forward_counted`
+            is run, if it has one.
         input_size: (C, H, W), (H, W) or one side; default that of the model's pretrained_cfg.
         batch_norm: "train" (5 per element, the papers' count) or "eval" (2).
 
@@ -89,7 +91,7 @@ def complexity(
             vars(module)["fold_norms"] = False  # else the norms would not be seen
         # One path for all, so that a count depends neither on what is built here nor on what was demanded around it.
         with vssm.ops.use("torch"), torch.no_grad(), _without_memory(model), counter:
-            model(torch.empty(1, *size, dtype=like.dtype, device=like.device))
+            getattr(model, "forward_counted", model)(torch.empty(1, *size, dtype=like.dtype, device=like.device))
     finally:
         for module in was_training:
             module.training = True

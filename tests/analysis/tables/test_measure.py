@@ -31,7 +31,7 @@ def test_measuring(monkeypatch):
 def test_memory():
     conditions = Conditions(batch=2)
     peak = _own_peak_memory(
-        json.dumps({"row": [NANO.model, NANO.options, None, NANO.size], "conditions": vars(conditions)})
+        json.dumps({"row": [NANO.model, NANO.options, None, None, NANO.size], "conditions": vars(conditions)})
     )
     assert peak is None or 0 <= peak < 500
     row = dataclasses.replace(NANO, options={"scan": "zigzag"})

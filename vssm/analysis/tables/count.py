@@ -11,7 +11,11 @@ from torch import nn
 from vssm.analysis.complexity import complexity
 from vssm.analysis.tables.table import Row
 from vssm.models.build import create_model
+from vssm.tasks.backbone import create_backbone
+from vssm.tasks.detection import cascade_mask_rcnn, mask_rcnn
 from vssm.tasks.segmentation import UPerNet
+
+DETECTORS = {"mask_rcnn": mask_rcnn, "cascade_mask_rcnn": cascade_mask_rcnn}
 
 
 @dataclass(frozen=True)
@@ -28,28 +32,31 @@ def build(row: Row, size: int | None = None) -> nn.Module:
     options: dict[str, Any] = dict(row.options)
     if size is not None and "img_size" in options:
         options["img_size"] = size
-    if row.upernet is None:
+    if row.upernet is None and row.detector is None:
         return create_model(row.model, **options).eval()
-    # As the papers do it: normed maps, an auxiliary head that counts as parameters.
-    backbone: Any = create_model(row.model, features_only=True, out_norms=True, **options)
-    return UPerNet(backbone, backbone.feature_info.channels(), channels=row.upernet).eval()
+    backbone: Any = create_backbone(row.model, **options)  # its maps are normed, as the papers have it
+    if row.detector is not None:
+        return DETECTORS[row.detector](backbone).eval()
+    # With the auxiliary head, which counts as parameters.
+    return UPerNet(backbone, backbone.feature_info.channels(), channels=row.upernet or 0).eval()
 
 
 def count(row: Row) -> Counted | None:
     """What the row's network has and costs at the row's image size; None where there is no network."""
     if row.model is None:
         return None
-    # The papers count segmentation in evaluation and classification in training flags: norms of batches differ.
+    # The papers count segmentation in evaluation and everything else in training flags: norms of batches differ.
     flags = "train" if row.upernet is None else "eval"
-    found = complexity(_on_meta(row.model, json.dumps(row.options), row.upernet), _sides(row), flags)
+    model = _on_meta(row.model, json.dumps(row.options), row.upernet, row.detector)
+    found = complexity(model, _sides(row), flags)
     return Counted(found.params, found.macs)
 
 
 @lru_cache(maxsize=1)  # rows that differ in the image size alone follow one another
-def _on_meta(model: str, options: str, upernet: int | None) -> nn.Module:
+def _on_meta(model: str, options: str, upernet: int | None, detector: str | None) -> nn.Module:
     values: dict[str, Any] = json.loads(options)
     with torch.device("meta"):
-        return build(Row("", model, values, upernet))
+        return build(Row("", model, values, upernet, detector))
 
 
 def _sides(row: Row) -> tuple[int, int, int]:

@@ -23,6 +23,8 @@ def measure(rows: Sequence[Row], reference: Row, conditions: Conditions) -> Iter
         ValueError: no package has the reference.
         MeasureError: a row does not fit into the memory, or its process ended otherwise.
     """
+    if conditions.training and any(row.detector for row in (reference, *rows)):
+        raise ValueError("training steps of a detector depend on the objects in the images; measure inference instead")
     if reference.model is None:
         raise ValueError(f"row {reference.name} cannot be measured, as no package has it; choose another to relate to")
     with cpu_threads(conditions.threads):
@@ -40,7 +42,7 @@ def measure(rows: Sequence[Row], reference: Row, conditions: Conditions) -> Iter
 
 def peak_memory(row: Row, conditions: Conditions) -> float | None:
     """Peak MB of a row, as `vssm.analysis.throughput.peak_of` finds it in a fresh process."""
-    message = {"row": [row.model, row.options, row.upernet, row.size], "conditions": vars(conditions)}
+    message = {"row": [row.model, row.options, row.upernet, row.detector, row.size], "conditions": vars(conditions)}
     command = [sys.executable, "-m", "vssm.analysis.tables.measure", json.dumps(message)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -58,8 +60,8 @@ def _runner(row: Row, conditions: Conditions) -> Runner:
 def _own_peak_memory(message: str) -> float | None:
     stored = json.loads(message)
     conditions = Conditions(**stored["conditions"])
-    model, options, upernet, size = stored["row"]
-    row = Row("", model, options, upernet, tuple(size) if isinstance(size, list) else size)
+    model, options, upernet, detector, size = stored["row"]
+    row = Row("", model, options, upernet, detector, tuple(size) if isinstance(size, list) else size)
     return peak_of(lambda: _runner(row, conditions), conditions)
 
 

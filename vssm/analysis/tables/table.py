@@ -13,7 +13,7 @@ from vssm._words import nearest
 SIZE = 224
 NAMES = (
     "imagenet", "acceleration", "resolution", "scan-patterns", "initialization", "d-state", "ssm-ratio", "mlp-ratio",
-    "activation", "sasf", "fusion", "adaptor",
+    "activation", "sasf", "fusion", "adaptor", "coco-1x", "coco-3x", "cascade", "ade20k",
 )  # fmt: skip
 
 
@@ -23,7 +23,8 @@ class Row:
 
     name: within its table.
     model, options: what `timm.create_model` builds it from; model is None where no package has the network.
-    upernet: width of the UPerNet of 150 classes that the model is the backbone of; None for a classifier.
+    upernet: width of the UPerNet of 150 classes that the model is the backbone of, or
+    detector: "mask_rcnn" or "cascade_mask_rcnn" of 80 classes; None for a classifier.
     size: image side, or (height, width).
     change: what this row changes, in the papers' words shortened, for tables of steps.
     params, gmacs: printed by the paper, millions and 1e9 multiply-adds of one image, as strings with its digits; None
@@ -39,6 +40,7 @@ class Row:
     model: str | None
     options: dict[str, Any] = field(default_factory=dict)
     upernet: int | None = None
+    detector: str | None = None
     size: int | tuple[int, int] = SIZE
     change: str = ""
     params: str | None = None
@@ -53,6 +55,7 @@ class Row:
         """The model and its overrides, as one would type them."""
         values = "".join(f" {name}={_value(value)}" for name, value in self.options.items())
         head = "" if self.upernet is None else f" + UPerNet({self.upernet})"
+        head = head if self.detector is None else f" + {self.detector}"
         return "-" if self.model is None else self.model + values + head
 
 

@@ -24,7 +24,7 @@ class TwoStageDetector(nn.Module):
     In training, `model(images, targets)` gives the losses by name, weighted: their sum is trained. In evaluation,
     `model(images)` gives `Detections` for each image, in pixels of the original image.
 
-    images: a `PaddedImages`, or a list of images (C, h, w), normalised.
+    images: a `PaddedImages`, or images (C, h, w) or (B, C, h, w), normalised.
     targets: a dict for each image: see `vssm.tasks.detection.targets`.
 
     Args:
@@ -61,10 +61,10 @@ class TwoStageDetector(nn.Module):
         self.roi_heads = RoIHeads(stages, strides, **limits)
 
     def forward(
-        self, images: PaddedImages | Sequence[Tensor], targets: Sequence[Target] | None = None
+        self, images: PaddedImages | Sequence[Tensor] | Tensor, targets: Sequence[Target] | None = None
     ) -> dict[str, Tensor] | list[Detections]:
         if not isinstance(images, PaddedImages):
-            images = PaddedImages.of(images, multiple=MULTIPLE)
+            images = PaddedImages.of(list(images), multiple=MULTIPLE)
         if not self.training:
             if targets is not None:
                 raise ValueError("targets are for training; call model.train(), or leave them out to find objects")
