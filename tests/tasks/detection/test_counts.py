@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import vssm
+from vssm.tasks.backbone import create_backbone
 from vssm.tasks.detection import cascade_mask_rcnn, mask_rcnn
-from vssm.tasks.detection.mask_rcnn import create_backbone
 
 FACTORIES = {"mask_rcnn": mask_rcnn, "cascade_mask_rcnn": cascade_mask_rcnn}
 

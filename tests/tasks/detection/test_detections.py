@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vssm.data.rle import decode
 from vssm.tasks.detection import Detections
 
 
@@ -38,6 +39,13 @@ def test_a_threshold():
     )
     half.masks[0, :, :14] = 0.3
     assert half.paste()[0].sum() == 32 and half.paste(threshold=0.2)[0].sum() == 64
+
+
+def test_run_lengths():
+    pytest.importorskip("hotcoco", reason="hotcoco is not installed")
+    codes = found().rle()
+    assert [code["size"] for code in codes] == [[8, 10]] * 2 and all(isinstance(code["counts"], str) for code in codes)
+    assert [torch.from_numpy(decode(code)).equal(mask) for code, mask in zip(codes, found().pasted())] == [True, True]
 
 
 def test_what_is_refused():

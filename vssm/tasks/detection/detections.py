@@ -67,3 +67,9 @@ class Detections:
         """The masks of the chosen objects in the image: (n, H, W) bool, all in memory at once. Errors as `pasted`."""
         masks = list(self[chosen].pasted(threshold))
         return torch.stack(masks) if masks else torch.zeros(0, *self.size, dtype=torch.bool, device=self.boxes.device)
+
+    def rle(self, threshold: float = THRESHOLD) -> list[dict[str, Any]]:
+        """COCO's run lengths of each mask, as `vssm.data.rle.encode` makes them. Errors as `pasted`."""
+        from vssm.data.rle import encode  # needs a package that finding boxes does not
+
+        return [dict(encode(mask.cpu().numpy())) for mask in self.pasted(threshold)]
