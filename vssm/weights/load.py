@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from vssm.weights.errors import CheckpointError
+from vssm.weights.heads import CLASSIFIERS, is_head, to_our_heads
 from vssm.weights.match import check_match, classifier_prefixes, to_names_of
 from vssm.weights.names import check_distinct, some
 from vssm.weights.position import resize_map, resize_positions, square_grid
-from vssm.weights.read import MAX_BYTES, read_checkpoint, take_state_dict
+from vssm.weights.read import MAX_BYTES, Checkpoint, read_checkpoint, take_state_dict
 from vssm.weights.rename import OURS, SPATIAL_MAMBA, VIM, VMAMBA, family_of, to_ours
 from vssm.weights.tensors import check_values
 
@@ -64,19 +65,20 @@ def load_checkpoint(
     """Load a weights file into a model: of this package, timm's feature wrapper around one, or any other timm model.
 
     Args:
-        model: a VMamba, Spatial-Mamba, Vim or Mamba-Adaptor model, the result of `features_only=True`, or another model
-            of timm, which takes files under its own names.
-        path: .pth or .safetensors: the authors' classification files, mmdet / mmseg files (their "backbone." part),
-            checkpoints of `vssm fit` and of timm, plain state dicts. Prefixes of wrappers ("module.", "_orig_mod.",
-            "model.") do not matter. See `vssm.weights.read.read_checkpoint`.
+        model: a VMamba, Spatial-Mamba, Vim or Mamba-Adaptor model, the result of `features_only=True`, a detector or a
+            segmentation network of `vssm.tasks` around one, or another model of timm, which takes files under its own
+            names.
+        path: .pth or .safetensors: the authors' classification files, mmdet / mmseg files (a detector takes all of one,
+            a backbone its "backbone." part), checkpoints of `vssm fit` and of timm, plain state dicts. Prefixes of
+            wrappers ("module.", "_orig_mod.", "model.") do not matter. See `vssm.weights.read.read_checkpoint`.
         head: "strict", or "reset": leave the file's classifier out and keep the model's own, for other classes.
         ema: take the averaged weights ("model_ema", "state_dict_ema") that a training file keeps beside the raw ones.
             The default is the entry that the official loaders read ("model").
         max_bytes: refuse a larger file.
 
     Returns:
-        A report. A model without a classifier leaves a file's head and norm unused; out_norms that the file does not
-        have keep their initial values. Both are listed, nothing else is tolerated.
+        A report. A model without a classifier leaves a file's head and norm unused; out_norms, and the parts around a
+        backbone, that the file does not have keep their initial values. All are listed, nothing else is tolerated.
 
     Raises:
         FileNotFoundError, IsADirectoryError: no file there.
@@ -88,9 +90,13 @@ def load_checkpoint(
     checkpoint = read_checkpoint(path, ema, max_bytes)
     target = _target(model)
     ours = family_of(target) == OURS
+    around, own_around = dict[str, Tensor](), dict[str, Tensor]()
     if ours:
         source, foreign, family = to_our_names(checkpoint.tensors, str(path))
         _check_family(checkpoint.path, family, target, source)
+        own_around = _around_backbone(model, target)
+        around = _find_around(own_around, checkpoint, foreign)
+        foreign = [] if around else foreign
     else:
         source, foreign = to_names_of(target, checkpoint.tensors, str(path))
         family = type(model).__name__
@@ -101,12 +107,18 @@ def load_checkpoint(
         if not classifiers:
             raise ValueError(f"{type(model).__name__} names no classifier to reset (pretrained_cfg['classifier'])")
         unused += [name for name in source if name.startswith(classifiers)]
+        unused += [name for name in around if CLASSIFIERS.match(name)]
         source = {name: tensor for name, tensor in source.items() if not name.startswith(classifiers)}
+        around = {name: tensor for name, tensor in around.items() if not CLASSIFIERS.match(name)}
     unknown = [name for name in source if name not in target]
     tolerated = {name for name in unknown if ours and _is_beyond(name, target)}
     unused += [name for name in unknown if name in tolerated]
     absent = [name for name in target if name not in source]
     initialised = [name for name in absent if _may_be_absent(name, source, classifiers if head == "reset" else ())]
+    if around:  # everything, or everything but the classifiers
+        source |= around
+        target |= {name: (name, tensor) for name, tensor in own_around.items()}
+        initialised += [name for name in own_around if head == "reset" and CLASSIFIERS.match(name)]
 
     own = {name: tensor for name, (_, tensor) in target.items()}
     resized = _resize_positions(source, own, model) if ours else ""
@@ -117,6 +129,7 @@ def load_checkpoint(
         {name: tensor for name, tensor in own.items() if name not in left_alone},
         classifiers,
     )
+    initialised += [name for name in own_around if not around]
     found = {name: source[name] for name in target if name in source}
     model.load_state_dict({target[name][0]: tensor for name, tensor in found.items()}, strict=False)
     return LoadReport(
@@ -170,6 +183,28 @@ def _target(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
     prefix = _prefix(state)
     ours = {_canonical(n, prefix): (n, t) for n, t in state.items() if n.startswith(prefix)}
     return ours if family_of(ours) == OURS else {name: (name, tensor) for name, tensor in state.items()}
+
+
+def _around_backbone(model: nn.Module, target: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """What a model has besides the network of ours in it: the parts of a detector, say."""
+    inside = {name for name, _ in target.values()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in inside}
+
+
+def _find_around(own: Mapping[str, Tensor], checkpoint: Checkpoint, foreign: Sequence[str]) -> dict[str, Tensor]:
+    """What a file has of the same parts, under our names; nothing where it is of a backbone or a classifier alone."""
+    wrapper, _, _ = _prefix(checkpoint.tensors).rpartition("backbone.")
+    found = to_our_heads(
+        {name.removeprefix(wrapper): checkpoint.tensors[name] for name in foreign}, str(checkpoint.path)
+    )
+    if own and any(name in own for name in found):
+        return found
+    if own and any(is_head(name.removeprefix(wrapper)) for name in foreign):
+        raise CheckpointError(
+            f"{checkpoint.path} holds another network around its backbone than the model ({some(list(found))}); load "
+            "it into the model's backbone alone: load_checkpoint(model.backbone, ...)"
+        )
+    return {}
 
 
 def _check_family(path: Path, family: str | None, target: Mapping[str, object], source: Mapping[str, object]) -> None:
