@@ -10,6 +10,8 @@ from vssm_cli.parsing import Parser, UsageError, parse
 DESCRIPTION = """\
 Reads every image of a folder once, as `vssm fit --data.root FOLDER` would split it, with all cores: what cannot be
 read, images per class, sizes and kinds, files with the same bytes in training and validation or in two classes.
+Of data for detection (COCO json) and segmentation (masks) it reads the annotations too: boxes outside of their image,
+ids that are there twice, classes without objects, sizes that differ from the image, values of masks that are no class.
 The exit code is 1 when any of that has to be repaired."""
 SHOWN = 10
 CLASSES_SHOWN = 20
@@ -17,7 +19,11 @@ CLASSES_SHOWN = 20
 
 def main(argv: list[str]) -> int:
     parser = Parser("check", DESCRIPTION)
-    parser.add_argument("folder", metavar="FOLDER", help="with train/CLASS/ and val/CLASS/, or CLASS/ alone")
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="with train/CLASS/ and val/CLASS/, or CLASS/ alone; or images with COCO json or masks",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads that read images (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every file, instead of tables")
     args = parse(parser, argv)
@@ -35,6 +41,14 @@ def _check(args: argparse.Namespace) -> int:
     from vssm_cli.lines import print_note
 
     console = Console(stderr=args.json)
+    with Console(stderr=True).status("loading"):
+        from vssm.data.layouts import find_layouts
+
+        layouts = [layout for layout in find_layouts(args.folder) if layout.task != "classification"]
+        if layouts:
+            from vssm_cli.check_annotated import check_annotated
+    if layouts:
+        return check_annotated(layouts, args.threads, args.json)
     with Console(stderr=True).status("loading"):
         from vssm.data.imagefolder import ImageFolder
         from vssm.data.inspection import inspect_images, summarise
@@ -108,19 +122,19 @@ def _print(inspection, classes: tuple[str, ...], console) -> None:
     if inspection.copies:
         words = "file repeats another of its" if inspection.copies == 1 else "files repeat another of their"
         console.print(f"{inspection.copies} {words} class and split, to the byte", highlight=False)
-    _print_list(
+    print_list(
         console, "images cannot be read", [f"{printable_name(path)}: {why}" for path, why in inspection.unreadable]
     )
     for what, groups in (
         ("images in more than one split, to the byte", inspection.leaks),
         ("images in more than one class, to the byte", inspection.conflicts),
     ):
-        _print_list(console, what, [" = ".join(map(printable_name, group)) for group in groups])
+        print_list(console, what, [" = ".join(map(printable_name, group)) for group in groups])
     if inspection.clean:
         console.print("every image can be read; no image is in two splits or in two classes")
 
 
-def _print_list(console, what: str, lines: list[str]) -> None:
+def print_list(console, what: str, lines: list[str]) -> None:
     from vssm_cli.lines import print_line
 
     if not lines:

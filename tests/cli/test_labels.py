@@ -48,7 +48,7 @@ def test_yolo(yolo, tmp_path, capsys):
         assert line in shown
     train, val = load(out, "train"), load(out, "val")
     assert train.classes == ("triangle", "square")
-    assert len(train.notes) == 1 and "7 annotations have a box but no segmentation" in train.notes[0]
+    assert len(train.notes) == 1 and "annotations with a box but no segmentation: 7" in train.notes[0]
     assert not set(train.names) & set(val.names) and train.names[0].startswith("deep/")
     for dataset in (train, val):
         for image, objects in dataset:
@@ -81,9 +81,9 @@ def test_tiles(yolo, tmp_path, capsys):
     assert main(argv) == 0
     shown = capsys.readouterr().out
     assert "train: 60 images" in shown and "val:" not in shown
-    assert "10 objects have less than 90% of their area in every tile: left out" in shown
+    assert "objects with less than 90% of their area in every tile, left out: 10" in shown
     train = load(out, "train")
-    assert len(train) == 60 and train.notes == ("instances_train.json: 1 of 2 classes have no objects: triangle",)
+    assert len(train) == 60 and train.notes == ("instances_train.json: classes without objects: 1 of 2 (triangle)",)
     assert {name.rpartition("/")[2].partition("_")[2] for name in train.names} == {
         f"{x}_{y}.png" for x in (0, 32, 48) for y in (0, 16)
     }
@@ -107,8 +107,8 @@ def test_what_is_lost_is_printed(yolo, tmp_path, capsys):
     (yolo / "images" / "deep" / "3.png").write_bytes(b"")
     assert main(["labels", str(yolo), str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "not carried over, or worth a look:\n  1 images cannot be read: left out (first: " in shown
-    assert "1 label files belong to no image" in shown
+    assert "not carried over, or worth a look:\n  images that cannot be read, left out: 1 (first: " in shown
+    assert "label files of no image: 1" in shown
 
 
 def test_names_that_collide(tmp_path, capsys):

@@ -86,7 +86,7 @@ def test_objects(data, write):
     _, none = dataset[2]
     assert len(none) == 0 and none.boxes.shape == (0, 4) and none.masks().shape == (0, 8, 8)
     assert dataset.has_masks and dataset.class_counts() == [2, 0, 1]
-    assert list(dataset.notes) == ["instances.json: 1 of 3 classes have no objects: bottle"]
+    assert list(dataset.notes) == ["instances.json: classes without objects: 1 of 3 (bottle)"]
 
 
 def test_a_loader_process_gets_little(data, write):
@@ -111,7 +111,7 @@ def test_only_images_with_objects_to_learn(data, write):
     data["annotations"][1]["iscrowd"] = 1
     dataset = CocoInstances(*write(data), pair, annotated=True)
     assert dataset.names == ("deep/five.png",)
-    assert "2 of 3 images have no object to learn and are left out" in dataset.notes[-1]
+    assert "images without an object to learn: 2 of 3; left out" in dataset.notes[-1]
     assert dataset.class_counts() == [1, 0, 1]
 
 
@@ -145,11 +145,11 @@ def test_objects_without_masks(data, write):
     with pytest.raises(ValueError, match="annotation 11 has no segmentation"):
         dataset[1][1].masks()
     notes = " ".join(dataset.notes)
-    assert "2 annotations have a box but no segmentation (first: annotation 0 (id 11)" in notes
-    assert "1 annotations have polygons of less than 3 points: those polygons are left out" in notes
+    assert "annotations with a box but no segmentation: 2 (first: annotation 0 (id 11)" in notes
+    assert "annotations with polygons of less than 3 points: 1 (first: annotation 1 (id 12), " in notes
     masks = CocoInstances(*files, pair, masks=True)
     assert masks[1][1].ids.tolist() == [13, 14] and len(masks[0][1]) == 0 and masks.class_counts() == [1, 0, 0]
-    assert any("2 objects without a segmentation are left out" in note for note in masks.notes)
+    assert any("objects without a segmentation: 2; left out" in note for note in masks.notes)
     for one in data["annotations"]:
         one.pop("segmentation", None)
     with pytest.raises(ValueError, match="no annotation has a segmentation, so that only boxes can be learnt"):
@@ -160,7 +160,7 @@ def test_a_missing_area_is_that_of_the_box(data, write):
     del data["annotations"][1]["area"]
     dataset = CocoInstances(*write(data), pair)
     assert dataset[0][1].areas.tolist() == [12]
-    assert any("1 annotations have no area: that of the box (first: annotation 1 (id 12)" in n for n in dataset.notes)
+    assert any("annotations without an area: 1 (first: annotation 1 (id 12)" in n for n in dataset.notes)
 
 
 def test_boxes_outside_and_empty(data, write):
@@ -178,13 +178,15 @@ def test_boxes_outside_and_empty(data, write):
     found = {problem.kind: problem for problem in dataset.problems}
     assert len(found["box_outside"].entries) == 2 and len(found["box_empty"].entries) == 1
     assert found["box_over"].entries == ("annotation 7 (id 23), bbox [-2.0, -3.0, 50.0, 5.0], deep/five.png",)
-    text = "2 boxes lie outside of their image: left out of training; evaluation counts them, as COCO's own does"
-    assert any(text in note and "annotation 4 (id 20), bbox [30.0, 5.0, 4.0, 4.0]" in note for note in dataset.notes)
+    text = (
+        "boxes outside of their image: 2 (first: annotation 4 (id 20), bbox [30.0, 5.0, 4.0, 4.0], deep/five.png); left"
+    )
+    assert any(text in note for note in dataset.notes)
     assert [one["id"] for one in dataset.annotations(1)] == [11, 13, 14, 20, 21, 22, 23, 24]
 
 
 @pytest.mark.parametrize(
-    ("ids", "kind"), [((0, 12, 13, 14), "annotations have the id 0"), ((11, 12, 11, 14), "have the id of an earlier")]
+    ("ids", "kind"), [((0, 12, 13, 14), "annotations with the id 0"), ((11, 12, 11, 14), "with the id of an earlier")]
 )
 def test_ids_that_evaluators_miscount(data, write, ids, kind):
     for one, identity in zip(data["annotations"], ids, strict=True):
@@ -200,8 +202,10 @@ def test_an_annotation_of_an_image_that_is_not_listed(data, write):
     data["annotations"].append(annotation(30, image=1234))
     dataset = CocoInstances(*write(data), pair)
     assert sum(map(len, (objects for _, objects in (dataset[i] for i in range(3))))) == 4
-    assert any("1 annotations belong to images that are not listed: left out" in note for note in dataset.notes)
-    assert any("annotation 4 (id 30), image_id 1234" in note for note in dataset.notes)
+    assert any(
+        "annotations of images that are not listed: 1 (first: annotation 4 (id 30), image_id 1234)" in note
+        for note in dataset.notes
+    )
 
 
 def test_names_of_categories(data, write):

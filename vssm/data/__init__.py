@@ -11,6 +11,7 @@ __all__ = [
     "files",
     "image",
     "imagefolder",
+    "inspect_annotated",
     "inspection",
     "jsonstream",
     "keep_ratio",

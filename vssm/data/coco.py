@@ -135,7 +135,7 @@ class CocoInstances(Dataset[object]):
         texts = [problem.text for problem in self.problems]
         without = int((~self.index.masked & self.index.usable).sum()) if self.with_masks else 0
         if without:
-            texts.append(f"{without} objects without a segmentation are left out")
+            texts.append(f"objects without a segmentation: {without}; left out")
         name = printable_name(self.index.path.name)
         return tuple(f"{name}: {text}" for text in (*texts, *self._notes))
 
@@ -321,7 +321,7 @@ class CocoInstances(Dataset[object]):
         self.images = np.flatnonzero(filled)
         without = len(filled) - len(self.images)
         if without:
-            self._notes = (f"{without} of {len(filled)} images have no object to learn and are left out",)
+            self._notes = (f"images without an object to learn: {without} of {len(filled)}; left out",)
 
 
 def _drawable(segmentation: Any) -> Any:

@@ -286,42 +286,42 @@ class _Finder:
         flags: NDArray[np.uint8],
     ) -> Iterator[Problem]:
         index, ids, unlisted = self.index, self.integers[:, 0], np.flatnonzero(~self.listed)
-        kept = "left out of training; evaluation counts them, as COCO's own does"
-        yield from self._rows("box_outside", outside, f"boxes lie outside of their image: {kept}", True)
-        yield from self._rows("box_empty", empty, f"boxes have no area: {kept}", True)
+        kept = "left out of training, counted by evaluation as COCO's own does"
+        yield from self._rows("box_outside", outside, "boxes outside of their image", kept)
+        yield from self._rows("box_empty", empty, "boxes without an area", kept)
         yield from self._rows(
             "box_over",
             over,
-            f"boxes reach over the border of their image by more than {OVERHANG:g} pixel: cut off",
-            True,
+            f"boxes that reach over the border of their image by more than {OVERHANG:g} pixel",
+            "cut off",
         )
         yield from self._numbers(
             "doubled_ids",
             np.sort(_repeated(ids)),
-            "annotations have the id of an earlier one: kept, and all are renumbered for evaluation",
+            "annotations with the id of an earlier one",
+            "kept, and all are renumbered for evaluation",
         )
         yield from self._numbers(
             "id_zero",
             np.flatnonzero(ids == 0),
-            "annotations have the id 0, which evaluators miscount: all are renumbered for evaluation",
+            "annotations with the id 0, which evaluators miscount",
+            "all are renumbered for evaluation",
         )
         yield from self._numbers(
             "unlisted_image",
             unlisted,
-            "annotations belong to images that are not listed: left out, as every evaluator does",
+            "annotations of images that are not listed",
+            "left out, as every evaluator does",
             [f", image_id {image}" for image in self.integers[unlisted, 1]],
         )
+        bad = (flags & 8).astype(np.bool_)
         yield from self._rows(
-            "bad_polygon",
-            (flags & 8).astype(np.bool_),
-            "annotations have polygons of less than 3 points: those polygons are left out",
-            True,
+            "bad_polygon", bad, "annotations with polygons of less than 3 points", "those polygons are left out"
         )
-        yield from self._rows(
-            "no_area", (flags & 4).astype(np.bool_), "annotations have no area: that of the box", False
-        )
+        no_area = (flags & 4).astype(np.bool_)
+        yield from self._rows("no_area", no_area, "annotations without an area", "that of the box is taken", False)
         if index.masked.any():
-            yield from self._rows("no_mask", ~index.masked, "annotations have a box but no segmentation", False)
+            yield from self._rows("no_mask", ~index.masked, "annotations with a box but no segmentation", "", False)
         yield from self._other()
 
     def _other(self) -> Iterator[Problem]:
@@ -329,17 +329,16 @@ class _Finder:
         objects = np.bincount(index.labels[index.usable & ~index.crowd], minlength=len(index.classes))
         unused = tuple(name for name, number in zip(index.classes, objects) if not number)
         if unused:
-            yield Problem(
-                "no_objects",
-                f"{len(unused)} of {len(index.classes)} classes have no objects: {some(unused)}",
-                unused,
-                False,
-            )
+            text = f"classes without objects: {len(unused)} of {len(index.classes)} ({some(unused)})"
+            yield Problem("no_objects", text, unused, False)
         twice = tuple(name for name, number in Counter(index.names).items() if number > 1)
         if twice:
-            yield Problem("doubled_images", f"{len(twice)} files are listed more than once: {some(twice)}", twice, True)
+            text = f"files that are listed more than once: {len(twice)} ({some(twice)})"
+            yield Problem("doubled_images", text, twice, True)
 
-    def _rows(self, kind: str, found: NDArray[np.bool_], text: str, repair: bool) -> Iterator[Problem]:
+    def _rows(
+        self, kind: str, found: NDArray[np.bool_], what: str, then: str, repair: bool = True
+    ) -> Iterator[Problem]:
         index, rows = self.index, np.flatnonzero(found)
         rows = rows[np.argsort(index.numbers[rows])]
         images = np.searchsorted(index.first, rows, side="right") - 1
@@ -347,10 +346,16 @@ class _Finder:
             f", bbox {index.boxes[row].tolist()}, {index.names[image]}"
             for row, image in zip(rows.tolist(), images.tolist())
         ]
-        return self._numbers(kind, index.numbers[rows], text, more, repair)
+        return self._numbers(kind, index.numbers[rows], what, then, more, repair)
 
     def _numbers(
-        self, kind: str, numbers: NDArray[np.int64], text: str, more: Sequence[str] | None = None, repair: bool = True
+        self,
+        kind: str,
+        numbers: NDArray[np.int64],
+        what: str,
+        then: str,
+        more: Sequence[str] | None = None,
+        repair: bool = True,
     ) -> Iterator[Problem]:
         if not len(numbers):
             return
@@ -358,7 +363,8 @@ class _Finder:
             f"annotation {number} (id {self.integers[number, 0]}){more[position] if more else ''}"
             for position, number in enumerate(cast(list[int], numbers.tolist()))
         )
-        yield Problem(kind, f"{len(entries)} {text} (first: {entries[0]})", entries, repair)
+        text = f"{what}: {len(entries)} (first: {entries[0]})"
+        yield Problem(kind, f"{text}; {then}" if then else text, entries, repair)
 
 
 def _lengths(segmentation: Any) -> list[int]:

@@ -11,7 +11,17 @@ from typing import Any, cast
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-__all__ = ["DAMAGE", "GREY_LEVELS", "MODES", "UPRIGHT", "UnreadableImage", "as_read", "open_image", "open_of_size"]
+__all__ = [
+    "DAMAGE",
+    "GREY_LEVELS",
+    "MODES",
+    "UPRIGHT",
+    "UnreadableImage",
+    "as_read",
+    "is_turned",
+    "open_image",
+    "open_of_size",
+]
 
 MODES = {1: "L", 3: "RGB"}
 UPRIGHT = {
@@ -124,6 +134,11 @@ def _scale_transparent_colour(image: Image.Image) -> None:
         image.info["transparency"] = (colour & levels) * (255 // levels)
     elif isinstance(colour, tuple) and raw_mode == "RGB;16B":
         image.info["transparency"] = tuple(value >> 8 for value in cast(tuple[int, ...], colour))
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF orientation exchanges width and height."""
+    return _orientation(image) in (5, 6, 7, 8)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vssm.data.image import UnreadableImage, open_image
+from vssm.data.image import UnreadableImage, is_turned, open_image
 from vssm.data.parallel import map_ahead
 
 __all__ = ["MIN_SIDE", "ImageFacts", "Inspection", "inspect_image", "inspect_images", "summarise"]
@@ -21,13 +21,23 @@ MIN_SIDE = 256
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One file. `error` is why it cannot be read; `size` (width, height) and the rest are then not known."""
+    """One file. `error` is why it cannot be read; `size` (width, height, as stored) and the rest are then not known.
+
+    `turned`: whether its EXIF orientation exchanges width and height.
+    """
 
     path: Path
     size: tuple[int, int] = (0, 0)
     kind: str = ""
     digest: bytes = b""
     error: str | None = None
+    turned: bool = False
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height of the upright image."""
+        width, height = self.size
+        return (height, width) if self.turned else (width, height)
 
 
 def inspect_image(path: Path) -> ImageFacts:
@@ -36,13 +46,14 @@ def inspect_image(path: Path) -> ImageFacts:
         open_image(path, min_side=MIN_SIDE)
         with Image.open(path) as image:
             size, kind = image.size, f"{image.format} {image.mode}"
+            turned = is_turned(image)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "blake2b").digest()[:16]
     except UnreadableImage as error:
         return ImageFacts(path, error=error.reason)
     except OSError as error:  # it was there a moment ago
         return ImageFacts(path, error=error.strerror or str(error))
-    return ImageFacts(path, size, kind, digest)
+    return ImageFacts(path, size, kind, digest, turned=turned)
 
 
 def inspect_images(paths: Iterable[Path], threads: int | None = None) -> Iterator[ImageFacts]:

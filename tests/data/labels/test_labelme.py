@@ -99,17 +99,17 @@ def test_what_is_lost_is_counted(write):
     annotated = read_labels(root)
     assert annotated.images[0].objects[0].box == (25, 15, 5, 5)
     assert [line.partition(" (first: ")[0] for line in annotated.lost.lines()] == [
-        "1 annotation files belong to no image: left out",
-        "1 descriptions of shapes",
-        "1 flags of images",
-        "1 flags of shapes",
-        "1 images have another size than their annotations state: left out",
-        "1 images have no annotation file: left out",
-        "1 json files have no shapes",
-        "2 objects have no area within their image: left out",
-        "2 shapes of type line: left out",
-        "1 shapes of type point: left out",
-        "1 shapes reach over the border of their image: cut off",
+        "annotation files of no image, left out: 1",
+        "descriptions of shapes: 1",
+        "flags of images: 1",
+        "flags of shapes: 1",
+        "images of another size than their annotations state, left out: 1",
+        "images without an annotation file, left out: 1",
+        "json files without shapes: 1",
+        "objects without an area within their image, left out: 2",
+        "shapes of type line, left out: 2",
+        "shapes of type point, left out: 1",
+        "shapes that reach over the border of their image, cut off: 1",
     ]
 
 

@@ -78,19 +78,19 @@ def test_what_is_lost_is_counted(root):
     annotated = read_labels(root)
     assert boxes(annotated) == [(0, 0, 5, 5), (0, 0, 5, 5), (19, 9, 11, 9)]
     assert [line.partition(" (first: ")[0] for line in annotated.lost.lines()] == [
-        "1 annotation files belong to no image: left out",
-        "1 boxes end before they begin: left out",
-        "1 boxes reach over the border of their image: cut off",
-        "1 images have masks in SegmentationObject",
-        "1 images have no annotation file: left out",
-        "1 marks of difficult objects",
-        "1 marks of truncated objects",
-        "1 objects have no area within their image: left out",
-        "1 objects have no bndbox: left out",
-        "1 parts of objects",
-        "1 polygons of objects",
-        "1 poses of objects",
-        "1 xml files are no annotations",
+        "annotation files of no image, left out: 1",
+        "boxes that end before they begin, left out: 1",
+        "boxes that reach over the border of their image, cut off: 1",
+        "images with masks in SegmentationObject: 1",
+        "images without an annotation file, left out: 1",
+        "marks of difficult objects: 1",
+        "marks of truncated objects: 1",
+        "objects without a bndbox, left out: 1",
+        "objects without an area within their image, left out: 1",
+        "parts of objects: 1",
+        "polygons of objects: 1",
+        "poses of objects: 1",
+        "xml files that are no annotations: 1",
     ]
 
 
@@ -102,7 +102,7 @@ def test_sizes(root):
     annotated = read_labels(root)
     assert [(image.name, image.size) for image in annotated.images] == [("a.jpg", (30, 20))]
     (line,) = annotated.lost.lines()
-    assert line.startswith("1 images have another size than their annotations state: left out (first: ")
+    assert line.startswith("images of another size than their annotations state, left out: 1 (first: ")
     assert line.endswith("b.xml: 31 x 20, the image is 30 x 20)")
 
 
@@ -113,7 +113,7 @@ def test_splits(root):
     (lists / "trainval.txt").write_text("a\nb\n")
     annotated = read_labels(root)
     assert [(image.name, image.split) for image in annotated.images] == [("b.jpg", "train")]
-    assert annotated.lost.lines()[0].startswith("1 annotation files are in no list of ImageSets/Main: left out")
+    assert annotated.lost.lines()[0].startswith("annotation files in no list of ImageSets/Main, left out: 1")
     (lists / "val.txt").write_text("a\nb -1\n")
     with pytest.raises(ValueError, match=r"val.txt: b is also in the list train"):
         read_labels(root)

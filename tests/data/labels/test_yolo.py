@@ -58,12 +58,12 @@ def test_what_is_left_out_is_counted(root):
     assert [len(image.objects) for image in annotated.images] == [1, 1, 0]
     lines = annotated.lost.lines()
     assert [line.partition(" (first: ")[0] for line in lines] == [
-        "1 boxes have a sixth value, a confidence",
-        "1 images cannot be read: left out",
-        "1 images have no label file: taken as images without objects",
-        "2 label files belong to no image",
-        "1 lines repeat an earlier one: left out",
-        "2 objects have no area within their image: left out",
+        "boxes with a confidence: 1",
+        "images that cannot be read, left out: 1",
+        "images without a label file, taken as images without objects: 1",
+        "label files of no image: 2",
+        "lines that repeat an earlier one, left out: 1",
+        "objects without an area within their image, left out: 2",
     ]
     assert f"(first: {root / 'labels' / 'train' / '0.txt'}, line 2)" in lines[4]
 
@@ -74,7 +74,7 @@ def test_key_points(root):
     label(root, "train", 0, "1 0.5 0.5 0.2 0.4 .1 .1 2 .2 .2 2\n")
     annotated = read_labels(root)
     assert annotated.images[0].objects[0].box == pytest.approx((40, 15, 20, 20))
-    assert annotated.lost.lines()[0].startswith("1 objects have key points")
+    assert annotated.lost.lines()[0].startswith("objects with key points: 1")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from vssm.data.files import printable_name
-from vssm.data.image import DAMAGE, UnreadableImage
+from vssm.data.image import DAMAGE, UnreadableImage, is_turned
 from vssm.data.rle import Polygons, Segmentation
 
 __all__ = ["Annotated", "AnnotatedImage", "Labelled", "Lost", "box_around", "decoded", "polygon_area", "upright_size"]
@@ -61,7 +61,7 @@ class Lost:
             self.counts[what] = known + count, first
 
     def lines(self) -> list[str]:
-        return [f"{count} {what} (first: {first})" for what, (count, first) in sorted(self.counts.items())]
+        return [f"{what}: {count} (first: {first})" for what, (count, first) in sorted(self.counts.items())]
 
 
 @dataclass
@@ -79,8 +79,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (height, width) if turned else (width, height)
+            return (height, width) if is_turned(image) else (width, height)
     except DAMAGE as error:
         named = isinstance(error, OSError) and error.strerror
         raise UnreadableImage(path, named or "not an image, or of a kind that Pillow cannot read") from None
@@ -94,12 +93,12 @@ def size_of_file(path: Path, stated: tuple[int, int] | None, source: Path, lost:
     try:
         size = upright_size(path)
     except UnreadableImage as error:
-        lost.add("images cannot be read: left out", f"{error}")
+        lost.add("images that cannot be read, left out", f"{error}")
         return None
     if stated is None or stated in (size, size[::-1]):
         return stated or size
     lost.add(
-        "images have another size than their annotations state: left out",
+        "images of another size than their annotations state, left out",
         f"{source}: {stated[0]} x {stated[1]}, the image is {size[0]} x {size[1]}",
     )
     return None

@@ -50,12 +50,12 @@ def read(source: Path) -> Annotated:
     for path in _json_files(source):
         plain = _read_json(path)
         if not isinstance(plain, dict) or "shapes" not in plain:
-            annotated.lost.add("json files have no shapes", path)
+            annotated.lost.add("json files without shapes", path)
             continue
         file = cast(dict[str, Any], plain)
         image, content = _image(path, file)
         if image is None:
-            annotated.lost.add("annotation files belong to no image: left out", path)
+            annotated.lost.add("annotation files of no image, left out", path)
             continue
         used.add(image)
         size = _size(image, content, file, path, annotated.lost)
@@ -67,7 +67,7 @@ def read(source: Path) -> Annotated:
         name = path.with_name(image.name).relative_to(source).as_posix()
         annotated.images.append(AnnotatedImage(image, name, size, objects, content=content))
     without = [path for path in image_files(source) if path not in used]
-    annotated.lost.add("images have no annotation file: left out", without[0] if without else source, len(without))
+    annotated.lost.add("images without an annotation file, left out", without[0] if without else source, len(without))
     annotated.classes = in_order(one.name for image in annotated.images for one in image.objects)
     return annotated
 
@@ -96,9 +96,9 @@ def _objects(shapes: Any, size: tuple[int, int], path: Path, lost: Lost) -> Iter
         whole = rle.box(one) if isinstance(one, dict) else box_around(one)
         box = clipped(whole, size)
         if box is None:
-            lost.add("objects have no area within their image: left out", path)
+            lost.add("objects without an area within their image, left out", path)
             continue
-        lost.add("shapes reach over the border of their image: cut off", path, reaches_over(whole, size))
+        lost.add("shapes that reach over the border of their image, cut off", path, reaches_over(whole, size))
         yield Labelled(label, box, one)
 
 
@@ -106,7 +106,7 @@ def _segmentation(shape: dict[str, Any], size: tuple[int, int], where: str, lost
     """Polygons or an RLE; None, and lost, for a shape that has no area."""
     kind = str(shape.get("shape_type") or "polygon")
     if kind not in ("polygon", "rectangle", "circle", "mask"):
-        lost.add(f"shapes of type {kind}: left out", where)
+        lost.add(f"shapes of type {kind}, left out", where)
         return None
     points = _points(shape.get("points"), where)
     if len(points) < (3 if kind == "polygon" else 2):
@@ -123,7 +123,7 @@ def _segmentation(shape: dict[str, Any], size: tuple[int, int], where: str, lost
         points = [(left, top), (right, top), (right, bottom), (left, bottom)]
     polygon = [round(value, 3) for point in points for value in point]
     if not polygon_area(polygon):
-        lost.add("objects have no area within their image: left out", where)
+        lost.add("objects without an area within their image, left out", where)
         return None
     return [polygon]
 

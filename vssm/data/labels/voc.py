@@ -50,7 +50,7 @@ def read(source: Path, origin: int | None = None) -> Annotated:
     annotated = Annotated([], [])
     files = list(_xml_files(source))
     roots = [(path, root) for path in files if (root := read_xml(path)).tag == "annotation"]
-    annotated.lost.add("xml files are no annotations", source, len(files) - len(roots))
+    annotated.lost.add("xml files that are no annotations", source, len(files) - len(roots))
     corners = {path: list(_objects(root, path, annotated.lost)) for path, root in roots}
     if origin is None:
         origin = 1 if all(min(box) > 0 for boxes in corners.values() for _, box in boxes) else 0
@@ -61,11 +61,11 @@ def read(source: Path, origin: int | None = None) -> Annotated:
     for path, root in roots:
         image = finder.find(path, (root.findtext("filename") or "").strip())
         if image is None:
-            annotated.lost.add("annotation files belong to no image: left out", path)
+            annotated.lost.add("annotation files of no image, left out", path)
             continue
         finder.used.add(image)
         if splits and path.stem not in splits:
-            annotated.lost.add("annotation files are in no list of ImageSets/Main: left out", path)
+            annotated.lost.add("annotation files in no list of ImageSets/Main, left out", path)
             continue
         size = size_of_file(image, _stated(root), path, annotated.lost)
         if size is None:
@@ -74,8 +74,8 @@ def read(source: Path, origin: int | None = None) -> Annotated:
         name = image.relative_to(finder.folder).as_posix() if image.is_relative_to(finder.folder) else image.name
         annotated.images.append(AnnotatedImage(image, name, size, objects, splits.get(path.stem)))
         if root.findtext("segmented", "0").strip() == "1":
-            annotated.lost.add("images have masks in SegmentationObject", path)
-    annotated.lost.add("images have no annotation file: left out", source, finder.unused())
+            annotated.lost.add("images with masks in SegmentationObject", path)
+    annotated.lost.add("images without an annotation file, left out", source, finder.unused())
     annotated.classes = in_order(one.name for image in annotated.images for one in image.objects)
     return annotated
 
@@ -89,7 +89,7 @@ def _objects(root: Element, path: Path, lost: Lost) -> Iterator[tuple[str, tuple
         if not name:
             raise ValueError(f"{where} has no name")
         if box is None:
-            lost.add("objects have no bndbox: left out", where)
+            lost.add("objects without a bndbox, left out", where)
             continue
         corners: list[float] = []
         for side in ("xmin", "ymin", "xmax", "ymax"):
@@ -118,14 +118,14 @@ def _placed(
     for number, (name, (left, top, right, bottom)) in enumerate(corners):
         where = f"{printable_name(path)}: object {number}"
         if right < left or bottom < top:
-            lost.add("boxes end before they begin: left out", where)
+            lost.add("boxes that end before they begin, left out", where)
             continue
         whole = (left - origin, top - origin, right - left + origin, bottom - top + origin)
         box = clipped(whole, size)
         if box is None:
-            lost.add("objects have no area within their image: left out", where)
+            lost.add("objects without an area within their image, left out", where)
             continue
-        lost.add("boxes reach over the border of their image: cut off", where, reaches_over(whole, size))
+        lost.add("boxes that reach over the border of their image, cut off", where, reaches_over(whole, size))
         yield Labelled(name, box)
 
 

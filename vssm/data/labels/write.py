@@ -106,7 +106,7 @@ class _Writer:
         try:
             pixels = _pixels(image)
         except UnreadableImage as error:
-            self.lost.add("images cannot be read: left out", f"{error}")
+            self.lost.add("images that cannot be read, left out", f"{error}")
             return
         kept = [False] * len(image.objects)
         name = Path(image.name)
@@ -125,7 +125,7 @@ class _Writer:
             self.entry(tile, (window.width, window.height), cuts)
         missing = kept.count(False)
         self.lost.add(
-            f"objects have less than {tiling.visible:.0%} of their area in every tile: left out", image.path, missing
+            f"objects with less than {tiling.visible:.0%} of their area in every tile, left out", image.path, missing
         )
 
     def new_name(self, name: str) -> str:

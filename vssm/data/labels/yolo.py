@@ -54,13 +54,13 @@ def read(source: Path) -> Annotated:
             used.add(label_file)
             objects = _objects(label_file, size, names, keypoints, annotated.lost)
         else:
-            annotated.lost.add("images have no label file: taken as images without objects", path)
+            annotated.lost.add("images without a label file, taken as images without objects", path)
         annotated.images.append(AnnotatedImage(path, _below(path, folder), size, objects, split))
     if not annotated.images:
         raise ValueError(f"{printable_name(base)} holds no images where data.yaml names them, or in images/")
     for label_file in _label_files(base):
         if label_file not in used:
-            annotated.lost.add("label files belong to no image", label_file)
+            annotated.lost.add("label files of no image", label_file)
     return annotated
 
 
@@ -85,15 +85,15 @@ def _objects(path: Path, size: tuple[int, int], names: list[str], keypoints: int
             continue
         where = f"{printable_name(path)}, line {number}"
         if line in seen:
-            lost.add("lines repeat an earlier one: left out", where)
+            lost.add("lines that repeat an earlier one, left out", where)
             continue
         seen.add(line)
         label, values = _values(words, names, where)
         if keypoints and len(values) == 4 + keypoints:
-            lost.add("objects have key points", where)
+            lost.add("objects with key points", where)
             values = values[:4]
         if len(values) == 5:
-            lost.add("boxes have a sixth value, a confidence", where)
+            lost.add("boxes with a confidence", where)
             values = values[:4]
         if len(values) != 4 and (len(values) < 6 or len(values) % 2):
             raise ValueError(
@@ -108,7 +108,7 @@ def _objects(path: Path, size: tuple[int, int], names: list[str], keypoints: int
         one = _labelled(names[label], values, size)
         box = clipped(one.box, size)
         if box is None or (one.segmentation is not None and not polygon_area(cast(Any, one.segmentation)[0])):
-            lost.add("objects have no area within their image: left out", where)
+            lost.add("objects without an area within their image, left out", where)
             continue
         one.box = box
         found.append(one)
