@@ -341,6 +341,13 @@ def test_torchscript(name):
         torch.jit.script(usual)
 
 
+@pytest.mark.parametrize("name", [*NANO, "mamba_adaptor_b1"])
+def test_fx_without_leaf_modules_is_refused_with_the_remedy(name):
+    model = _meta(name, num_classes=3)
+    with pytest.raises(ValueError, match=r"symbolic_trace cannot.*torch\.export\.export.*get_notrace_modules"):
+        torch.fx.symbolic_trace(model)
+
+
 @some
 def test_fx(name):
     model = timm.create_model(name, num_classes=10, drop_path_rate=0.1).eval()

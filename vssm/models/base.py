@@ -12,6 +12,7 @@ import torch
 from timm.models import register_notrace_function
 from timm.models._features import feature_take_indices  # the one name without a public home
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from vssm.nn import init_linear
 from vssm.nn.choices import check_choice
@@ -22,6 +23,8 @@ __all__ = ["Backbone", "check_image", "drop_path_rates"]
 @register_notrace_function
 def check_image(x: Tensor, in_chans: int, min_size: int) -> Tensor:
     """x itself, or one ValueError that names what an image batch of this model must be."""
+    if not torch.jit.is_scripting():
+        _refuse_proxy(x)
     if x.dim() != 4:
         raise ValueError(f"expected an image batch (B, {in_chans}, H, W), got {x.dim()} dimensions: {list(x.shape)}")
     if x.shape[1] != in_chans:
@@ -39,6 +42,16 @@ def check_image(x: Tensor, in_chans: int, min_size: int) -> Tensor:
     if not x.is_floating_point():
         raise ValueError(f"expected a floating point image, got {x.dtype}; convert it with .float() and normalise it")
     return x
+
+
+def _refuse_proxy(x: object) -> None:
+    if isinstance(x, Proxy):
+        raise ValueError(
+            "torch.fx.symbolic_trace cannot trace this model, whose layers branch on the shape of the image; use "
+            "torch.export.export(model, (image,)), or trace it as timm does: features_only=True, feature_cls='fx', or "
+            "torchvision's create_feature_extractor with tracer_kwargs={'leaf_modules': "
+            "timm.models.get_notrace_modules(), 'autowrap_functions': timm.models.get_notrace_functions()}"
+        )
 
 
 class Backbone(nn.Module):
