@@ -47,7 +47,7 @@ def check(bench: Bench) -> Iterator[Cell]:
         size = (3, 8, 2) if bench.smallest else (side, channels, rank)
         for dtype in (torch.float32, torch.bfloat16):
             yield f"stage {stage} {dtype}", lambda s=size, d=dtype: compare_scan(bench, s, d, False)
-            yield f"stage {stage} {dtype}, swept", lambda s=size, d=dtype: compare_scan(bench, s, d, True)
+            yield f"stage {stage} {dtype}, sequential", lambda s=size, d=dtype: compare_scan(bench, s, d, True)
         if bench.smallest:
             break
     for name, (function, leaves) in around(bench, batch=2).items():
@@ -78,9 +78,9 @@ def compare(bench: Bench, function, leaves: list[Tensor], dtype) -> dict[str, An
     return {"ok": error <= allowed and same, "error": error, "allowed": allowed, "same bits twice": same}
 
 
-def compare_scan(bench: Bench, size, dtype, sweeps: bool) -> dict[str, Any]:
+def compare_scan(bench: Bench, size, dtype, sequential: bool) -> dict[str, Any]:
     leaves = scan_arguments(bench, *size, batch=1 if bench.smallest else 8, dtype=dtype)
-    with bench.scanning(sweeps):
+    with bench.scanning(sequential):
         return compare(bench, ss2d, leaves, dtype)
 
 
@@ -122,9 +122,9 @@ def kernels(bench: Bench) -> Iterator[Cell]:
     for name, shape in shapes.items():
         for dtype in (torch.bfloat16, torch.float32):
             yield f"ss2d {name} {dtype}", lambda s=shape, d=dtype: time_scan(bench, s, d, bandwidth, bench.path)
-        for sweeps in (False, True):
-            label = f"ss2d {name} forward, {'swept' if sweeps else 'in three passes'}"
-            yield label, lambda s=shape, w=sweeps: time_forward(bench, s, w)
+        for sequential in (False, True):
+            label = f"ss2d {name} forward, {'sequential' if sequential else 'in three passes'}"
+            yield label, lambda s=shape, w=sequential: time_forward(bench, s, w)
         if not bench.smallest:
             yield f"ss2d {name} torch path", lambda s=shape: time_scan(bench, s, torch.float32, bandwidth, "torch")
         if name == "stage 1":
@@ -158,10 +158,10 @@ def time_scan(bench: Bench, shape, dtype, bandwidth: float, path: str) -> dict[s
     return time_both(bench, ss2d, scan_arguments(bench, *shape, dtype=dtype), bandwidth, path)
 
 
-def time_forward(bench: Bench, shape, sweeps: bool) -> dict[str, Any]:
-    """Milliseconds of either way, by which `gpu.fills_card` chooses without having measured."""
+def time_forward(bench: Bench, shape, sequential: bool) -> dict[str, Any]:
+    """Milliseconds of either way, by which `gpu.fills_gpu` chooses without having measured."""
     leaves = scan_arguments(bench, *shape, dtype=torch.bfloat16)
-    with bench.scanning(sweeps), bench.forced(bench.path), torch.no_grad():
+    with bench.scanning(sequential), bench.forced(bench.path), torch.no_grad():
         return {"forward ms": bench.ms(lambda: ss2d(*leaves))}
 
 

@@ -75,13 +75,13 @@ class Bench:
         return use(path) if path else contextlib.nullcontext()
 
     @contextlib.contextmanager
-    def scanning(self, sweeps: bool | None) -> Iterator[None]:
-        """The forward scan sweeps, or uses three passes; None lets the GPU decide."""
-        gpu.SCAN_SWEEPS = sweeps
+    def scanning(self, sequential: bool | None) -> Iterator[None]:
+        """The forward scan is sequential, or takes three passes; None lets the GPU decide."""
+        gpu.SCAN_SEQUENTIAL = sequential
         try:
             yield
         finally:
-            gpu.SCAN_SWEEPS = None
+            gpu.SCAN_SEQUENTIAL = None
 
 
 def scan_arguments(bench: Bench, side, channels: int, rank: int, batch: int, dtype=torch.float32, K: int = 4):

@@ -69,12 +69,12 @@ def both_ways(routes, *tensors):
     """ss2d, whose forward has different kernels for a GPU that is filled and for one that is not: they agree."""
     y = ss2d(*tensors, routes)
     if dispatch.requested() == "triton":
-        gpu.SCAN_SWEEPS = True
+        gpu.SCAN_SEQUENTIAL = True
         with torch.no_grad():
             swept = ss2d(*tensors, routes)
-        gpu.SCAN_SWEEPS = None
+        gpu.SCAN_SEQUENTIAL = None
         if relative_error(swept, y.double()) > ALLOWED[torch.float32][0]:
-            raise AssertionError(f"the sweep is off by {relative_error(swept, y.double())}")
+            raise AssertionError(f"the sequential scan is off by {relative_error(swept, y.double())}")
     return y
 
 

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 import vssm
@@ -19,11 +18,6 @@ from tests.fill import fill, golden_input
 from vssm.weights.load import to_our_names
 
 DATA = Path(__file__).parent / "data"
-
-PATHS = [
-    "torch",
-    pytest.param("core", marks=pytest.mark.skipif(not vssm.ops.native.available(), reason="the C++ core is not built")),
-]
 
 
 @cache

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 import vssm.nn.downsample
 import vssm.ops
-from tests.goldens import PATHS, error, image, load, official_model, relative_error, samples
+from tests.goldens import error, image, load, official_model, relative_error, samples
+from tests.ops.agree import PATHS
 from vssm.ops.bottleneck.reference import bottleneck as bottleneck_reference
 from vssm.weights.rename import SPATIAL_MAMBA, to_official
 

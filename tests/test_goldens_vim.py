@@ -8,7 +8,8 @@ import torch
 
 import vssm.ops
 from tests.fill import fill, golden_input
-from tests.goldens import PATHS, error, image, load, official_keys, official_model, relative_error, samples
+from tests.goldens import error, image, load, official_keys, official_model, relative_error, samples
+from tests.ops.agree import PATHS
 from vssm.nn import BidirectionalMamba
 from vssm.weights.rename import VIM, to_official, to_ours
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import vssm.ops
-from tests.goldens import PATHS, error, image, load, official_keys, official_model, relative_error, samples
+from tests.goldens import error, image, load, official_keys, official_model, relative_error, samples
+from tests.ops.agree import PATHS
 from vssm.ops import native
 from vssm.weights.rename import VMAMBA, to_official
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import set_scriptable
 
-from tests.goldens import PATHS
+from tests.ops.agree import PATHS
 from vssm.nn import SS2D, AdaptorS, AdaptorT, BidirectionalMamba, StateFusion
 from vssm.nn.adaptor import ring_of_offsets
 from vssm.ops import use

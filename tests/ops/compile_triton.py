@@ -25,7 +25,7 @@ from vssm.ops import CROSS, Route, gpu
 from vssm.ops.routes import encode
 
 
-class AbsentCard:
+class AbsentGPU:
     """What Triton asks of a driver before it compiles."""
 
     def __init__(self, capability: int):
@@ -70,7 +70,7 @@ class Compiler:
 
     def __init__(self, capability: int, every: bool):
         self.capability, self.every, self.seen = capability, every, set()
-        driver.set_active(AbsentCard(capability))
+        driver.set_active(AbsentGPU(capability))
 
     def __call__(self, kernel, grid, device, **arguments):
         if not self.every and kernel.fn.__name__ in self.seen:
@@ -104,9 +104,9 @@ def compile_scan():
     tensors, routes = scan_arguments(torch.bfloat16, 96, 6, 1, 56, CROSS)
     ss2d.backward(ss2d.forward(*tensors, routes), *tensors, routes)
     tensors, routes = scan_arguments(torch.bfloat16, 384, 24, 1, 14, CROSS)
-    gpu.SCAN_SWEEPS = True
+    gpu.SCAN_SEQUENTIAL = True
     ss2d.forward(*tensors, routes)
-    gpu.SCAN_SWEEPS = None
+    gpu.SCAN_SEQUENTIAL = None
     tensors, routes = scan_arguments(torch.float32, 72, 24, 4, 14, (Route("columns", -1),))
     ss2d.backward(ss2d.forward(*tensors, routes), *tensors, routes)
     ss2d.states_backward(ss2d.states_forward(*tensors[:-1], routes), *tensors[:-1], routes)

@@ -1,7 +1,7 @@
 """Triton's interpreter, made fit for the tests: import it before the first kernel runs.
 
-An associative scan handles a tile row by row rather than number by number, which is a hundred times faster; and the
-bounds of a loop may be numbers of one element, which Triton 3.6 leaves to NumPy, whose later versions refuse.
+An associative scan handles a tile row by row rather than element by element, which is a hundred times faster; and the
+bounds of a loop may be tensors of one element, which Triton 3.6 leaves to NumPy, whose later versions refuse.
 """
 
 import numpy as np
@@ -36,15 +36,15 @@ interpreter.ScanOps.generic_scan = _scan_by_rows
 interpreter._patch_lang_tensor = _patch_with_index
 
 
-class _Pick:
-    """`pick` of the scan by an index: it is called for every pixel, and five interpreted operations are slow."""
+class _SelectRow:
+    """`select_row` of the scan by an index: it is called for every pixel, and five interpreted operations are slow."""
 
     def __call__(self, tile, at):
         row = np.ascontiguousarray(tile.handle.data[np.argmax(at.handle.data.reshape(len(tile.handle.data), -1)[:, 0])])
         return interpreter.ReduceScanOpInterface(0, None).to_tensor(row, tile.dtype)
 
 
-triton_steps.pick = _Pick()
+triton_steps.select_row = _SelectRow()
 
 
 # Before every function of the device that a kernel calls, Triton patches its language anew: once per module will do.

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 import torch
 
-from tests.ops.agree import every_isa, randn, relative_error
+from tests.ops.agree import every_isa, needs_core, randn, relative_error
 from vssm.ops import native
 from vssm.ops.routes import BIDIRECTIONAL, CROSS, RASTER, Route, encode
 from vssm.ops.selective_scan import core as scan
@@ -14,7 +14,7 @@ from vssm.ops.selective_scan import reference as scan_reference
 from vssm.ops.ss2d import core as ss2d
 from vssm.ops.ss2d import reference as ss2d_reference
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.unavailable_reason()))
+pytestmark = needs_core
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 6e-3}
 ISAS = every_isa()

@@ -49,7 +49,7 @@ def test_one_pass_equals_the_composition(isa, dilations, size):
     with native.use_isa(isa), torch.inference_mode():
         for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-13)):
             args = arguments(*size, dilations=dilations, dtype=dtype)
-            assert core.fits(*args, RASTER)
+            assert core.fits(args[2], args[4], args[6], RASTER)
             assert error(ss2d_fusion(*args), composition(*args)) < tolerance
 
 
@@ -57,7 +57,7 @@ def test_every_other_case_is_composed():
     for extra in ({"routes": 4, "states": 2}, {"routes": 1, "states": 3}):
         args = arguments(dtype=torch.float64, **extra)
         routes = BIDIRECTIONAL if extra["routes"] == 4 else RASTER
-        assert not core.fits(*args, routes)
+        assert not core.fits(args[2], args[4], args[6], routes)
         with torch.inference_mode():
             assert error(ss2d_fusion(*args, routes), composition(*args, routes)) < 1e-13
     for routes in (RASTER, CROSS):

@@ -3,13 +3,10 @@
 import pytest
 import torch
 
+from tests.ops.agree import PATHS
 from tests.ops.scan_cases import golden, is_stored, scan_cases, scan_inputs
 from vssm.ops import PathUnavailable, native, selective_scan, selective_scan_states, use
 
-PATHS = [
-    "torch",
-    pytest.param("core", marks=pytest.mark.skipif(not native.available(), reason="the C++ core is not built")),
-]
 NAMES = {"u": "du", "delta": "ddelta", "A": "dA", "B": "dB", "C": "dC", "D": "dD", "delta_bias": "dbias"}
 
 

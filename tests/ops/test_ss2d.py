@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.ops.test_selective_scan import PATHS, assert_close
+from tests.ops.agree import PATHS
+from tests.ops.test_selective_scan import assert_close
 from vssm.ops import (
     BIDIRECTIONAL,
     CROSS,

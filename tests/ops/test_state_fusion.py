@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.fill import fill, golden_input
-from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, randn
+from tests.ops.agree import CORE, PATHS, assert_agrees, evaluate, every_isa, needs_core, randn
 from vssm.ops import fold_kernels, native, state_fusion, state_fusion_readout, use
 
 DILATIONS = [1, 3, 5]
@@ -281,7 +281,7 @@ def test_errors(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"C": torch.ones(1, 4, 5, 6)}, r"C must be \(1, 1, 5, 6\), one number per pixel"),
+        ({"C": torch.ones(1, 4, 5, 6)}, r"C must be \(1, 1, 5, 6\), one element per pixel"),
         ({"D": None}, "u and D belong together, got only u"),
         ({"u": torch.ones(1, 4, 6, 5)}, r"u must have the shape of h, \(1, 4, 5, 6\), got \(1, 4, 6, 5\)"),
         ({"D": torch.ones(5)}, r"D must be \(4,\)"),
@@ -300,7 +300,7 @@ def test_folding_nothing_is_an_error():
         fold_kernels([], torch.empty(0), [])
 
 
-@pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
+@needs_core
 def test_the_core_refuses_a_map_without_pixels():
     """A scripted model calls the operator without the checks of the public function."""
     with pytest.raises(RuntimeError, match="outside what the kernel supports"):

@@ -64,19 +64,17 @@ def test_every_kernel_compiles_for_gpus_that_are_not_here(processes):
     compiled = [json.loads(line) for line in done.stdout.splitlines()]
     for sm in (80, 90):
         names = {k["kernel"] for k in compiled if k["sm"] == sm}
-        scans, convolutions = (
-            "sweep carries chain apply gradients",
-            "fuse spread correlate convolve weigh slide slide_sums",
-        )
-        others = "blend place_gradients scatter read_out term_gradients skip_gradients normalise"
+        scans = "sequential_scan tile_states state_passing tile_scan gradients"
+        convolutions = "fuse fuse_transposed correlate convolve convolve_gradients"
+        others = "gather_states point_gradients scatter read_out term_gradients skip_gradients normalise"
         others += " normalise_gradients"
         assert names == {*scans.split(), *convolutions.split(), *others.split()}
     for kernel in compiled:
-        # Every card gives a program 48 KiB of shared memory. Spills stay in the cache.
+        # Every GPU gives a program 48 KiB of shared memory. Spills stay in the cache.
         assert kernel["shared"] <= 48 * 1024 and kernel["spilled"] <= 1024, kernel
 
 
-def test_tiles_that_a_card_has_no_room_for_are_left_out(monkeypatch):
+def test_tiles_that_a_gpu_has_no_room_for_are_left_out(monkeypatch):
     """Stand-ins for a GPU of 227 KiB a program, one of 64, and one whose properties say so under another name."""
     both, narrow = [(16, 32), (16, 64)], [(16, 32)]
     assert gpu.scan_tiles(1024, 256, backward=True) == both
@@ -85,9 +83,9 @@ def test_tiles_that_a_card_has_no_room_for_are_left_out(monkeypatch):
     gpus |= {2: SimpleNamespace(shared_memory_per_block=64 << 10)}
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
-    for card, of_rank_64 in ((0, both), (1, narrow), (2, narrow)):
+    for device, of_rank_64 in ((0, both), (1, narrow), (2, narrow)):
         gpu._shared_memory_of.cache_clear()
-        monkeypatch.setattr(torch.cuda, "current_device", lambda card=card: card)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda device=device: device)
         assert gpu.scan_tiles(1024, 64, backward=True) == of_rank_64
         assert gpu.scan_tiles(1024, 256, backward=True) == narrow  # one is left: its launch says what is missing
         assert gpu.scan_tiles(1024, 256, backward=False) == [(8, 128), (16, 64), (32, 32)]
@@ -148,7 +146,7 @@ def test_a_kernel_that_fails_is_named_and_nothing_runs_in_its_place():
         launch(torch.OutOfMemoryError("no memory"))
 
 
-def test_fake_cuda_tensors_need_no_card():
+def test_fake_cuda_tensors_need_no_gpu():
     """Shapes, dtypes and devices are known without a kernel: what torch.compile and torch.export ask for."""
     with FakeTensorMode(), torch.no_grad():
         x = torch.empty(2, 8, 4, 5, device="cuda", dtype=torch.bfloat16)

@@ -11,8 +11,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from tests.ops import interpreter  # noqa: F401  (makes it fit)
 from tests.ops.agree import assert_agrees, evaluate, randn
-from vssm.ops import explain, ss2d_readout, use
-from vssm.ops.ss2d import triton_readout
+from vssm.ops import explain, gpu, ss2d_readout, use
 
 # (B, K, E, N, H, W): one number; samples that share a tile of 32 pixels; channels beyond a tile of 64; many states.
 SHAPES = [(1, 1, 3, 1, 1, 1), (2, 4, 20, 1, 5, 7), (1, 2, 67, 3, 4, 2), (2, 1, 5, 16, 3, 9)]
@@ -28,7 +27,7 @@ def arguments(shape, dtype=torch.float32, C_dtype=torch.float32):
 @pytest.fixture(autouse=True)
 def two_programs(monkeypatch):
     """Share the sums of a backward, so that each goes through several tiles."""
-    monkeypatch.setattr(triton_readout, "SHARES", 2)
+    monkeypatch.setattr(gpu, "SHARES", 2)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

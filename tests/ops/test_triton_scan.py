@@ -60,10 +60,10 @@ def test_ss2d(dtype, pattern, N, shape, monkeypatch):
             max(coarse, GRADIENTS[dtype]),
         )
         assert y.dtype == torch.float32
-        monkeypatch.setattr(gpu, "SCAN_SWEEPS", True)
+        monkeypatch.setattr(gpu, "SCAN_SEQUENTIAL", True)
         with use("triton"):
             torch.testing.assert_close(function(*tensors.values(), routes=routes), y, rtol=1e-5, atol=1e-5)
-        monkeypatch.setattr(gpu, "SCAN_SWEEPS", None)
+        monkeypatch.setattr(gpu, "SCAN_SEQUENTIAL", None)
 
 
 def sequences(K, C, N, L, dtype=torch.float32, batch=2):
@@ -86,7 +86,7 @@ def test_selective_scan(dtype, N, L, monkeypatch):
     y, last = assert_agrees(scan, tensors, "triton", grad_tolerance=tolerance)
     assert y.dtype == last.dtype == torch.float32
     with monkeypatch.context() as patch, use("triton"):
-        patch.setattr(gpu, "SCAN_SWEEPS", True)
+        patch.setattr(gpu, "SCAN_SEQUENTIAL", True)
         torch.testing.assert_close(scan(**tensors), (y, last), rtol=1e-5, atol=1e-5)
     if N > 1:
         return
@@ -105,7 +105,7 @@ def test_channels_beyond_a_tile_and_routes_of_ones_own():
 
 
 def test_chained_tiles_beyond_a_block():
-    """More tiles than `chain` takes at once, and a second block that is not full."""
+    """More tiles than `state_passing` takes at once, and a second block that is not full."""
     tensors = sequences(1, 2, 1, 16 * 64 + 40, batch=1)
     with use("triton"):
         y, last = selective_scan(**tensors, dt_softplus=True, return_last_state=True)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import vssm
-from tests.ops.agree import PATHS, evaluate, relative_error
+from tests.ops.agree import PATHS, evaluate, needs_core, relative_error
 from tests.ops.test_selective_scan import arguments
 from vssm.nn import SS2D, StateFusion
-from vssm.ops import RASTER, native, selective_scan, selective_scan_states, ss2d, ss2d_cascade, ss2d_states, use
+from vssm.ops import RASTER, selective_scan, selective_scan_states, ss2d, ss2d_cascade, ss2d_states, use
 from vssm.ops.discretization import phi
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5}
@@ -160,7 +160,7 @@ def test_models_compile_and_export_and_refuse_scripting(name):
         vssm.create_model(name, discretization="zoh", scriptable=True, **small)
 
 
-@pytest.mark.skipif(not native.available(), reason="the C++ core is not built")
+@needs_core
 def test_float32_is_exact_where_a_difference_of_exponentials_is_not():
     """dt A = -1e-3: exp(dt A) - 1 in float32 would have lost four digits."""
     tensors = _map_arguments(1, torch.float64, K=1)

@@ -1,5 +1,7 @@
 """Checks that every operator makes of its arguments: one clear error that names the argument."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from vssm.ops import dispatch
@@ -39,10 +41,24 @@ def same_dtype(**tensors: Tensor | None) -> None:
             )
 
 
+def shape(name: str, t: Tensor | None, expected: Sequence[int], why: str = "", **others: Tensor) -> None:
+    """One ValueError for a tensor of another shape than the expected one. The message goes on with `why`, and with the
+    shapes of the other tensors that it follows from."""
+    if t is not None and tuple(t.shape) != tuple(expected):
+        given = " and ".join(f"{other} {tuple(like.shape)}" for other, like in others.items())
+        raise ValueError(f"{name} must be {tuple(expected)}{why}{given and f' for {given}'}, got {tuple(t.shape)}")
+
+
+def same_shape(name: str, t: Tensor | None, **others: Tensor) -> None:
+    """One ValueError for a tensor that has not the shape of the other one."""
+    for other, like in others.items():
+        if t is not None and t.shape != like.shape:
+            raise ValueError(f"{name} must have the shape of {other}, {tuple(like.shape)}, got {tuple(t.shape)}")
+
+
 def per_channel(name: str, t: Tensor | None, channels: int) -> None:
     """One ValueError for a weight or bias that is not one element per channel."""
-    if t is not None and (t.dim() != 1 or t.shape[0] != channels):
-        raise ValueError(f"{name} must be ({channels},), one element per channel of x, got {tuple(t.shape)}")
+    shape(name, t, (channels,), ", one element per channel of x")
 
 
 def activation(act: str, *known: str) -> None:

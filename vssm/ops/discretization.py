@@ -11,12 +11,15 @@ state.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vssm.ops.operator import is_transformed
+from vssm.ops import dispatch
+from vssm.ops.operator import Operator, is_transformed
 
 DISCRETIZATIONS = ("euler", "zoh")
 
@@ -26,6 +29,15 @@ def is_zoh(discretization: str) -> bool:
     if discretization not in DISCRETIZATIONS:
         raise ValueError(f"unknown discretization {discretization!r}: choose one of {', '.join(DISCRETIZATIONS)}")
     return discretization == "zoh"
+
+
+def evaluate_zoh(
+    operator: Operator, exact: Callable[..., Any], composed: Callable[..., Any], args: Sequence[Any]
+) -> Any:
+    """An operator with zero-order hold: `exact`, its reference, where that is demanded, else `composed`, which calls
+    the operator as it is."""
+    form = partial(exact, zoh=True) if dispatch.requested() == "reference" else partial(composed, operator)
+    return operator.evaluate(form, args)
 
 
 def phi(z: Tensor) -> Tensor:

@@ -19,10 +19,14 @@ class KernelError(RuntimeError):
     """A Triton kernel does not compile or does not run. Nothing else runs in its place."""
 
 
+# Pixels of a tile of the kernels on maps; and programs that share them where each leaves a part of a sum over pixels:
+# enough to fill a large GPU. Constants, not the GPU's size, so that sums are cut alike everywhere.
+PIXELS = 32
+SHARES = 512
 # (T, BC), the pixels and channels of a tile of the scan, instead of the choice below. Tests and tuning set it.
 SCAN_TILE: tuple[int, int] | None = None
-# Whether the forward scan sweeps along the routes, instead of asking the GPU. Tests set it.
-SCAN_SWEEPS: bool | None = None
+# Whether the forward scan is sequential along the routes, instead of asking the GPU. Tests set it.
+SCAN_SEQUENTIAL: bool | None = None
 
 
 def interpreted() -> bool:
@@ -72,17 +76,17 @@ def _shared_memory_of(device: int) -> int:
     return getattr(limits, "shared_memory_per_block_optin", limits.shared_memory_per_block)  # ROCm has the second alone
 
 
-def fills_card(programs: int, device: torch.device) -> bool:
+def fills_gpu(programs: int, device: torch.device) -> bool:
     """Whether so many programs of one warp keep the four schedulers of every multiprocessor busy."""
-    if SCAN_SWEEPS is not None or device.type != "cuda":
-        return bool(SCAN_SWEEPS)
+    if SCAN_SEQUENTIAL is not None or device.type != "cuda":
+        return bool(SCAN_SEQUENTIAL)
     return programs >= 4 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @cache
 def dot_precision(device: torch.device, half: bool = False) -> str:
     """How tl.dot multiplies float32 where there are tensor cores: as three tf32 products, to 1e-6, or as one, to 2e-3,
-    if the gradients are `half` anyway. A GPU cuts off what a tf32 number cannot hold."""
+    if the gradients are `half` anyway. A GPU cuts off the bits that tf32 has no room for."""
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0):
         return "tf32" if half else "tf32x3"
     return "ieee"
@@ -131,6 +135,17 @@ def check_scan_fits(state: int, rank: int) -> None:
 def channel_block(channels: int, most: int = 64) -> int:
     """Channels of a tile: a power of two, of which as few as possible are beyond the last one."""
     return min(most, max(16, 1 << (channels - 1).bit_length()))
+
+
+def map_tile(elements: int, channels: int) -> dict[str, Any]:
+    """How a kernel cuts maps of so many elements, the channels of a pixel contiguous: its arguments."""
+    return {"pixels": elements // channels, "CHANNELS": channels, "P": PIXELS, "BC": channel_block(channels)}
+
+
+def map_grid(tile: dict[str, Any], shared: bool = False) -> tuple[int, int, int]:
+    """Programs for the tiles of `map_tile`: one for each, or, `shared`, as many as may leave sums over pixels."""
+    blocks, groups = -(-tile["pixels"] // tile["P"]), -(-tile["CHANNELS"] // tile["BC"])
+    return (max(1, min(blocks, SHARES // groups)) if shared else blocks), groups, 1
 
 
 def map_rows(x: Tensor) -> Tensor:

@@ -44,13 +44,6 @@ def to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.to(dtype) for t in tensors]
 
 
-def widened(*values: Any) -> list[Any]:
-    """Every floating tensor among `values` in the compute dtype; all else as it is."""
-    floating = [isinstance(v, Tensor) and v.is_floating_point() for v in values]
-    dtype = at_least_float32(*(v for v, is_floating in zip(values, floating) if is_floating))
-    return [v.to(dtype) if is_floating else v for v, is_floating in zip(values, floating)]
-
-
 @overload
 def dense(t: Tensor, dtype: torch.dtype) -> Tensor: ...
 @overload

@@ -93,8 +93,7 @@ def batch_norm(
     compiled graphs this is the plain composition.
     """
     _check(x, weight, bias, act)
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"residual must have the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}")
+    checks.same_shape("residual", residual, x=x)
     checks.same_device(
         x=x, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias, residual=residual
     )

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from vssm.ops import checks
 from vssm.ops.bottleneck import core, reference
-from vssm.ops.checks import same_device
 from vssm.ops.operator import Operator
 
 __all__ = ["bottleneck"]
@@ -57,25 +57,16 @@ def bottleneck(
     On the CPU core all three convolutions run strip by strip of rows, so that the wide maps stay in the cache; the
     backward recomputes them from x. Elsewhere, under autocast and in compiled graphs this is the plain composition.
     """
-    if torch.jit.is_scripting():
-        return reference.bottleneck(x, weight1, bias1, weight2, bias2, weight3, bias3)
-    else:
-        _check(x, weight1, bias1, weight2, bias2, weight3, bias3)
-        return _bottleneck(x, weight1, bias1, weight2, bias2, weight3, bias3)
-
-
-def _check(x, weight1, bias1, weight2, bias2, weight3, bias3) -> None:
     if x.dim() != 4 or weight1.dim() != 2 or x.shape[-1] != weight1.shape[1] or x.numel() == 0:
         raise ValueError(
             "x must be (B, H, W, C), none of them 0, and weight1 (M, C) with the same C, got "
             f"{tuple(x.shape)} and {tuple(weight1.shape)}"
         )
     wide = weight1.shape[0]
-    if weight2.shape != (wide, 1, 3, 3):
-        raise ValueError(f"weight2 must be {(wide, 1, 3, 3)}, got {tuple(weight2.shape)}")
+    checks.shape("weight2", weight2, (wide, 1, 3, 3))
     if weight3.dim() != 2 or weight3.shape[1] != wide:
         raise ValueError(f"weight3 must be (O, M) with M = {wide} as in weight1, got {tuple(weight3.shape)}")
     for name, bias, size in (("bias1", bias1, wide), ("bias2", bias2, wide), ("bias3", bias3, weight3.shape[0])):
-        if bias.shape != (size,):
-            raise ValueError(f"{name} must be ({size},), got {tuple(bias.shape)}")
-    same_device(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, weight3=weight3, bias3=bias3)
+        checks.shape(name, bias, (size,))
+    checks.same_device(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, weight3=weight3, bias3=bias3)
+    return _bottleneck(x, weight1, bias1, weight2, bias2, weight3, bias3)

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.checks import floating, per_channel, same_device
+from vssm.ops import checks, dispatch
 from vssm.ops.layer_norm import core, reference
 from vssm.ops.operator import Operator
 from vssm.ops.tensors import at_least_float32
@@ -73,10 +72,9 @@ def layer_norm(
         return torch.ops.vssm.layer_norm(x, weight, bias, gate, eps, "")
     else:
         _check(x, weight, bias)
-        if gate is not None and gate.shape != x.shape:
-            raise ValueError(f"gate must have the shape of x, {tuple(x.shape)}, got {tuple(gate.shape)}")
-        floating(x=x, weight=weight, bias=bias, gate=gate)
-        same_device(x=x, weight=weight, bias=bias, gate=gate)
+        checks.same_shape("gate", gate, x=x)
+        checks.floating(x=x, weight=weight, bias=bias, gate=gate)
+        checks.same_device(x=x, weight=weight, bias=bias, gate=gate)
         if weight is None and torch.is_autocast_enabled(x.device.type):
             x = x.to(at_least_float32(x))
         graph = torch.is_grad_enabled() or torch.jit.is_tracing()
@@ -88,5 +86,5 @@ def layer_norm(
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must be (..., C) with C of at least 1, got {tuple(x.shape)}")
-    per_channel("weight", weight, x.shape[-1])
-    per_channel("bias", bias, x.shape[-1])
+    checks.per_channel("weight", weight, x.shape[-1])
+    checks.per_channel("bias", bias, x.shape[-1])

@@ -57,22 +57,12 @@ def linear(
     In float32 inference on an x86 CPU with AVX2 or AVX-512 this is one pass of the core. Elsewhere, in training, under
     autocast and in compiled graphs it is the plain composition.
     """
-    if torch.jit.is_scripting():
-        return reference.linear(x, weight, bias, residual, act)
-    else:
-        _check(x, weight, bias, act, residual)
-        return _linear(x, weight, bias, residual, act)
-
-
-def _check(x, weight, bias, act, residual) -> None:
     checks.activation(act, "none", "gelu", "silu", "relu")
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"x must be (..., C) and weight (C', C) with the same C, got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
     checks.per_channel("bias", bias, weight.shape[0])
-    if residual is not None and residual.shape != (*x.shape[:-1], weight.shape[0]):
-        raise ValueError(
-            f"residual must be {(*x.shape[:-1], weight.shape[0])} like the result, got {tuple(residual.shape)}"
-        )
+    checks.shape("residual", residual, (*x.shape[:-1], weight.shape[0]), " like the result")
     checks.same_device(x=x, weight=weight, bias=bias, residual=residual)
+    return _linear(x, weight, bias, residual, act)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.checks import same_device
+from vssm.ops import checks, dispatch
 from vssm.ops.mlp import core, reference
 from vssm.ops.operator import Operator
 
@@ -59,16 +58,13 @@ def mlp(
     hidden tensor the backward recomputes them, and nothing of size rows x H is kept. Elsewhere, under autocast and in
     compiled graphs this is the plain composition.
     """
-    if torch.jit.is_scripting():
-        return reference.mlp(x, weight1, bias1, weight2, bias2, residual)
-    else:
-        _check(x, weight1, bias1, weight2, bias2, residual)
-        args = (x, weight1, bias1, weight2, bias2, residual)
-        trains = torch.is_grad_enabled() and any(t.requires_grad for t in args[:-1])
-        small = x.numel() // x.shape[-1] * weight1.shape[0] * x.element_size() < core.RECOMPUTE_BYTES
-        if trains and small and not dispatch.requested():
-            return reference.mlp(*args)
-        return _mlp(*args)
+    _check(x, weight1, bias1, weight2, bias2, residual)
+    args = (x, weight1, bias1, weight2, bias2, residual)
+    trains = torch.is_grad_enabled() and any(t.requires_grad for t in args[:-1])
+    small = x.numel() // x.shape[-1] * weight1.shape[0] * x.element_size() < core.RECOMPUTE_BYTES
+    if trains and small and not dispatch.requested():
+        return reference.mlp(*args)
+    return _mlp(*args)
 
 
 def _check(x, weight1, bias1, weight2, bias2, residual) -> None:
@@ -79,11 +75,7 @@ def _check(x, weight1, bias1, weight2, bias2, residual) -> None:
     hidden = weight1.shape[0]
     if weight2.dim() != 2 or weight2.shape[1] != hidden:
         raise ValueError(f"weight2 must be (O, H) with H = {hidden} as in weight1, got {tuple(weight2.shape)}")
-    for name, bias, size in (("bias1", bias1, hidden), ("bias2", bias2, weight2.shape[0])):
-        if bias.shape != (size,):
-            raise ValueError(f"{name} must be ({size},), got {tuple(bias.shape)}")
-    if residual is not None and residual.shape != (*x.shape[:-1], weight2.shape[0]):
-        raise ValueError(
-            f"residual must be {(*x.shape[:-1], weight2.shape[0])} like the result, got {tuple(residual.shape)}"
-        )
-    same_device(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, residual=residual)
+    checks.shape("bias1", bias1, (hidden,))
+    checks.shape("bias2", bias2, weight2.shape[:1])
+    checks.shape("residual", residual, (*x.shape[:-1], weight2.shape[0]), " like the result")
+    checks.same_device(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, residual=residual)

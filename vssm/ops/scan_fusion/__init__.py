@@ -16,7 +16,8 @@ from vssm.ops.operator import Operator
 from vssm.ops.routes import RASTER, Route, encode
 from vssm.ops.scan_fusion import core
 from vssm.ops.ss2d import STATES, project, ss2d_readout, ss2d_states
-from vssm.ops.state_fusion import FUSION, READOUT, state_fusion, state_fusion_readout
+from vssm.ops.ss2d.arguments import check
+from vssm.ops.state_fusion import FUSION, READOUT, check_kernels, state_fusion, state_fusion_readout
 from vssm.ops.tensors import MAP
 
 __all__ = ["ss2d_fusion"]
@@ -71,18 +72,19 @@ def ss2d_fusion(
         ValueError: shapes that do not fit, as `ss2d_states` and `state_fusion`.
     """
     kernels, dilations = list(kernels), list(dilations)
-    path = dispatch.requested()
+    check(x, x_proj_weight, dt_weight, dt_bias, A, D, routes)
+    check_kernels(kernels, alphas, dilations, A.numel(), x=x)
     whole = (
         not torch.is_grad_enabled()
         and not torch.jit.is_tracing()
         and not torch.compiler.is_exporting()
-        and core.fits(x, x_proj_weight, dt_weight, dt_bias, A, D, kernels, alphas, dilations, routes)
-        and dispatch.choose("ss2d_fusion", x, path) == "core"
+        and core.fits(dt_weight, A, kernels, routes)
+        and dispatch.choose("ss2d_fusion", x, dispatch.requested()) == "core"
     )
     if whole:
         proj = project(x, x_proj_weight)
         return _fusion(x, proj, dt_weight, dt_bias, A, D, torch.stack(kernels), alphas, dilations)
-    if len(routes) > 1 and _splits(x, x_proj_weight, dt_weight, dt_bias, A, D, kernels, routes):
+    if len(routes) > 1 and A.shape[1] == 1:
         # One after the other: a route's states are read out while they are fused, and no map of all is ever made.
         rows = zip(A.chunk(len(routes)), D.chunk(len(routes)), *(kernel.chunk(len(routes)) for kernel in kernels))
         weights = zip(x_proj_weight.split(1), dt_weight.split(1), dt_bias.split(1))
@@ -98,14 +100,3 @@ def ss2d_fusion(
         return state_fusion_readout(h.squeeze(3).squeeze(1), kernels, alphas, C.squeeze(1), x, D, dilations)
     fused = state_fusion(h.flatten(1, 3), kernels, alphas, dilations)
     return ss2d_readout(fused.unflatten(1, h.shape[1:4]), C, x, D)
-
-
-def _splits(x, x_proj_weight, dt_weight, dt_bias, A, D, kernels, routes) -> bool:
-    """Whether the routes can be taken by themselves: one state, and shapes that fit (others are named further on)."""
-    K, rows = len(routes), len(routes) * x.shape[1]
-    return (
-        A.shape == (rows, 1)
-        and D.shape == (rows,)
-        and x_proj_weight.shape[0] == dt_weight.shape[0] == dt_bias.shape[0] == K
-        and all(kernel.shape[:1] == (rows,) for kernel in kernels)
-    )

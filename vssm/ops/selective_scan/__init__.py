@@ -12,9 +12,8 @@ from functools import partial
 
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.checks import floating, same_device, same_dtype
-from vssm.ops.discretization import is_zoh
+from vssm.ops import checks
+from vssm.ops.discretization import evaluate_zoh, is_zoh
 from vssm.ops.operator import Operator
 from vssm.ops.selective_scan import core, reference, two_level, zero_order_hold
 
@@ -94,12 +93,8 @@ def selective_scan(
     B, C = _with_groups(B), _with_groups(C)
     _check(u, dt, A, B, C, D, dt_bias, initial_state)
     args = (u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus)
-    if not is_zoh(discretization):
-        y, last = _scan(*args)
-    elif dispatch.requested() == "reference":
-        y, last = _scan.evaluate(partial(reference.scan, zoh=True), args)
-    else:
-        y, last = zero_order_hold.scan(_scan, *args)
+    zoh = is_zoh(discretization)
+    y, last = evaluate_zoh(_scan, reference.scan, zero_order_hold.scan, args) if zoh else _scan(*args)
     return (y, last) if return_last_state else y
 
 
@@ -119,9 +114,7 @@ def selective_scan_states(
     args = (u, dt, A, B, dt_bias, initial_state, dt_softplus)
     if not is_zoh(discretization):
         return _states(*args)
-    if dispatch.requested() == "reference":
-        return _states.evaluate(partial(reference.states, zoh=True), args)
-    return zero_order_hold.states(_states, *args)
+    return evaluate_zoh(_states, reference.states, zero_order_hold.states, args)
 
 
 def _with_groups(x: Tensor) -> Tensor:
@@ -150,10 +143,7 @@ def _check(u, dt, A, B, C, D, dt_bias, initial_state) -> None:
         "initial_state": (initial_state, (batch, channels, state)),
     }
     for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(
-                f"{name} must be {shape} for u {tuple(u.shape)} and A {tuple(A.shape)}, got {tuple(tensor.shape)}"
-            )
-    same_device(u=u, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, initial_state=initial_state)
-    same_dtype(u=u, dt=dt, B=B, C=C)
-    floating(A=A, D=D, dt_bias=dt_bias, initial_state=initial_state)
+        checks.shape(name, tensor, shape, u=u, A=A)
+    checks.same_device(u=u, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, initial_state=initial_state)
+    checks.same_dtype(u=u, dt=dt, B=B, C=C)
+    checks.floating(A=A, D=D, dt_bias=dt_bias, initial_state=initial_state)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vssm.ops import gpu
 from vssm.ops.selective_scan.triton_backward import gradients
-from vssm.ops.selective_scan.triton_forward import apply, carries, chain, sweep
+from vssm.ops.selective_scan.triton_forward import sequential_scan, state_passing, tile_scan, tile_states
 from vssm.ops.tensors import dense
 
 # Programs that share the tiles of a backward: enough to fill a large GPU, few enough for the parts they leave.
@@ -68,7 +68,7 @@ class Geometry:
     walks: tuple[Walk, ...]
     # Routes with maps of their own are launched side by side: the grid's third dimension.
     separate: bool
-    # Places and channels of a tile.
+    # Positions and channels of a tile.
     T: int
     BC: int
 
@@ -127,7 +127,7 @@ class Inputs:
         return {name: getattr(self, name) for name in names}
 
 
-def run_carries(
+def run_state_passing(
     g: Geometry, x: Inputs, gy: Tensor | None = None, gstates: Tensor | None = None, glast: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """(B, K, tiles+1, N, C): the state entering each tile of each route and, at last, the one that leaves the route.
@@ -141,7 +141,7 @@ def run_carries(
     grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
     for walk in g.walks:
         gpu.launch(
-            carries,
+            tile_states,
             grid,
             x.u.device,
             **x.scanned(),
@@ -154,17 +154,19 @@ def run_carries(
             **walk.arguments(g.tiles, g.P),
             **g.arguments(),
         )
-    entering = _chain(g, ends, lasts, x, x.initial, backward=False)
-    return entering, None if starts is None else _chain(g, starts, lasts, x, glast, backward=True)
+    entering = _run_state_passing(g, ends, lasts, x, x.initial, backward=False)
+    return entering, None if starts is None else _run_state_passing(g, starts, lasts, x, glast, backward=True)
 
 
-def _chain(g: Geometry, passed: Tensor, lasts: Tensor, x: Inputs, initial: Tensor | None, backward: bool) -> Tensor:
+def _run_state_passing(
+    g: Geometry, passed: Tensor, lasts: Tensor, x: Inputs, initial: Tensor | None, backward: bool
+) -> Tensor:
     entering = passed.new_empty((g.batch, g.K, g.tiles + 1, g.state, g.channels))
     grid = (g.batch * g.K, -(-g.channels // 32), g.state)
     per_warp = min(16, triton.next_power_of_2(g.tiles))
     warps = min(16, triton.next_power_of_2(-(-g.tiles // per_warp)))
     gpu.launch(
-        chain,
+        state_passing,
         grid,
         x.u.device,
         passed=passed,
@@ -190,21 +192,21 @@ def run_forward(
 ) -> None:
     """Fill y, the sum over routes, or every route's states; and the states (B, K, C, N) that leave the routes."""
     if g.tiles == 1 and x.initial is None and last is None:
-        _apply(g, x, None, y, states)
-    elif gpu.fills_card(g.batch * g.channel_tiles * g.planes, x.u.device):
-        _sweep(g, x, y, states, last)
+        _run_tile_scan(g, x, None, y, states)
+    elif gpu.fills_gpu(g.batch * g.channel_tiles * g.planes, x.u.device):
+        _run_sequential_scan(g, x, y, states, last)
     else:
-        entering, _ = run_carries(g, x)
-        _apply(g, x, entering, y, states)
+        entering, _ = run_state_passing(g, x)
+        _run_tile_scan(g, x, entering, y, states)
         if last is not None:
             last.copy_(entering[:, :, -1].transpose(2, 3))
 
 
-def _apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None, states: Tensor | None) -> None:
+def _run_tile_scan(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None, states: Tensor | None) -> None:
     grid = (g.batch * g.tiles, g.channel_tiles, g.planes)
     for index, walk in enumerate(g.walks):
         gpu.launch(
-            apply,
+            tile_scan,
             grid,
             x.u.device,
             **x.scanned(),
@@ -219,10 +221,10 @@ def _apply(g: Geometry, x: Inputs, entering: Tensor | None, y: Tensor | None, st
         )
 
 
-def _sweep(g: Geometry, x: Inputs, y: Tensor | None, states: Tensor | None, last: Tensor | None) -> None:
+def _run_sequential_scan(g: Geometry, x: Inputs, y: Tensor | None, states: Tensor | None, last: Tensor | None) -> None:
     for index, walk in enumerate(g.walks):
         gpu.launch(
-            sweep,
+            sequential_scan,
             (g.batch, g.channel_tiles, g.planes),
             x.u.device,
             **x.scanned(),
@@ -350,10 +352,10 @@ class _Sequences:
         """Gradients by name, in the operator's layout."""
         g, x = self.geometry, self.inputs
         incoming = {name: t.contiguous() for name, t in incoming.items()}
-        entering, arriving = run_carries(g, x, **incoming, glast=dense(glast, torch.float32))
+        entering, arriving = run_state_passing(g, x, **incoming, glast=dense(glast, torch.float32))
         assert arriving is not None
-        numbers = g.state if x.C is None else 2 * g.state
-        drows = x.u.new_empty((g.channel_tiles, g.batch, g.K, numbers, g.length), dtype=torch.float32)
+        width = g.state if x.C is None else 2 * g.state
+        drows = x.u.new_empty((g.channel_tiles, g.batch, g.K, width, g.length), dtype=torch.float32)
         grads = run_gradients(g, x, entering, arriving, drows, tuple(drows.stride()[1:4]), **incoming)
         dB, dC = drows.sum(0).split(g.state, 2) if x.C is not None else (drows.sum(0), None)
         # What leaves the route's beginning is the gradient of the state before it.

@@ -1,9 +1,9 @@
 """Triton kernel of the backward scan: the states of a tile once more, then every gradient of its routes.
 
-`carries` and `chain` of triton_forward.py have found the state that enters each tile and the gradient that enters it
-from later tiles, so tiles are independent again. Sums over channels (dB, dC, low-rank dt) leave one part per tile of
-channels, sums over pixels and samples (the weights) one part per program; parts are added in a fixed order afterwards.
-No atomics: the same bits in every run.
+`tile_states` and `state_passing` of triton_forward.py have found the state that enters each tile and the gradient that
+enters it from later tiles, so tiles are independent again. Sums over channels (dB, dC, low-rank dt) leave one part per
+tile of channels, sums over pixels and samples (the weights) one part per program; parts are added in a fixed order
+afterwards. No atomics: the same bits in every run.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -17,14 +17,14 @@ from vssm.ops.selective_scan.triton_steps import (
     UNALIGNED,
     VARYING,
     channels_of,
-    map_places,
-    numbers,
-    of_rows,
+    map_offsets,
     pixels,
-    recur_gradient,
-    recur_split,
-    row_place,
-    state_places,
+    recurrence_before_drive,
+    recurrence_gradient,
+    row_offset,
+    row_values,
+    split_rows,
+    state_offsets,
     step_sizes,
 )
 
@@ -33,10 +33,10 @@ from vssm.ops.selective_scan.triton_steps import (
 def product(a, b, total, PRECISION: tl.constexpr):
     """total + a b on the tensor cores. "tf32x3" here: what a GPU cuts off of each factor is multiplied separately.
 
-    tl.dot's own "tf32x3" spends four times the instructions on numbers that are not finite.
+    tl.dot's own "tf32x3" spends four times the instructions on values that are not finite.
     """
     if PRECISION == "tf32x3":
-        low_a, low_b = cut_off(a), cut_off(b)
+        low_a, low_b = tf32_remainder(a), tf32_remainder(b)
         total = tl.dot(low_a, b, total, input_precision="tf32")
         total = tl.dot(a, low_b, total, input_precision="tf32")
         total = tl.dot(a, b, total, input_precision="tf32")
@@ -46,18 +46,18 @@ def product(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def cut_off(x):
-    """The bits of x that a tf32 number has no room for."""
+def tf32_remainder(x):
+    """The bits of x beyond those that tf32 keeps."""
     return x - (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def add_sums(row_sums, tile, column, place, PRECISION: tl.constexpr):
-    """row_sums (T, WP) with the sums over the channels of a tile (T, BC) added in column `place`: a product with ones,
+def add_sums(row_sums, tile, column, index, PRECISION: tl.constexpr):
+    """row_sums (T, WP) with the sums over the channels of a tile (T, BC) added in column `index`: a product with ones,
     since sums across threads take five exchanges each."""
-    ones = tl.broadcast_to((column == place)[None, :], (tile.shape[1], column.shape[0])).to(tl.float32)
+    ones = tl.broadcast_to((column == index)[None, :], (tile.shape[1], column.shape[0])).to(tl.float32)
     if PRECISION == "tf32x3":
-        row_sums = tl.dot(cut_off(tile), ones, row_sums, input_precision="tf32")
+        row_sums = tl.dot(tf32_remainder(tile), ones, row_sums, input_precision="tf32")
         row_sums = tl.dot(tile, ones, row_sums, input_precision="tf32")
     else:
         row_sums = tl.dot(tile, ones, row_sums, input_precision=PRECISION)
@@ -91,7 +91,7 @@ def gradients(
     K,
     tiles,
     first,
-    part,  # numbers from one tile of channels to the next in drows
+    part,  # elements from one tile of channels to the next in drows
     pieces,
     line,
     line_step,
@@ -118,7 +118,7 @@ def gradients(
     """Program (share of the tiles, channels, route): du = du_so_far + this route's, and all its other gradients."""
     share = tl.program_id(0)
     k = (tl.program_id(2) + first).to(tl.int64)
-    B, C = of_rows(low, B, C, rows[2], R, N)
+    B, C = split_rows(low, B, C, rows[2], R, N)
     c, has = channels_of(tl.program_id(1), CHANNELS, BC)
     kc = k * CHANNELS + c
     to_part = tl.program_id(1).to(tl.int64) * part
@@ -146,8 +146,8 @@ def gradients(
         start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
         row_pixel = steps * STEPS[1]
         valid = exists[:, None] & has[None, :]
-        map_at, pixel_at = map_places(b, k, c, start, steps, maps, STEPS, R)
-        row_at = row_place(b, k, start, rows, STEPS)
+        map_at, pixel_at = map_offsets(b, k, c, start, steps, maps, STEPS, R)
+        row_at = row_offset(b, k, start, rows, STEPS)
 
         x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
         step2, slope = step_sizes(
@@ -155,7 +155,7 @@ def gradients(
         )
         step = step2 * LN_2
         driven = step * x
-        row = drows + to_part + row_place(b, k, start, gradient_rows, STEPS) + row_pixel
+        row = drows + to_part + row_offset(b, k, start, gradient_rows, STEPS) + row_pixel
         row_sums = tl.zeros((T, WP), tl.float32)
         through_drive = tl.zeros((T, BC), tl.float32)  # dL / d(dt u)
         through_decay = tl.zeros((T, BC), tl.float32)  # dL / d(dt) along exp(dt A)
@@ -163,24 +163,24 @@ def gradients(
             g_y = tl.load(gy + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
         for n in range(N):
             rate = tl.load(A + kc * N + n, mask=has, other=0.0)
-            B_n = numbers(B + row_at, row_pixel, n, rows[2], exists)
+            B_n = row_values(B + row_at, row_pixel, n, rows[2], exists)
             drive = driven * B_n
             decay = tl.exp2(step2 * rate[None, :])
             h = tl.zeros((BC,), tl.float32)
             if entering is not None:
                 slot = (b * K + k) * (tiles + 1) + visit
                 h += tl.load(entering + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
-            arrived, last = recur_split(decay, drive, h, BACK)
+            arrived, last = recurrence_before_drive(decay, drive, h, BACK)
 
             if gy is not None:
-                incoming = g_y * numbers(C + row_at, row_pixel, n, rows[2], exists)
+                incoming = g_y * row_values(C + row_at, row_pixel, n, rows[2], exists)
                 read = g_y * (arrived + drive)
                 if FEW:
                     row_sums = add_sums(row_sums, read, column, R + N + n, PRECISION)
                 else:
                     tl.store(row + tl.cast(R + N + n, tl.int64) * gradient_rows[2], tl.sum(read, 1), mask=exists)
             else:
-                state_at = state_places(b, k, n, c, start, states, STEPS)
+                state_at = state_offsets(b, k, n, c, start, states, STEPS)
                 incoming = tl.load(gstates + state_at + (steps * STEPS[2])[:, None], mask=valid, other=0.0).to(
                     tl.float32
                 )
@@ -188,7 +188,7 @@ def gradients(
             if arriving is not None:
                 slot = (b * K + k) * (tiles + 1) + tiles - 1 - visit
                 g_last += tl.load(arriving + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
-            g, leaving = recur_gradient(decay, incoming, g_last, BACK)
+            g, leaving = recurrence_gradient(decay, incoming, g_last, BACK)
             if FEW:
                 row_sums = add_sums(row_sums, g * driven, column, R + n, PRECISION)
             else:
@@ -221,8 +221,8 @@ def gradients(
         else:
             tl.store(ddt + map_at + pixel_at, dz, mask=valid)
         if R > 0 or FEW:
-            place = row[:, None] + column.to(tl.int64)[None, :] * gradient_rows[2]
-            tl.store(place, row_sums, mask=exists[:, None] & (column < SUMS)[None, :])
+            at = row[:, None] + column.to(tl.int64)[None, :] * gradient_rows[2]
+            tl.store(at, row_sums, mask=exists[:, None] & (column < SUMS)[None, :])
 
     at_share = share.to(tl.int64) * K * CHANNELS + kc
     n_all = tl.arange(0, NP)

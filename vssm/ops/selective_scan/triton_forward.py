@@ -2,15 +2,15 @@
 
 Where samples and channels fill the GPU, one pass:
 
-    sweep     along the tiles of each route, the state in registers: readout y summed over the routes, or the states
+    sequential_scan   along the tiles of each route, the state in registers: y summed over the routes, or the states
 
-Where they do not, three, over all tiles at once; a route of one tile needs `apply` alone:
+Where they do not, three, over all tiles at once; a route of one tile needs `tile_scan` alone:
 
-    carries   every tile on its own, from zero: the state it ends with, and how long it lasts (the sum of its steps)
-    chain     along the tiles of each route: the state that enters each of them
-    apply     every tile again, now from the state that enters it
+    tile_states       every tile on its own, from zero: its last state, and how long it lasts (the sum of its steps)
+    state_passing     along the tiles of each route: the state that enters each of them
+    tile_scan         every tile again, now from the state that enters it
 
-Nothing is written per route and pixel. In `apply` routes along the same walk, there and back, share a tile in
+Nothing is written per route and pixel. In `tile_scan` routes along the same walk, there and back, share a tile in
 registers; the others add to their y. Sums have a fixed order: the same bits in every run. The three passes multiply
 decays over many tiles, so a decay above 1 (A > 0, which no model has) overflows sooner than in the recurrence.
 """
@@ -26,21 +26,21 @@ from vssm.ops.selective_scan.triton_steps import (
     UNALIGNED,
     VARYING,
     channels_of,
-    map_places,
-    numbers,
-    of_rows,
+    compose,
+    map_offsets,
     pixels,
-    recur,
-    recur_gradient,
-    row_place,
-    state_places,
+    recurrence,
+    recurrence_gradient,
+    row_offset,
+    row_values,
+    split_rows,
+    state_offsets,
     step_sizes,
-    then,
 )
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
-def carries(
+def tile_states(
     u,
     dt,
     low,
@@ -83,12 +83,12 @@ def carries(
     """
     b, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     plane = tl.program_id(2)
-    B, C = of_rows(low, B, C, rows[2], R, N)
+    B, C = split_rows(low, B, C, rows[2], R, N)
     c, has = channels_of(tl.program_id(1), CHANNELS, BC)
     start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
     row_pixel = steps * STEPS[1]
     valid = exists[:, None] & has[None, :]
-    map_at, pixel_at = map_places(b, plane, c, start, steps, maps, STEPS, R)
+    map_at, pixel_at = map_offsets(b, plane, c, start, steps, maps, STEPS, R)
     x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
     scaled = x * LN_2  # steps are in units of ln 2
     if gy is not None:
@@ -96,7 +96,7 @@ def carries(
     nothing = tl.zeros((BC,), tl.float32)
     for i in tl.static_range(len(ROUTES)):
         k = (first + plane + ROUTES[i]).to(tl.int64)
-        row_at = row_place(b, k, start, rows, STEPS)
+        row_at = row_offset(b, k, start, rows, STEPS)
         kc = k * CHANNELS + c
         visit = tiles - 1 - tile if BACK[i] else tile
         slot = (b * K + k) * tiles + visit
@@ -109,23 +109,25 @@ def carries(
             rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :]
             decay = tl.exp2(step * rate)
             to = (slot * N + n) * CHANNELS + c
-            reached, h = recur(decay, driven * numbers(B + row_at, row_pixel, n, rows[2], exists), nothing, BACK[i])
+            reached, h = recurrence(
+                decay, driven * row_values(B + row_at, row_pixel, n, rows[2], exists), nothing, BACK[i]
+            )
             tl.store(ends + to, h, mask=has)
             if starts is not None:
                 if gy is not None:
-                    incoming = g_y * numbers(C + row_at, row_pixel, n, rows[2], exists)
+                    incoming = g_y * row_values(C + row_at, row_pixel, n, rows[2], exists)
                 else:
-                    state_at = state_places(b, k, n, c, start, states, STEPS)
+                    state_at = state_offsets(b, k, n, c, start, states, STEPS)
                     incoming = tl.load(gstates + state_at + (steps * STEPS[2])[:, None], mask=valid, other=0.0).to(
                         tl.float32
                     )
-                flowing, g = recur_gradient(decay, incoming, nothing, BACK[i])
+                flowing, g = recurrence_gradient(decay, incoming, nothing, BACK[i])
                 tl.store(starts + to, g, mask=has)
 
 
 @triton.jit(do_not_specialize_on_alignment=("passed", "lasts", "entering", "channels"))
-def chain(
-    passed,  # (B, K, tiles, N, C) of `carries`
+def state_passing(
+    passed,  # (B, K, tiles, N, C) of `tile_states`
     lasts,
     A,
     initial,  # (B, K, C, N) or None
@@ -171,10 +173,10 @@ def chain(
         at = to[None, None, :] + ((j + 1).to(tl.int64) * N)[:, :, None] * channels
         before = tl.broadcast_to(h[None, :], (S, BC))
         if S > 1:
-            alone, passing = recur(decay, end, tl.zeros((S, BC), tl.float32), False)
+            alone, passing = recurrence(decay, end, tl.zeros((S, BC), tl.float32), False)
             lasting = tl.exp2(tl.sum(last, 0) * tl.sum(rate, 0))
-            lasting, passing = tl.associative_scan((lasting, passing), 0, then)
-            # What the warps up to s pass on is what enters warp s + 1: handed over through its place in memory.
+            lasting, passing = tl.associative_scan((lasting, passing), 0, compose)
+            # What the warps up to s pass on is what enters warp s + 1: handed over through memory.
             behind = first + (s + 1) * J
             there = to[None, :] + (behind.to(tl.int64) * N)[:, None] * channels
             inside = (behind <= tiles)[:, None] & has[None, :]
@@ -183,14 +185,14 @@ def chain(
             there = to[None, :] + ((first + s * J).to(tl.int64) * N)[:, None] * channels
             before = tl.load(there, mask=(first + s * J <= tiles)[:, None] & has[None, :], other=0.0)
             tl.debug_barrier()
-        state, left = recur(decay, end, before, False)
+        state, left = recurrence(decay, end, before, False)
         tl.store(at, state, mask=valid)
         # Tiles past the end change nothing, so the last warp has what the next block starts from.
         h = tl.sum(tl.where((s == S - 1)[:, None], left, 0.0), 0)
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
-def apply(
+def tile_scan(
     u,
     dt,
     low,
@@ -200,7 +202,7 @@ def apply(
     bias,
     A,
     D,
-    entering,  # (B, K, tiles + 1, N, C) of `chain`, or None: nothing enters
+    entering,  # (B, K, tiles + 1, N, C) of `state_passing`, or None: nothing enters
     y,
     out,  # states, or None
     K,
@@ -229,12 +231,12 @@ def apply(
     """Program (sample and tile, channels, route of its own): y (+)= the sum over ROUTES, or each route's states."""
     b, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     plane = tl.program_id(2)
-    B, C = of_rows(low, B, C, rows[2], R, N)
+    B, C = split_rows(low, B, C, rows[2], R, N)
     c, has = channels_of(tl.program_id(1), CHANNELS, BC)
     start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
     row_pixel = steps * STEPS[1]
     valid = exists[:, None] & has[None, :]
-    map_at, pixel_at = map_places(b, plane, c, start, steps, maps, STEPS, R)
+    map_at, pixel_at = map_offsets(b, plane, c, start, steps, maps, STEPS, R)
     x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
     scaled = x * LN_2  # steps are in units of ln 2
     total = tl.zeros((T, BC), tl.float32)
@@ -247,7 +249,7 @@ def apply(
         total += tl.load(y + map_at + pixel_at, mask=valid, other=0.0)
     for i in tl.static_range(len(ROUTES)):
         k = (first + plane + ROUTES[i]).to(tl.int64)
-        row_at = row_place(b, k, start, rows, STEPS)
+        row_at = row_offset(b, k, start, rows, STEPS)
         kc = k * CHANNELS + c
         visit = tiles - 1 - tile if BACK[i] else tile
         step, slope = step_sizes(
@@ -256,17 +258,17 @@ def apply(
         driven = step * scaled
         for n in range(N):
             rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :]
-            drive = driven * numbers(B + row_at, row_pixel, n, rows[2], exists)
+            drive = driven * row_values(B + row_at, row_pixel, n, rows[2], exists)
             h = tl.zeros((BC,), tl.float32)
             if entering is not None:
                 slot = (b * K + k) * (tiles + 1) + visit
                 h += tl.load(entering + (slot * N + n) * CHANNELS + c, mask=has, other=0.0)
-            reached, last = recur(tl.exp2(step * rate), drive, h, BACK[i])
+            reached, last = recurrence(tl.exp2(step * rate), drive, h, BACK[i])
             if out is None:
-                total += reached * numbers(C + row_at, row_pixel, n, rows[2], exists)
+                total += reached * row_values(C + row_at, row_pixel, n, rows[2], exists)
             else:
                 tl.store(
-                    out + state_places(b, k, n, c, start, states, STEPS) + (steps * STEPS[2])[:, None],
+                    out + state_offsets(b, k, n, c, start, states, STEPS) + (steps * STEPS[2])[:, None],
                     reached,
                     mask=valid,
                 )
@@ -275,7 +277,7 @@ def apply(
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
-def sweep(
+def sequential_scan(
     u,
     dt,
     low,
@@ -316,7 +318,7 @@ def sweep(
     """Program (sample, channels, route of its own): y (+)= the sum over ROUTES, or each route's states."""
     b = tl.program_id(0).to(tl.int64)
     plane = tl.program_id(2)
-    B, C = of_rows(low, B, C, rows[2], R, N)
+    B, C = split_rows(low, B, C, rows[2], R, N)
     c, has = channels_of(tl.program_id(1), CHANNELS, BC)
     all_n = tl.arange(0, NP)
     if D is not None:
@@ -339,9 +341,9 @@ def sweep(
             start, steps, exists = pixels(tile, pieces, line, line_step, pixel_step, P, WHOLE, T)
             row_pixel = steps * STEPS[1]
             valid = exists[:, None] & has[None, :]
-            map_at, pixel_at = map_places(b, plane, c, start, steps, maps, STEPS, R)
+            map_at, pixel_at = map_offsets(b, plane, c, start, steps, maps, STEPS, R)
             x = tl.load(u + map_at + pixel_at, mask=valid, other=0.0).to(tl.float32)
-            row_at = row_place(b, k, start, rows, STEPS)
+            row_at = row_offset(b, k, start, rows, STEPS)
             step, slope = step_sizes(
                 dt, low, weight, bias, kc, map_at, pixel_at, row_at, row_pixel, rows[2], exists, has, R, SOFTPLUS
             )
@@ -354,16 +356,16 @@ def sweep(
                     total += tl.load(y + map_at + pixel_at, mask=valid, other=0.0)
             for n in range(N):
                 rate = tl.load(A + kc * N + n, mask=has, other=0.0)[None, :]
-                drive = driven * numbers(B + row_at, row_pixel, n, rows[2], exists)
+                drive = driven * row_values(B + row_at, row_pixel, n, rows[2], exists)
                 here = (all_n == n)[:, None]
                 h = tl.sum(tl.where(here, state, 0.0), 0)
-                reached, h = recur(tl.exp2(step * rate), drive, h, BACK[i])
+                reached, h = recurrence(tl.exp2(step * rate), drive, h, BACK[i])
                 state = tl.where(here, h[None, :], state)
                 if out is None:
-                    total += reached * numbers(C + row_at, row_pixel, n, rows[2], exists)
+                    total += reached * row_values(C + row_at, row_pixel, n, rows[2], exists)
                 else:
-                    place = state_places(b, k, n, c, start, states, STEPS) + (steps * STEPS[2])[:, None]
-                    tl.store(out + place, reached, mask=valid)
+                    at = state_offsets(b, k, n, c, start, states, STEPS) + (steps * STEPS[2])[:, None]
+                    tl.store(out + at, reached, mask=valid)
             if out is None:
                 tl.store(y + map_at + pixel_at, total, mask=valid)
         if last is not None:

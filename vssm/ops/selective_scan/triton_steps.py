@@ -1,19 +1,19 @@
 """What the Triton kernels of the scan share: the tile of a walk, its step sizes, and the recurrence through it.
 
-A tile is T places of a walk, of which P hold consecutive pixels, by BC channels; one warp works on it. A walk follows
-lines of the map: one line, all pixels row by row, or the columns, each in pieces of its own. A route follows the walk
-or comes back, and meets the same tiles and pixels in the opposite order. With loads of one channel per thread a thread
-holds all pixels of its BC / 32 channels: the recurrence in either direction and sums over pixels stay in its registers,
-without shuffles or shared memory. That is why alignment is not specialised on (it would spread a pixel's channels over
-a thread).
+A tile is T positions of a walk, of which P hold consecutive pixels, by BC channels; one warp works on it. A walk goes
+along lines of the map: one line, all pixels row by row, or the columns, each in pieces of its own. A route follows the
+walk or comes back, and meets the same tiles and pixels in the opposite order. With loads of one channel per thread a
+thread holds all pixels of its BC / 32 channels: the recurrence in either direction and sums over pixels stay in its
+registers, without shuffles or shared memory. That is why alignment is not specialised on (it would spread a pixel's
+channels over a thread).
 
-Places without a pixel and channels that do not exist get step size 0: the state passes them unchanged, and their
+Positions without a pixel and channels that do not exist get step size 0: the state passes them unchanged, and their
 gradients are 0. WHOLE says that every tile has P pixels, which spares the question.
 
 Step sizes are counted in units of ln 2, so that e^(dt A) = 2^(step A): the softplus that is wanted comes out so.
 
 A tile begins anywhere, offset 64 bits wide; from there its pixels are within 32 bits. Strides arrive as tuples: of
-maps (sample, route, channel), of rows, that is of low-rank dt, B and C (sample, route, number), of states (sample,
+maps (sample, route, channel), of rows, that is of low-rank dt, B and C (sample, route, element), of states (sample,
 route, state, channel). STEPS are the strides from pixel to pixel in maps, rows and states: constants, so that the
 addresses of pixels along rows differ by constants.
 """
@@ -62,9 +62,10 @@ def channels_of(block, C: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
-def map_places(b, k, c, start, steps, maps, STEPS: tl.constexpr, R: tl.constexpr):
-    """Where a tile begins in a map of sample b, of route k where routes have maps of their own; from there offsets to
-    its numbers (T, BC). With a rank maps are channels-last and one begin serves all channels, else each has its own."""
+def map_offsets(b, k, c, start, steps, maps, STEPS: tl.constexpr, R: tl.constexpr):
+    """Where a tile begins in a map of sample b, of route k where routes have maps of their own; from there the
+    offsets (T, BC) within it. With a rank maps are channels-last and one begin serves all channels, else each has its
+    own."""
     begin = b * maps[0] + tl.cast(k, tl.int64) * maps[1] + start * STEPS[0]
     offsets = (steps * STEPS[0])[:, None]
     if R > 0:
@@ -75,13 +76,13 @@ def map_places(b, k, c, start, steps, maps, STEPS: tl.constexpr, R: tl.constexpr
 
 
 @triton.jit
-def row_place(b, k, start, rows, STEPS: tl.constexpr):
-    """Offset of the first number of the row in which a tile begins."""
+def row_offset(b, k, start, rows, STEPS: tl.constexpr):
+    """Offset of the first element of the row in which a tile begins."""
     return b * rows[0] + k * rows[1] + start * STEPS[1]
 
 
 @triton.jit
-def state_places(b, k, n, c, start, states, STEPS: tl.constexpr):
+def state_offsets(b, k, n, c, start, states, STEPS: tl.constexpr):
     """Offsets (1, BC) of a tile's beginning into the map of state n of route k."""
     begin = b * states[0] + k * states[1] + tl.cast(n, tl.int64) * states[2] + start * STEPS[2]
     return (begin + c.to(tl.int64) * states[3])[None, :]
@@ -130,11 +131,11 @@ def step_sizes(
 ):
     """Step sizes (T, BC) in units of ln 2, and the derivative of the steps by the raw ones.
 
-    Raw ones are read from dt, or are the product of low (T, R) and weight (R, BC); `kc` are the channels' (BC,) places
+    Raw ones are read from dt, or are the product of low (T, R) and weight (R, BC); `kc` are the channels' (BC,) indices
     among the parameters of all routes.
     """
     valid = exists[:, None] & has[None, :]
-    # Of the two factors the one with fewer numbers is scaled: the weights of a thread, or its raw steps.
+    # Of the two factors the smaller one is scaled: the weights of a thread, or its raw steps.
     SCALED: tl.constexpr = R > 0 and valid.shape[0] > R
     if bias is not None:
         start = tl.load(bias + kc, mask=has, other=0.0)[None, :] * LOG2_E
@@ -146,7 +147,7 @@ def step_sizes(
         z = tl.broadcast_to(start, valid.shape) if SCALED else tl.zeros(valid.shape, tl.float32)
         for r in tl.static_range(R):
             weight_r = tl.load(weight + kc * R + r, mask=has, other=0.0)[None, :]
-            z += numbers(low + row_at, row_pixel, r, stride, exists) * (weight_r * LOG2_E if SCALED else weight_r)
+            z += row_values(low + row_at, row_pixel, r, stride, exists) * (weight_r * LOG2_E if SCALED else weight_r)
     if not SCALED:
         z = z * LOG2_E + start
     if SOFTPLUS:
@@ -157,14 +158,14 @@ def step_sizes(
 
 
 @triton.jit
-def numbers(row, row_pixel, n, stride, exists):
-    """Number n of every pixel's low-rank dt, B or C: (T, 1)."""
+def row_values(row, row_pixel, n, stride, exists):
+    """Element n of every pixel's low-rank dt, B or C: (T, 1)."""
     return tl.load(row + row_pixel + tl.cast(n, tl.int64) * stride, mask=exists, other=0.0).to(tl.float32)[:, None]
 
 
 @triton.jit
-def of_rows(low, B, C, stride, R: tl.constexpr, N: tl.constexpr):
-    """Where the numbers of B and C begin: behind low-rank dt where there is one, so that a pixel has one address."""
+def split_rows(low, B, C, stride, R: tl.constexpr, N: tl.constexpr):
+    """Where B and C begin: behind low-rank dt where there is one, so that a pixel has one address."""
     if R > 0:
         B = low + R * stride
         C = low + (R + N) * stride
@@ -172,14 +173,14 @@ def of_rows(low, B, C, stride, R: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def pick(tile, at):
+def select_row(tile, at):
     """The row of a tile where `at` is true. A sum of bits with zeros, which a compiler removes; adding 0.0 to a float
     it must not."""
     return tl.sum(tl.where(at, tile.to(tl.int32, bitcast=True), 0), 0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def recur(decay, drive, h, BACK: tl.constexpr):
+def recurrence(decay, drive, h, BACK: tl.constexpr):
     """h = decay h + drive through a tile (T, ...), from its last pixel if BACK: every state, and the last one."""
     T: tl.constexpr = decay.shape[0]
     t = tl.arange(0, T)
@@ -188,27 +189,27 @@ def recur(decay, drive, h, BACK: tl.constexpr):
     reached = drive
     for i in tl.static_range(T):
         at = t == (T - 1 - i if BACK else i)
-        h = h * pick(decay, at) + pick(drive, at)
+        h = h * select_row(decay, at) + select_row(drive, at)
         reached = tl.where(at, tl.expand_dims(h, 0), reached)
     return reached, h
 
 
 @triton.jit
-def recur_split(decay, drive, h, BACK: tl.constexpr):
+def recurrence_before_drive(decay, drive, h, BACK: tl.constexpr):
     """`recur`, but what arrives at each pixel, decay h, before its drive is added."""
     T: tl.constexpr = decay.shape[0]
     t = tl.arange(0, T)[:, None]
     arrived = drive
     for i in tl.static_range(T):
         at = t == (T - 1 - i if BACK else i)
-        h *= pick(decay, at)
+        h *= select_row(decay, at)
         arrived = tl.where(at, h[None, :], arrived)
-        h += pick(drive, at)
+        h += select_row(drive, at)
     return arrived, h
 
 
 @triton.jit
-def recur_gradient(decay, incoming, g, BACK: tl.constexpr):
+def recurrence_gradient(decay, incoming, g, BACK: tl.constexpr):
     """g = incoming + what arrives, decay g of the pixel visited next, against the route's direction: the gradient of
     each state (T, BC), and what leaves the tile, decayed by the pixel visited first (BC,)."""
     T: tl.constexpr = decay.shape[0]
@@ -216,13 +217,13 @@ def recur_gradient(decay, incoming, g, BACK: tl.constexpr):
     out = incoming
     for i in tl.static_range(T):
         at = t == (i if BACK else T - 1 - i)
-        g += pick(incoming, at)
+        g += select_row(incoming, at)
         out = tl.where(at, g[None, :], out)
-        g *= pick(decay, at)
+        g *= select_row(decay, at)
     return out, g
 
 
 @triton.jit
-def then(a1, h1, a2, h2):
+def compose(a1, h1, a2, h2):
     """The map h -> a1 h + h1, then h -> a2 h + h2."""
     return a1 * a2, a2 * h1 + h2

@@ -1,19 +1,17 @@
 """Zero-order hold by the kernels of the Euler step: u times phi(dt A), every state in a group of its own.
 
 Composed of differentiable operators, so that its gradients are exact and every path has it. Shapes as in the public
-functions; a group (k, n) has the C channels of group k and one state.
+functions, one dtype throughout; a group (k, n) has the C channels of group k and one state.
 """
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from vssm.ops.discretization import phi
-from vssm.ops.tensors import widened
 
 
 def scan(operator, u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus) -> tuple[Tensor, Tensor]:
     """(y (B, K*C, L), last state (B, K*C, N)); `operator` is `selective_scan`'s."""
-    u, dt, A, B, C, D, dt_bias, initial_state = widened(u, dt, A, B, C, D, dt_bias, initial_state)
     driven, steps, A1, B1, start = _one_state_each(u, dt, A, B, dt_bias, dt_softplus, initial_state)
     C1 = C.flatten(1, 2).unsqueeze(2)
     y, last = operator(driven, steps, A1, B1, C1, None, None, start, False)
@@ -25,7 +23,6 @@ def scan(operator, u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus) -> tu
 
 def states(operator, u, dt, A, B, dt_bias, initial_state, dt_softplus) -> Tensor:
     """h (B, K*C, N, L); `operator` is `selective_scan_states`'s."""
-    u, dt, A, B, dt_bias, initial_state = widened(u, dt, A, B, dt_bias, initial_state)
     driven, steps, A1, B1, start = _one_state_each(u, dt, A, B, dt_bias, dt_softplus, initial_state)
     h = operator(driven, steps, A1, B1, None, start, False)
     return h.squeeze(2).unflatten(1, (*B.shape[1:3], -1)).transpose(2, 3).flatten(1, 2)

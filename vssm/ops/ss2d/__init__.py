@@ -14,8 +14,7 @@ from functools import partial
 
 from torch import Tensor
 
-from vssm.ops import dispatch
-from vssm.ops.discretization import is_zoh
+from vssm.ops.discretization import evaluate_zoh, is_zoh
 from vssm.ops.linear import linear
 from vssm.ops.operator import Operator
 from vssm.ops.routes import CROSS, Route, encode
@@ -109,9 +108,7 @@ def ss2d(
     args = (x, project(x, x_proj_weight), dt_weight, dt_bias, A, D, encode(routes))
     if not is_zoh(discretization):
         return _ss2d(*args)
-    if dispatch.requested() == "reference":
-        return _ss2d.evaluate(partial(reference.forward, zoh=True), args)
-    return zero_order_hold.forward(_ss2d, *args)
+    return evaluate_zoh(_ss2d, reference.forward, zero_order_hold.forward, args)
 
 
 def ss2d_states(
@@ -134,9 +131,7 @@ def ss2d_states(
     args = (x, proj, dt_weight, dt_bias, A, encode(routes))
     if not is_zoh(discretization):
         return STATES(*args), C
-    if dispatch.requested() == "reference":
-        return STATES.evaluate(partial(reference.states, zoh=True), args), C
-    return zero_order_hold.states(STATES, *args), C
+    return evaluate_zoh(STATES, reference.states, zero_order_hold.states, args), C
 
 
 def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Tensor:

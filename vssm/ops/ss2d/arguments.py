@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from vssm.ops.checks import floating, same_device
+from vssm.ops import checks
 from vssm.ops.routes import Route, encode
 
 
@@ -47,13 +47,9 @@ def check_groups(
         "D": (D, (K * channels,)),
     }
     for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(
-                f"{name} must be {shape} for {groups}, C = {channels}, R = {rank}, N = {state}, "
-                f"got {tuple(tensor.shape)}"
-            )
-    floating(x=x, x_proj_weight=x_proj_weight, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
-    same_device(x=x, x_proj_weight=x_proj_weight, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
+        checks.shape(name, tensor, shape, x=x, dt_weight=dt_weight, A=A)
+    checks.floating(x=x, x_proj_weight=x_proj_weight, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
+    checks.same_device(x=x, x_proj_weight=x_proj_weight, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
 
 
 def check_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None) -> None:
@@ -63,9 +59,7 @@ def check_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None) -> None:
             f"h must be (B, K, C, N, H, W) and C (B, K, N, H, W), got {tuple(h.shape)} and {tuple(C.shape)}"
         )
     batch, K, channels, _, height, width = h.shape
-    if x.shape != (batch, channels, height, width):
-        raise ValueError(f"x must be {(batch, channels, height, width)} for h {tuple(h.shape)}, got {tuple(x.shape)}")
-    if D is not None and D.shape != (K * channels,):
-        raise ValueError(f"D must be ({K * channels},) for h {tuple(h.shape)}, got {tuple(D.shape)}")
-    floating(h=h, C=C, x=x, D=D)
-    same_device(h=h, C=C, x=x, D=D)
+    checks.shape("x", x, (batch, channels, height, width), h=h)
+    checks.shape("D", D, (K * channels,), h=h)
+    checks.floating(h=h, C=C, x=x, D=D)
+    checks.same_device(h=h, C=C, x=x, D=D)

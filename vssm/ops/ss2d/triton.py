@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vssm.ops import gpu, tuning
 from vssm.ops.routes import decode
-from vssm.ops.selective_scan.triton import Geometry, Inputs, Walk, run_carries, run_forward, run_gradients
+from vssm.ops.selective_scan.triton import Geometry, Inputs, Walk, run_forward, run_gradients, run_state_passing
 from vssm.ops.tensors import dense
 from vssm.ops.tuning import Tile
 
@@ -48,7 +48,7 @@ def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int], tile: 
     batch, channels, height, width = x.shape
     K, _, R = dt_weight.shape
     N, length = A.shape[1], height * width
-    numbers = R + 2 * N
+    row = R + 2 * N
     return Geometry(
         batch=batch,
         K=K,
@@ -58,9 +58,9 @@ def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int], tile: 
         state=N,
         softplus=True,
         maps=(length * channels, 0, 1),
-        rows=(length * K * numbers, numbers, 1),
+        rows=(length * K * row, row, 1),
         states=(K * N * length * channels, N * length * channels, length * channels, 1),
-        steps=(channels, K * numbers, channels),
+        steps=(channels, K * row, channels),
         walks=_walks(routes, height, width),
         separate=False,
         T=tile[0],
@@ -69,7 +69,7 @@ def _geometry(x: Tensor, dt_weight: Tensor, A: Tensor, routes: list[int], tile: 
 
 
 def _inputs(x, proj, dt_weight, dt_bias, A, D) -> Inputs:
-    # Every thread reads the numbers of its pixels: a conversion once is cheaper than one in each of them.
+    # Every thread reads the rows of its pixels: a conversion once is cheaper than one in each of them.
     return Inputs(
         u=gpu.map_rows(x),
         low=proj.float().contiguous(),
@@ -128,7 +128,7 @@ def _gradients(kind, x, proj, dt_weight, dt_bias, A, D, routes, **incoming) -> t
 
     def run(tile: Tile) -> tuple[Tensor | None, ...]:
         g = _geometry(x, dt_weight, A, routes, tile)
-        entering, arriving = (None, None) if g.tiles == 1 else run_carries(g, inputs, **incoming)
+        entering, arriving = (None, None) if g.tiles == 1 else run_state_passing(g, inputs, **incoming)
         # Without a readout C has no gradient, and nobody writes its part.
         readout = "gy" in incoming
         new = x.new_empty if readout else x.new_zeros

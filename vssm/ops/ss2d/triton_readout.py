@@ -8,8 +8,6 @@ gradients for what it fused.
 # pyright: reportGeneralTypeIssues=false
 # (a function of the device cannot be called from Python, so it "does not return")
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -17,10 +15,6 @@ from torch import Tensor
 
 from vssm.ops import gpu
 from vssm.ops.tensors import channels_last, empty_map
-
-PIXELS = 32
-# Programs that share the pixels in the gradient of the skip; see selective_scan/triton.py.
-SHARES = 512
 
 
 @triton.jit
@@ -33,22 +27,22 @@ def read_out(
     pixels,  # of all maps
     size,  # pixels of a map
     terms,
-    E: tl.constexpr,
+    CHANNELS: tl.constexpr,
     P: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Program (pixels of all maps, channels): y."""
     p = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    exists, has = p < pixels, c < E
+    exists, has = p < pixels, c < CHANNELS
     valid = exists[:, None] & has[None, :]
     total = tl.zeros((P, BC), tl.float32)
-    at = p + p // size * (terms - 1) * size  # a pixel's place among those of its first term
+    at = p + p // size * (terms - 1) * size  # a pixel's index among those of its first term
     for _ in range(terms):
-        value = tl.load(h + at[:, None] * E + c[None, :], mask=valid, other=0.0).to(tl.float32)
+        value = tl.load(h + at[:, None] * CHANNELS + c[None, :], mask=valid, other=0.0).to(tl.float32)
         total += value * tl.load(C + at, mask=exists, other=0.0).to(tl.float32)[:, None]
         at += size
-    to = p[:, None] * E + c[None, :]
+    to = p[:, None] * CHANNELS + c[None, :]
     if x is not None:
         value = tl.load(x + to, mask=valid, other=0.0).to(tl.float32)
         total += value * tl.load(skip + c, mask=has, other=0.0).to(tl.float32)[None, :]
@@ -65,7 +59,7 @@ def term_gradients(
     pixels,
     size,
     terms,
-    E: tl.constexpr,
+    CHANNELS: tl.constexpr,
     P: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -75,11 +69,11 @@ def term_gradients(
     at = p + (p // size * (terms - 1) + tl.program_id(0) % terms) * size
     weight = tl.load(C + at, mask=exists, other=0.0).to(tl.float32)
     total = tl.zeros((P, BC), tl.float32)
-    for first in range(0, E, BC):
+    for first in range(0, CHANNELS, BC):
         c = first + tl.arange(0, BC)
-        valid = exists[:, None] & (c < E)[None, :]
-        value = tl.load(g + p[:, None] * E + c[None, :], mask=valid, other=0.0).to(tl.float32)
-        to = at[:, None] * E + c[None, :]
+        valid = exists[:, None] & (c < CHANNELS)[None, :]
+        value = tl.load(g + p[:, None] * CHANNELS + c[None, :], mask=valid, other=0.0).to(tl.float32)
+        to = at[:, None] * CHANNELS + c[None, :]
         total += value * tl.load(h + to, mask=valid, other=0.0).to(tl.float32)
         if dh is not None:
             tl.store(dh + to, value * weight[:, None], mask=valid)
@@ -94,27 +88,23 @@ def skip_gradients(
     dx,
     dskip,  # (programs, E)
     pixels,
-    E: tl.constexpr,
+    CHANNELS: tl.constexpr,
     P: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Program (share of the pixels, channels): dx, and the sum of g x."""
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    has = c < E
+    has = c < CHANNELS
     weight = tl.load(skip + c, mask=has, other=0.0).to(tl.float32)
     total = tl.zeros((P, BC), tl.float32)
     for item in range(tl.program_id(0), tl.cdiv(pixels, P), tl.num_programs(0)):
         p = tl.cast(item, tl.int64) * P + tl.arange(0, P)
         valid = (p < pixels)[:, None] & has[None, :]
-        at = p[:, None] * E + c[None, :]
+        at = p[:, None] * CHANNELS + c[None, :]
         value = tl.load(g + at, mask=valid, other=0.0).to(tl.float32)
         total += value * tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
         tl.store(dx + at, value * weight[None, :], mask=valid)
-    tl.store(dskip + tl.program_id(0) * E + c, tl.sum(total, 0), mask=has)
-
-
-def _tile(pixels: int, channels: int) -> dict[str, Any]:
-    return {"pixels": pixels, "E": channels, "P": PIXELS, "BC": gpu.channel_block(channels)}
+    tl.store(dskip + tl.program_id(0) * CHANNELS + c, tl.sum(total, 0), mask=has)
 
 
 def _states(h: Tensor) -> Tensor:
@@ -128,11 +118,10 @@ def forward(h: Tensor, C: Tensor, x: Tensor | None, skip: Tensor | None) -> Tens
     h, C = _states(h), C.contiguous()
     batch, K, N, height, width, channels = h.shape
     y = h.new_empty((batch, height, width, channels))
-    size = height * width
-    tile = _tile(batch * size, channels)
-    grid = -(-tile["pixels"] // PIXELS), -(-channels // tile["BC"]), 1
+    tile = gpu.map_tile(y.numel(), channels)
     x, skip = (None, None) if x is None or skip is None else (channels_last(x), skip.contiguous())
-    gpu.launch(read_out, grid, h.device, h=h, C=C, x=x, skip=skip, y=y, size=size, terms=K * N, **tile)
+    given = {"h": h, "C": C, "x": x, "skip": skip, "y": y, "size": height * width, "terms": K * N}
+    gpu.launch(read_out, gpu.map_grid(tile), h.device, **given, **tile)
     return y.permute(0, 3, 1, 2)
 
 
@@ -150,22 +139,19 @@ def gradient_of_weights(g: Tensor, states: Tensor, C: Tensor, dstates: Tensor | 
     where there is room for it."""
     C = C.contiguous()
     batch, K, N, height, width, channels = states.shape
-    dC, size = torch.empty_like(C), height * width
-    tile = _tile(batch * size, channels)
-    grid = -(-tile["pixels"] // PIXELS) * K * N, 1, 1
-    sizes = {"size": size, "terms": K * N, **tile}
-    gpu.launch(term_gradients, grid, g.device, g=g, h=states, C=C, dh=dstates, dC=dC, **sizes)
+    dC, tile = torch.empty_like(C), gpu.map_tile(g.numel(), channels)
+    grid = gpu.map_grid(tile)[0] * K * N, 1, 1
+    given = {"g": g, "h": states, "C": C, "dh": dstates, "dC": dC, "size": height * width, "terms": K * N}
+    gpu.launch(term_gradients, grid, g.device, **given, **tile)
     return dC
 
 
 def skip_backward(g: Tensor, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
     """dx (channels_last memory), dskip of skip x: maps (B, E, H, W), skip (E,)."""
     g, x = channels_last(g), channels_last(x)
-    batch, channels, height, width = x.shape
-    tile, dx = _tile(batch * height * width, channels), empty_map(x)
-    groups = -(-channels // tile["BC"])
-    shares = max(1, min(-(-tile["pixels"] // PIXELS), SHARES // groups))
-    parts = g.new_empty((shares, channels), dtype=torch.float32)
+    dx, tile = empty_map(x), gpu.map_tile(x.numel(), x.shape[1])
+    grid = gpu.map_grid(tile, shared=True)
+    parts = g.new_empty((grid[0], x.shape[1]), dtype=torch.float32)
     given = {"g": g, "x": x, "skip": skip.contiguous(), "dx": dx, "dskip": parts}
-    gpu.launch(skip_gradients, (shares, groups, 1), x.device, **given, **tile)
+    gpu.launch(skip_gradients, grid, x.device, **given, **tile)
     return dx, parts.sum(0)

@@ -1,7 +1,8 @@
 """SS2D with zero-order hold by the kernels of the Euler step: one call per route and state, on x times phi(dt A).
 
 phi belongs to a pixel, whatever route visits it, so the input of each call is a map. Composed of differentiable
-operators: gradients are exact and every path has it. The projection of dt runs twice, here and in the kernel.
+operators: gradients are exact and every path has it. The projection of dt runs twice, here and in the kernel. All
+tensors have one dtype.
 """
 
 from collections.abc import Iterator
@@ -12,12 +13,10 @@ from torch import Tensor
 
 from vssm.ops.discretization import phi
 from vssm.ops.routes import Route, decode, encode
-from vssm.ops.tensors import widened
 
 
 def forward(operator, x, proj, dt_weight, dt_bias, A, D, codes) -> Tensor:
     """y (B, C, H, W); `operator` is `ss2d`'s."""
-    x, proj, dt_weight, dt_bias, A, D = widened(x, proj, dt_weight, dt_bias, A, D)
     y = None
     for driven, *weights, route in _one_state_each(x, proj, dt_weight, dt_bias, A, decode(codes)):
         part = operator(driven, *weights, None, encode((route,)))
@@ -28,7 +27,6 @@ def forward(operator, x, proj, dt_weight, dt_bias, A, D, codes) -> Tensor:
 
 def states(operator, x, proj, dt_weight, dt_bias, A, codes) -> Tensor:
     """h (B, K, C, N, H, W), whose memory is (B, K, N, H, W, C); `operator` is `ss2d_states`'s."""
-    x, proj, dt_weight, dt_bias, A = widened(x, proj, dt_weight, dt_bias, A)
     h = [
         operator(driven, *weights, encode((route,))).squeeze(3).squeeze(1)
         for driven, *weights, route in _one_state_each(x, proj, dt_weight, dt_bias, A, decode(codes))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.ops.checks import floating, not_empty, per_channel, same_device
+from vssm.ops import checks
 from vssm.ops.operator import Operator
 from vssm.ops.state_fusion import core, reference
 from vssm.ops.state_fusion.fold import fold_kernels as _fold
@@ -140,18 +140,12 @@ def state_fusion_readout(
 
     The backward computes the fusion once more rather than keeping it.
     """
-    if torch.jit.is_scripting():
-        if len(dilations) == 0:
-            y = C * h
-            return y if D is None or u is None else y + D[:, None, None] * u
-        return torch.ops.vssm.state_fusion_readout(h, torch.stack(kernels), alphas, C, u, D, dilations, "")
-    else:
-        kernels, dilations = list(kernels), list(dilations)
-        _check(h, kernels, alphas, dilations)
-        _check_readout(h, C, u, D)
-        if dilations:
-            return READOUT(h, torch.stack(kernels), alphas, C, u, D, dilations)
-        return reference.readout(*to(at_least_float32(h, C, u, D), h, C, u, D))
+    kernels, dilations = list(kernels), list(dilations)
+    _check(h, kernels, alphas, dilations)
+    _check_readout(h, C, u, D)
+    if dilations:
+        return READOUT(h, torch.stack(kernels), alphas, C, u, D, dilations)
+    return reference.readout(*to(at_least_float32(h, C, u, D), h, C, u, D))
 
 
 def fold_kernels(
@@ -164,7 +158,7 @@ def fold_kernels(
     Arguments and errors as in `state_fusion`, with at least one dilation.
     """
     kernels, dilations = list(kernels), list(dilations)
-    _check_kernels(kernels, alphas, dilations)
+    check_kernels(kernels, alphas, dilations)
     if not dilations:
         raise ValueError("fold_kernels needs at least one kernel, got none; without kernels there is no fusion")
     return _fold(kernels, alphas, dilations)
@@ -173,14 +167,14 @@ def fold_kernels(
 def _check(h: Tensor, kernels: list[Tensor], alphas: Tensor, dilations: list[int]) -> None:
     if h.dim() != 4:
         raise ValueError(f"h must be (B, C, H, W), got {tuple(h.shape)}; a state dim of 1 goes with .squeeze(...)")
-    not_empty(h, "h")
-    _check_kernels(kernels, alphas, dilations, h.shape[1])
-    named = {f"kernels[{i}]": kernel for i, kernel in enumerate(kernels)}
-    floating(h=h, alphas=alphas, **named)
-    same_device(h=h, alphas=alphas, **named)
+    checks.not_empty(h, "h")
+    check_kernels(kernels, alphas, dilations, h.shape[1], h=h)
 
 
-def _check_kernels(kernels: list[Tensor], alphas: Tensor, dilations: list[int], channels: int | None = None) -> None:
+def check_kernels(
+    kernels: list[Tensor], alphas: Tensor, dilations: list[int], channels: int | None = None, **others: Tensor
+) -> None:
+    """The weights of a fusion of so many channels, and that they are on the device of `others`."""
     if len(kernels) != len(dilations):
         raise ValueError(
             f"{len(kernels)} kernels for {len(dilations)} dilations {dilations}; give one kernel per dilation"
@@ -199,18 +193,17 @@ def _check_kernels(kernels: list[Tensor], alphas: Tensor, dilations: list[int], 
                 f"kernels[{i}] must be ({channels}, 1, {size}, {size}) as h has {channels} channels, got "
                 f"{tuple(kernel.shape)}"
             )
-    if tuple(alphas.shape) != (len(dilations),):
-        raise ValueError(f"alphas must be ({len(dilations)},), one per dilation, got {tuple(alphas.shape)}")
+    checks.shape("alphas", alphas, (len(dilations),), ", one per dilation")
+    tensors = {**others, "alphas": alphas, **{f"kernels[{i}]": kernel for i, kernel in enumerate(kernels)}}
+    checks.floating(**tensors)
+    checks.same_device(**tensors)
 
 
 def _check_readout(h: Tensor, C: Tensor, u: Tensor | None, D: Tensor | None) -> None:
-    expected = (h.shape[0], 1, *h.shape[2:])
-    if tuple(C.shape) != expected:
-        raise ValueError(f"C must be {expected}, one number per pixel of h {tuple(h.shape)}, got {tuple(C.shape)}")
+    checks.shape("C", C, (h.shape[0], 1, *h.shape[2:]), ", one element per pixel", h=h)
     if (u is None) != (D is None):
         raise ValueError(f"u and D belong together, got only {'D' if u is None else 'u'}; give both or neither")
-    if u is not None and u.shape != h.shape:
-        raise ValueError(f"u must have the shape of h, {tuple(h.shape)}, got {tuple(u.shape)}")
-    per_channel("D", D, h.shape[1])
-    floating(C=C, u=u, D=D)
-    same_device(h=h, C=C, u=u, D=D)
+    checks.same_shape("u", u, h=h)
+    checks.per_channel("D", D, h.shape[1])
+    checks.floating(C=C, u=u, D=D)
+    checks.same_device(h=h, C=C, u=u, D=D)

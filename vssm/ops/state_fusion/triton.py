@@ -19,9 +19,14 @@ from vssm.ops.ss2d import triton_readout
 from vssm.ops.state_fusion.fold import fold_kernels, reaching, unfold_gradient
 from vssm.ops.tensors import channels_last, empty_map
 
-PIXELS = 32
-# Programs that share the pixels in the backward of the weights; see selective_scan/triton.py.
-SHARES = 512
+
+@triton.jit
+def seen_by_tap(h, offsets, j, p, c, row, column, height, width, valid, CHANNELS: tl.constexpr):
+    """What tap j sees from pixels p: the border repeats."""
+    at_row = tl.minimum(tl.maximum(row + tl.load(offsets + 2 * j), 0), height - 1)
+    at_column = tl.minimum(tl.maximum(column + tl.load(offsets + 2 * j + 1), 0), width - 1)
+    at = p + (at_row - row) * width + at_column - column
+    return tl.load(h + at[:, None] * CHANNELS + c[None, :], mask=valid, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -36,27 +41,24 @@ def fuse(
     pixels,
     height,
     width,
-    channels,
     TAPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
     P: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Program (pixels of all samples, channels): y = scale * sum of taps + D u."""
     p = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    exists, has = p < pixels, c < channels
+    exists, has = p < pixels, c < CHANNELS
     valid = exists[:, None] & has[None, :]
     row, column = p // width % height, p % width
     total = tl.zeros((P, BC), tl.float32)
     for j in range(TAPS):
-        at_row = tl.minimum(tl.maximum(row + tl.load(offsets + 2 * j), 0), height - 1)
-        at_column = tl.minimum(tl.maximum(column + tl.load(offsets + 2 * j + 1), 0), width - 1)
-        at = p + (at_row - row) * width + at_column - column
-        value = tl.load(h + at[:, None] * channels + c[None, :], mask=valid, other=0.0).to(tl.float32)
-        total += value * tl.load(weights + j * channels + c, mask=has, other=0.0)[None, :]
+        value = seen_by_tap(h, offsets, j, p, c, row, column, height, width, valid, CHANNELS)
+        total += value * tl.load(weights + j * CHANNELS + c, mask=has, other=0.0)[None, :]
     if scale is not None:
         total *= tl.load(scale + p, mask=exists, other=0.0).to(tl.float32)[:, None]
-    at = p[:, None] * channels + c[None, :]
+    at = p[:, None] * CHANNELS + c[None, :]
     if u is not None:
         value = tl.load(u + at, mask=valid, other=0.0).to(tl.float32)
         total += value * tl.load(D + c, mask=has, other=0.0)[None, :]
@@ -64,7 +66,7 @@ def fuse(
 
 
 @triton.jit
-def spread(
+def fuse_transposed(
     g,
     weights,
     offsets,
@@ -73,16 +75,16 @@ def spread(
     pixels,  # of the padded maps
     height,
     width,
-    channels,
     REACH: tl.constexpr,
     TAPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
     P: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Program (pixels of the maps padded by REACH, channels): the sum over taps of g where they look from."""
     p = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    exists, has = p < pixels, c < channels
+    exists, has = p < pixels, c < CHANNELS
     padded_height, padded_width = height + 2 * REACH, width + 2 * REACH
     sample = p // (padded_height * padded_width)
     row, column = p // padded_width % padded_height - REACH, p % padded_width - REACH
@@ -92,12 +94,12 @@ def spread(
         from_column = column - tl.load(offsets + 2 * j + 1)
         inside = exists & (from_row >= 0) & (from_row < height) & (from_column >= 0) & (from_column < width)
         at = (sample * height + from_row) * width + from_column
-        value = tl.load(g + at[:, None] * channels + c[None, :], mask=inside[:, None] & has[None, :], other=0.0)
+        value = tl.load(g + at[:, None] * CHANNELS + c[None, :], mask=inside[:, None] & has[None, :], other=0.0)
         value = value.to(tl.float32)
         if scale is not None:
             value *= tl.load(scale + at, mask=inside, other=0.0).to(tl.float32)[:, None]
-        total += value * tl.load(weights + j * channels + c, mask=has, other=0.0)[None, :]
-    tl.store(dpadded + p[:, None] * channels + c[None, :], total, mask=exists[:, None] & has[None, :])
+        total += value * tl.load(weights + j * CHANNELS + c, mask=has, other=0.0)[None, :]
+    tl.store(dpadded + p[:, None] * CHANNELS + c[None, :], total, mask=exists[:, None] & has[None, :])
 
 
 @triton.jit
@@ -110,15 +112,15 @@ def correlate(
     pixels,
     height,
     width,
-    channels,
     TAPS: tl.constexpr,
     TAPS_PADDED: tl.constexpr,
+    CHANNELS: tl.constexpr,
     P: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Program (share of the pixels, channels): the sum of g times what each tap saw."""
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    has = c < channels
+    has = c < CHANNELS
     taps = tl.arange(0, TAPS_PADDED)[:, None]
     total = tl.zeros((TAPS_PADDED, BC), tl.float32)
     for item in range(tl.program_id(0), tl.cdiv(pixels, P), tl.num_programs(0)):
@@ -126,16 +128,13 @@ def correlate(
         exists = p < pixels
         valid = exists[:, None] & has[None, :]
         row, column = p // width % height, p % width
-        value = tl.load(g + p[:, None] * channels + c[None, :], mask=valid, other=0.0).to(tl.float32)
+        value = tl.load(g + p[:, None] * CHANNELS + c[None, :], mask=valid, other=0.0).to(tl.float32)
         if scale is not None:
             value *= tl.load(scale + p, mask=exists, other=0.0).to(tl.float32)[:, None]
         for j in range(TAPS):
-            at_row = tl.minimum(tl.maximum(row + tl.load(offsets + 2 * j), 0), height - 1)
-            at_column = tl.minimum(tl.maximum(column + tl.load(offsets + 2 * j + 1), 0), width - 1)
-            at = p + (at_row - row) * width + at_column - column
-            seen = tl.load(h + at[:, None] * channels + c[None, :], mask=valid, other=0.0).to(tl.float32)
+            seen = seen_by_tap(h, offsets, j, p, c, row, column, height, width, valid, CHANNELS)
             total += tl.where(taps == j, tl.sum(value * seen, 0)[None, :], 0.0)
-    to = (tl.program_id(0) * TAPS + taps) * channels + c[None, :]
+    to = (tl.program_id(0) * TAPS + taps) * CHANNELS + c[None, :]
     tl.store(dweights + to, total, mask=(taps < TAPS) & has[None, :])
 
 
@@ -166,21 +165,11 @@ class _Taps:
         return unfold_gradient(dfolded, self.kernels, self.alphas, self.dilations)
 
 
-def _tile(h: Tensor) -> dict[str, int]:
-    batch, channels, height, width = h.shape
-    sizes = {"pixels": batch * height * width, "height": height, "width": width, "channels": channels}
-    return sizes | {"P": PIXELS, "BC": gpu.channel_block(channels)}
-
-
-def _grid(tile: dict[str, int]) -> tuple[int, int, int]:
-    return -(-tile["pixels"] // tile["P"]), -(-tile["channels"] // tile["BC"]), 1
-
-
 def _fuse(h: Tensor, taps: _Taps, scale: Tensor | None, u: Tensor | None, D: Tensor | None, y: Tensor) -> Tensor:
-    tile = _tile(h)
+    tile = gpu.map_tile(h.numel(), h.shape[1])
     gpu.launch(
         fuse,
-        _grid(tile),
+        gpu.map_grid(tile),
         h.device,
         h=channels_last(h),
         weights=taps.weights,
@@ -189,6 +178,8 @@ def _fuse(h: Tensor, taps: _Taps, scale: Tensor | None, u: Tensor | None, D: Ten
         u=None if u is None else channels_last(u),
         D=None if D is None else D.float().contiguous(),
         y=y,
+        height=h.shape[2],
+        width=h.shape[3],
         TAPS=len(taps.offsets),
         **tile,
     )
@@ -197,21 +188,22 @@ def _fuse(h: Tensor, taps: _Taps, scale: Tensor | None, u: Tensor | None, D: Ten
 
 def _backward(g: Tensor, h: Tensor, taps: _Taps, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     g, h = channels_last(g), channels_last(h)
-    tile = _tile(h)
-    common = {"g": g, "offsets": taps.offsets, "scale": scale, "TAPS": len(taps.offsets)}
-
     batch, channels, height, width = h.shape
+    common = {"g": g, "offsets": taps.offsets, "scale": scale, "TAPS": len(taps.offsets)}
+    common |= {"height": height, "width": width}
+
     reach = taps.reach
     padded = h.new_empty((batch, height + 2 * reach, width + 2 * reach, channels), dtype=torch.float32)
-    larger = tile | {"pixels": padded.numel() // channels}
-    gpu.launch(spread, _grid(larger), h.device, weights=taps.weights, dpadded=padded, REACH=reach, **common, **larger)
+    tile = gpu.map_tile(padded.numel(), channels)
+    given = {"weights": taps.weights, "dpadded": padded, "REACH": reach}
+    gpu.launch(fuse_transposed, gpu.map_grid(tile), h.device, **given, **common, **tile)
     dh = _fold_border(_fold_border(padded, 1, reach), 2, reach).permute(0, 3, 1, 2)
 
-    blocks, groups, _ = _grid(tile)
-    shares = max(1, min(blocks, SHARES // groups))
-    parts = h.new_empty((shares, len(taps.offsets), channels), dtype=torch.float32)
+    tile = gpu.map_tile(h.numel(), channels)
+    grid = gpu.map_grid(tile, shared=True)
+    parts = h.new_empty((grid[0], len(taps.offsets), channels), dtype=torch.float32)
     many = triton.next_power_of_2(len(taps.offsets))
-    gpu.launch(correlate, (shares, groups, 1), h.device, h=h, dweights=parts, TAPS_PADDED=many, **common, **tile)
+    gpu.launch(correlate, grid, h.device, h=h, dweights=parts, TAPS_PADDED=many, **common, **tile)
     dh = dh.to(h.dtype).contiguous(memory_format=torch.channels_last)
     return dh, *taps.gradients(parts.sum(0))
 

@@ -1,6 +1,6 @@
-"""Blending of states on Triton: channels contiguous, the places of a pixel shared by all of them. No autograd.
+"""Sampling of states on Triton: channels contiguous, the sampling points of a pixel shared by all of them. No autograd.
 
-Arithmetic is float32. The gradient of the states is scattered: pixels whose places meet add to the same state. Sums of
+Arithmetic is float32. The gradient of the states is scattered: pixels whose points meet add to the same state. Sums of
 floats depend on their order, so they are added as 64-bit integers of a common scale, whose sums do not: the same bits
 every time, at a precision beyond that of float32.
 """
@@ -30,8 +30,8 @@ def pixels_of_program(pixels, blocks, P: tl.constexpr):
 
 
 @triton.jit
-def place(offsets, weights, m, k, p, exists, pixels, height, width, K: tl.constexpr):
-    """Place k of pixels p of map m: rows, columns, their weight, and whether it is near the map at all."""
+def sampling_point(offsets, weights, m, k, p, exists, pixels, height, width, K: tl.constexpr):
+    """Sampling point k of pixels p of map m: rows, columns, their weight, and whether it is near the map at all."""
     at = (m * K + k) * pixels + p
     y = (p // width).to(tl.float32) + tl.load(offsets + (m * K + k) * 2 * pixels + p, mask=exists, other=0.0)
     x = (p % width).to(tl.float32) + tl.load(offsets + ((m * K + k) * 2 + 1) * pixels + p, mask=exists, other=0.0)
@@ -42,7 +42,7 @@ def place(offsets, weights, m, k, p, exists, pixels, height, width, K: tl.conste
 
 @triton.jit
 def neighbour(y, x, near, height, width, i: tl.constexpr):
-    """Neighbour i of a place: its pixel, its bilinear share, and whether it is on the map."""
+    """Neighbour i of a sampling point: its pixel, its bilinear share, and whether it is on the map."""
     top, left = tl.floor(y), tl.floor(x)
     row, column = top.to(tl.int32) + i // 2, left.to(tl.int32) + i % 2
     fy, fx = y - top, x - left
@@ -52,7 +52,7 @@ def neighbour(y, x, near, height, width, i: tl.constexpr):
 
 
 @triton.jit
-def blend(
+def gather_states(
     h,  # (maps, states, pixels, C), float32 or half; y likewise in float32
     offsets,  # (maps, K, 2, pixels), float32
     weights,  # (maps, K, pixels), float32
@@ -75,7 +75,7 @@ def blend(
         base = (m * states + n) * pixels * C
         total = tl.zeros((P, BC), tl.float32)
         for k in range(K):
-            row, column, weight, near = place(offsets, weights, m, k, p, exists, pixels, height, width, K)
+            row, column, weight, near = sampling_point(offsets, weights, m, k, p, exists, pixels, height, width, K)
             for i in tl.static_range(4):
                 at, share, inside = neighbour(row, column, near, height, width, i)
                 seen = tl.load(
@@ -86,7 +86,7 @@ def blend(
 
 
 @triton.jit
-def place_gradients(
+def point_gradients(
     gy,  # like h
     h,
     offsets,
@@ -103,10 +103,10 @@ def place_gradients(
     P: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Program (map and block of its pixels, place): the gradients of where it lies and of its weight."""
+    """Program (map and block of its pixels, point): the gradients of its offset and of its weight."""
     m, p, exists = pixels_of_program(pixels, blocks, P)
     k = tl.program_id(1)
-    row, column, weight, near = place(offsets, weights, m, k, p, exists, pixels, height, width, K)
+    row, column, weight, near = sampling_point(offsets, weights, m, k, p, exists, pixels, height, width, K)
     sampled, down, right = tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32), tl.zeros((P,), tl.float32)
     fy, fx = row - tl.floor(row), column - tl.floor(column)
     for i in tl.static_range(4):
@@ -137,7 +137,7 @@ def scatter(
     gy,
     offsets,
     weights,
-    scale,  # one number, a power of two
+    scale,  # one element, a power of two
     dh,  # like h, int64, zeros
     pixels,
     blocks,
@@ -159,7 +159,7 @@ def scatter(
         g = tl.load(gy + base + p[:, None] * C + c[None, :], mask=exists[:, None] & has[None, :], other=0.0)
         g = g.to(tl.float32) * to_integer
         for k in range(K):
-            row, column, weight, near = place(offsets, weights, m, k, p, exists, pixels, height, width, K)
+            row, column, weight, near = sampling_point(offsets, weights, m, k, p, exists, pixels, height, width, K)
             for i in tl.static_range(4):
                 at, share, inside = neighbour(row, column, near, height, width, i)
                 value = (g * (weight * share)[:, None]).to(tl.int64)
@@ -197,7 +197,7 @@ def forward(h: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     h, offsets, weights = _states(h), dense(offsets, torch.float32), dense(weights, torch.float32)
     y, tile = h.new_empty(h.shape, dtype=torch.float32), _tile(h, weights)
     if h.numel() > 0:
-        gpu.launch(blend, _grid(h, tile), h.device, h=h, offsets=offsets, weights=weights, y=y, **tile)
+        gpu.launch(gather_states, _grid(h, tile), h.device, h=h, offsets=offsets, weights=weights, y=y, **tile)
     return y.permute(0, 1, 5, 2, 3, 4)
 
 
@@ -213,14 +213,14 @@ def backward(gy: Tensor, h: Tensor, offsets: Tensor, weights: Tensor) -> tuple[T
     shared = {"gy": gy, "offsets": offsets, "weights": weights}
     blocks, groups, _ = _grid(h, tile)
     grads = {"doffsets": doffsets, "dweights": dweights}
-    gpu.launch(place_gradients, (blocks, tile["K"], 1), h.device, h=h, **shared, **grads, **tile)
+    gpu.launch(point_gradients, (blocks, tile["K"], 1), h.device, h=h, **shared, **grads, **tile)
     scale = _scale(gy, weights, tile)
     gpu.launch(scatter, (blocks, groups, 1), h.device, scale=scale, dh=dh, **shared, **tile)
     return (dh.float() / scale).permute(0, 1, 5, 2, 3, 4), doffsets, dweights
 
 
 def _scale(gy: Tensor, weights: Tensor, tile: dict[str, Any]) -> Tensor:
-    """The power of two by which the largest sum that is possible stays below 2^62; NaN where a gradient is no number,
+    """The power of two by which the largest sum that is possible stays below 2^62; NaN where a gradient is NaN,
     which then shows in all of them. Computed on the device: nothing waits for it."""
     largest = gy.abs().amax().float() * weights.abs().amax()
     room = 62 - math.ceil(math.log2(4 * tile["K"] * tile["pixels"]))
