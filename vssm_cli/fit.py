@@ -86,7 +86,7 @@ def _train(experiment, run, resume: bool, console) -> int:
     announce(console, experiment)
     print_fact(console, "run", str(run.path))
     try:
-        metrics = fit(experiment, run, resume, [LiveProgress(console)])
+        metrics = fit(experiment, run, resume, [LiveProgress(console, metrics=experiment.task.columns)])
     except KeyboardInterrupt:
         console.show_cursor()
         raise Stop(_with_remedy("interrupted", run), 130) from None
@@ -101,7 +101,7 @@ def _train(experiment, run, resume: bool, console) -> int:
         print_line(console, f"{run.path} was already complete; nothing to do")
         return 0
     if metrics:  # none when the last step came before the first validation
-        console.print(metrics_table(metrics))
+        console.print(metrics_table(metrics, experiment.task.headings))
     if run.unreadable.exists():
         unreadable = len(read_unreadable(run.unreadable))
         print_line(console, f"{unreadable} images could not be read: {run.unreadable}")

@@ -12,8 +12,9 @@ from vssm_cli.comparison import compare_models
 from vssm_cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
-Names what is in images: files, folders (searched to the bottom), patterns in quotes ('photos/**/*.jpg'), or a list of
-names, one per line, on the standard input (-) or in a file. Preprocessing and class names come from the checkpoint.
+Names what is in images, or finds and draws their objects or regions, by what the checkpoint was trained for. Takes
+files, folders (searched to the bottom), patterns in quotes ('photos/**/*.jpg'), or a list of names, one per line, on
+the standard input (-) or in a file. Preprocessing and class names come from the checkpoint.
 The exit code is 1 when any file could not be read; the others are done all the same."""
 
 
@@ -42,7 +43,10 @@ def main(argv: list[str]) -> int:
         help="two models side by side, each a RUN_DIR, a checkpoint, MODEL=FILE, or a MODEL with published weights",
     )
     parser.add_argument(
-        "--out", metavar="PNG", help="with --compare: write a picture of up to 24 images, differing first"
+        "--out",
+        metavar="FOLDER|PNG",
+        help="a folder for pictures with what was found drawn on them (detection, segmentation); with --compare: a "
+        "picture of up to 24 images, differing first",
     )
     args = parse(parser, argv)
     if args is None:
@@ -64,8 +68,8 @@ def _check(args: argparse.Namespace) -> None:
                 raise UsageError(
                     f"--compare names both models and prints a table; it does not go with --{name.replace('_', '-')}"
                 )
-    elif args.out is not None:
-        raise UsageError("--out is the picture of --compare A B; predictions are written by --csv and --json-file")
+    elif args.out is not None and Path(args.out).is_file():
+        raise UsageError(f"--out {args.out} is a file; pictures go into a folder")
     elif args.checkpoint is None and args.model is None:
         raise UsageError("nothing to predict with: --checkpoint RUN_DIR, or --model NAME for published weights")
     for name in ("top_k", "image_size", "batch_size", "threads"):
@@ -90,6 +94,7 @@ def _predict(args: argparse.Namespace) -> int:
             from vssm_cli.predictions import open_writers
 
             predictor = _load(args)
+            _check_task(args, predictor.task)
         began = time.perf_counter()
         files = find_files(names)
         found = predictor.predict_files(files, args.top_k, args.batch_size, args.threads)
@@ -98,7 +103,9 @@ def _predict(args: argparse.Namespace) -> int:
         if first is None:
             raise ValueError(f"no images in {', '.join([*args.images, *filter(None, [args.from_file])])}")
         # Only now: a command that has nothing to write leaves an earlier file as it was.
-        writers = open_writers(args.csv, args.json_file, predictor.classes, args.top_k, console, stack)
+        writers = open_writers(
+            args.csv, args.json_file, args.out, predictor.classes, predictor.task, args.top_k, console, stack
+        )
         done = failed = 0
         for prediction in itertools.chain([first], found):
             done, failed = done + (prediction.error is None), failed + (prediction.error is not None)
@@ -106,6 +113,15 @@ def _predict(args: argparse.Namespace) -> int:
                 writer.write(prediction)
     print_speed(console, f"{done} images", failed, done + failed, began)
     return 1 if failed else 0
+
+
+def _check_task(args: argparse.Namespace, task) -> None:
+    if args.out is not None and task.name == "classification":
+        raise UsageError(
+            "--out draws what a detector or a segmentation network finds; classes go to --csv, --json-file"
+        )
+    if args.csv is not None and task.name == "segmentation":
+        raise UsageError("--csv has no columns for a map of labels; take --json-file or --out FOLDER")
 
 
 def _load(args: argparse.Namespace):

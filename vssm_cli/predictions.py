@@ -1,4 +1,4 @@
-"""Where predictions go: a table on the screen, lines for a pipe, CSV, JSON lines. Each is written as it comes.
+"""Where predictions go: a table on the screen, lines for a pipe, CSV, JSON lines, pictures. Each is written as it comes.
 
 A line is written at once and whole, so that whatever ends the command leaves valid output.
 """
@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, TextIO
 
 from rich.cells import cell_len
@@ -18,8 +19,11 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from vssm._writing import replacing
 from vssm.data.files import plain_name, printable_name
+from vssm.data.image import open_image
 from vssm.inference.predict import Prediction
+from vssm.tasks.task import Task
 
 PROBABILITY_WIDTH, GAP = 6, 2
 
@@ -29,15 +33,16 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """{"path": ..., "classes": [{"name": ..., "probability": ...}, ...]} or {"path": ..., "error": ...} per line."""
+    """{"path": ..., "classes": [{"name": ..., "probability": ...}, ...]} (or what else the task finds) or {"path": ...,
+    "error": ...} per line."""
 
-    def __init__(self, stream: TextIO):
-        self.stream = stream
+    def __init__(self, stream: TextIO, task: Task, classes: Sequence[str]):
+        self.stream, self.task, self.classes = stream, task, classes
 
     def write(self, prediction: Prediction) -> None:
         line: dict[str, object] = {"path": plain_name(prediction.path)}
         if prediction.error is None:
-            line["classes"] = [{"name": name, "probability": p} for name, p in prediction.classes]
+            line |= self.task.plain(prediction.result, self.classes)
         else:
             line["error"] = prediction.error
         self.stream.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -65,14 +70,63 @@ class Csv:
         self.stream.flush()
 
 
-class Lines:
-    """For a pipe: image, class, probability and what follows, between tabs, nothing folded or cut."""
+class ObjectsCsv:
+    """Columns path, error, class, score, x, y, width, height: one row per object, one without a class for an image
+    without any."""
 
-    def __init__(self, stream: TextIO):
-        self.stream = stream
+    def __init__(self, stream: TextIO, task: Task, classes: Sequence[str]):
+        self.stream, self.task, self.classes = stream, task, classes
+        self._row(["path", "error", "class", "score", "x", "y", "width", "height"])
 
     def write(self, prediction: Prediction) -> None:
-        self.stream.write("\t".join([printable_name(prediction.path), *_cells(prediction)]).rstrip("\t") + "\n")
+        path = plain_name(prediction.path)
+        found = [] if prediction.error else self.task.plain(prediction.result, self.classes)["objects"]
+        for one in found:
+            self._row([path, "", one["name"], one["score"], *one["box"]])
+        if not found:
+            self._row([path, prediction.error or "", *[""] * 6])
+
+    def _row(self, values: Sequence[object]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(values)
+        self.stream.write(text.getvalue())
+        self.stream.flush()
+
+
+class Pictures:
+    """What was found, drawn on each image: a PNG of its name in a folder; of equal names the later ones are numbered."""
+
+    def __init__(self, folder: Path, task: Task, classes: Sequence[str]):
+        self.folder, self.task, self.classes = folder, task, classes
+        self.taken: set[Path] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, prediction: Prediction) -> None:
+        if prediction.error is not None:
+            return
+        drawn = self.task.draw(open_image(prediction.path), prediction.result, self.classes)
+        name, number = self.folder / f"{prediction.path.stem}.png", 1
+        while name in self.taken:
+            number += 1
+            name = self.folder / f"{prediction.path.stem}-{number}.png"
+        self.taken.add(name)
+        with replacing(name) as new:
+            drawn.save(new, "PNG")
+
+
+class Lines:
+    """For a pipe: image, class, probability and what follows, between tabs, nothing folded or cut; of other tasks than
+    classification the image and a summary."""
+
+    def __init__(self, stream: TextIO, task: Task, classes: Sequence[str]):
+        self.stream, self.task, self.classes = stream, task, classes
+
+    def write(self, prediction: Prediction) -> None:
+        if prediction.classes or prediction.error:
+            cells = _cells(prediction)
+        else:
+            cells = (self.task.summary(prediction.result, self.classes),)
+        self.stream.write("\t".join([printable_name(prediction.path), *cells]).rstrip("\t") + "\n")
         self.stream.flush()
 
 
@@ -142,32 +196,38 @@ def _cells(prediction: Prediction) -> tuple[str, str, str]:
 def open_writers(
     csv_file: str | None,
     json_file: str | None,
+    pictures: str | None,
     classes: Sequence[str],
+    task: Task,
     top_k: int,
     console: Console,
     stack: contextlib.ExitStack,
 ) -> list[Writer]:
-    """CSV and JSON lines where they were asked for, else a table or lines on the standard output.
+    """CSV, JSON lines and pictures where they were asked for; a table or lines on the standard output else.
 
     "-" is the standard output. Files are closed, and the table is finished, with `stack`. `console` shows a count when
     all goes to files.
     """
     writers: list[Writer] = []
     if csv_file is not None:
-        writers.append(Csv(_open(csv_file, stack), min(top_k, len(classes))))
+        stream = _open(csv_file, stack)
+        by_image = task.name == "classification"
+        writers.append(Csv(stream, min(top_k, len(classes))) if by_image else ObjectsCsv(stream, task, classes))
     if json_file is not None:
-        writers.append(JsonLines(_open(json_file, stack)))
+        writers.append(JsonLines(_open(json_file, stack), task, classes))
     if not writers:
-        writers.append(_open_screen(classes, stack))
+        writers.append(_open_screen(classes, task, stack))
     elif "-" not in (csv_file, json_file):
         writers.append(Count(stack.enter_context(console.status("predicting"))))
+    if pictures is not None:
+        writers.append(Pictures(Path(pictures), task, classes))
     return writers
 
 
-def _open_screen(classes: Sequence[str], stack: contextlib.ExitStack) -> Writer:
+def _open_screen(classes: Sequence[str], task: Task, stack: contextlib.ExitStack) -> Writer:
     console = Console()
-    if not console.is_terminal:
-        return Lines(_open("-", stack))
+    if not console.is_terminal or task.name != "classification":
+        return Lines(_open("-", stack), task, classes)
     screen = Screen(console, classes)
     stack.callback(screen.flush)
     return screen

@@ -45,7 +45,8 @@ def main(argv: list[str]) -> int:
     for report in reports:
         for note in report.notes:
             print_note(console, note)
-        line = f"{report.path}: top-1 {report.quality.top1:.2%} of {report.quality.images} images"
+        heading, value = report.task.headings[report.task.monitor], report.quality.logged()[report.task.monitor]
+        line = f"{report.path}: {heading.removeprefix('%')} {value:.2%} of {report.quality.images} images"
         print_line(console, line)
     print_line(console, f"report: {out}")
     return 0

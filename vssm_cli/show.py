@@ -1,6 +1,7 @@
 """What the commands print about a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import isnan
 from statistics import median
 
 from rich.console import Console
@@ -9,39 +10,40 @@ from rich.table import Table
 
 from vssm_cli.lines import print_fact, print_note
 
-NAMES = {"val_loss": "loss", "val_top1": "top-1", "val_top5": "top-5", "val_images": "images"}
 UNREADABLE = "val_unreadable"
-
 
 MANY_CLASSES = 20
 
 
 def announce(console: Console, experiment) -> None:
     """What is about to be trained, on what, for how long, and with which kernels."""
+    from vssm.data.loaders import size_of
     from vssm.train.plan import plan
 
     settings, splits, planned = experiment.settings, experiment.splits, plan(experiment)
+    task = experiment.task
     weights = getattr(experiment.module.task, "class_weights", None)
     counts = splits.class_counts()
     size = "x".join(map(str, splits.preprocess.input_size))
     rows = {
         "model": _model_line(settings.model.name, planned),
         "start": _start_line(settings.model),
-        "images": f"{sum(counts['train'])} to train, {sum(counts['val'])} to validate, {len(splits.classes)} classes, "
+        "images": f"{size_of(splits.train)} to train, {size_of(splits.val)} to validate, {len(splits.classes)} classes, "
         f"{size}",
-        "classes": _balance_line(splits.classes, counts["train"], weights),
         "training": f"{settings.trainer.max_epochs} epochs of {planned.steps_per_epoch} steps, {planned.steps} in all, "
         f"lr {settings.optim.lr:g}, seed {settings.seed}",
         "batch": _batch_line(settings, planned),
         "kernels": kernels(device=planned.device),
     }
+    if "train" in counts:
+        rows["classes"] = _balance_line(splits.classes, counts["train"], weights, task.counted)
     if planned.temperature is not None:
         epochs = settings.optim.temperature_epochs
         falls = f"falls to 1 over {epochs:g} epochs" if epochs > 0 else "stays (optim.temperature_epochs)"
         rows["softmax"] = f"temperature of the dynamic convolutions {planned.temperature:g}, {falls}"
     for name, value in rows.items():
         print_fact(console, name, value)
-    if len(splits.classes) <= MANY_CLASSES:
+    if counts and len(splits.classes) <= MANY_CLASSES:
         console.print(_class_table(splits.classes, counts))
     for note in splits.notes:
         print_note(console, note)
@@ -74,9 +76,9 @@ def _batch_line(settings, planned) -> str:
     return f"{' x '.join(parts)}{total} per step, {planned.precision} on {planned.device}"
 
 
-def _balance_line(classes: tuple[str, ...], counts: list[int], weights) -> str:
+def _balance_line(classes: tuple[str, ...], counts: list[int], weights, counted: str) -> str:
     low, high = min(counts), max(counts)
-    line = f"{low} to {high} training images each" if low < high else f"{low} training images each"
+    line = f"{low} to {high} training {counted} each" if low < high else f"{low} training {counted} each"
     if len(classes) > MANY_CLASSES:
         fewest, most = classes[counts.index(low)], classes[counts.index(high)]
         line += f", median {median(counts):g}; fewest {fewest}, most {most}"
@@ -103,22 +105,48 @@ def device_of(accelerator: str) -> str:
     return "cpu" if accelerator == "cpu" or present is None else present.type
 
 
-def metrics_table(metrics: Mapping[str, float]) -> Table:
-    formats = {"loss": "{:.4f}", "top-1": "{:.2%}", "top-5": "{:.2%}", "images": "{:.0f}"}
-    shown = {heading: metrics[name] for name, heading in NAMES.items() if name in metrics}
+def metrics_table(metrics: Mapping[str, float], headings: Mapping[str, str]) -> Table:
+    """`headings` of a task, by the names of its metrics; those that begin with % are shares."""
     table = Table()
+    shown = [(heading, metrics[name]) for name, heading in headings.items() if name in metrics]
+    cells = [figure(heading, value, "{:.4f}") for heading, value in shown]
+    shown.append(("images", metrics["val_images"]))
+    cells.append(f"{metrics['val_images']:.0f}")
     if metrics.get(UNREADABLE):
-        formats["unreadable"], shown["unreadable"] = "{:.0f}", metrics[UNREADABLE]
-    for heading in shown:
-        table.add_column(heading, justify="right")
-    table.add_row(*(formats[heading].format(value) for heading, value in shown.items()))
+        shown.append(("unreadable", metrics[UNREADABLE]))
+        cells.append(f"{metrics[UNREADABLE]:.0f}")
+    for heading, _ in shown:
+        table.add_column(heading.removeprefix("%"), justify="right")
+    table.add_row(*cells)
     return table
 
 
-def plain_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The same numbers for a program: loss, top1, top5 (in 0..1; for more than five classes), images and unreadable."""
-    plain = {heading.replace("-", ""): metrics[name] for name, heading in NAMES.items() if name in metrics}
-    return plain | {"images": int(plain["images"]), "unreadable": int(metrics.get(UNREADABLE, 0))}
+def class_table(classes: Sequence[str], figures: Mapping[str, Sequence[float]]) -> Table:
+    """What `Quality.by_class` gives."""
+    table = Table("class")
+    for heading in figures:
+        table.add_column(heading.removeprefix("%"), justify="right")
+    for label, name in enumerate(classes):
+        table.add_row(escape(name), *(figure(heading, values[label]) for heading, values in figures.items()))
+    return table
+
+
+def figure(heading: str, value: float, plain: str = "{:g}") -> str:
+    """A value under its heading; a dash where there is none."""
+    if isnan(value) and heading.startswith("%"):
+        return "-"
+    return ("{:.2%}" if heading.startswith("%") else plain).format(value)
+
+
+def plain_metrics(metrics: Mapping[str, float]) -> dict[str, float | int | None]:
+    """The same for a program: loss, top1, box_ap, ... (shares in 0..1; None where there is nothing), images and
+    unreadable."""
+    plain: dict[str, float | int | None] = {
+        name.removeprefix("val_"): None if isnan(value) else value
+        for name, value in metrics.items()
+        if name not in ("val_images", UNREADABLE)
+    }
+    return plain | {"images": int(metrics["val_images"]), "unreadable": int(metrics.get(UNREADABLE, 0))}
 
 
 def kernels(operators: tuple[str, ...] = (), device: str = "cpu") -> str:

@@ -1,6 +1,7 @@
 """vssm validate: loss and accuracy of a checkpoint on the validation images; what `vssm test` shares with it."""
 
 import json
+from math import isnan
 
 from vssm_cli.parsing import UsageError
 from vssm_cli.settings import parse_settings, settings_parser, to_settings
@@ -29,7 +30,7 @@ def measure(command: str, description: str, split: str, argv: list[str]) -> int:
 
     from vssm.inference.run_dir import checkpoint_file
     from vssm_cli.lines import print_note
-    from vssm_cli.show import metrics_table, plain_metrics
+    from vssm_cli.show import class_table, metrics_table, plain_metrics
 
     file = checkpoint_file(asked.checkpoint)
     console = Console(stderr=asked.json)
@@ -52,7 +53,19 @@ def measure(command: str, description: str, split: str, argv: list[str]) -> int:
         print_note(console, note)
     metrics = evaluation.metrics()
     if asked.json:
-        print(json.dumps({"checkpoint": str(file), "split": split, **plain_metrics(metrics)}))
+        found = {"checkpoint": str(file), "split": split, **plain_metrics(metrics)}
+        figures = evaluation.quality.by_class()
+        if figures:
+            rows = zip(predictor.classes, zip(*figures.values(), strict=True), strict=True)
+            names = [heading.removeprefix("%") for heading in figures]
+            found["classes"] = {
+                name: dict(zip(names, (None if isnan(value) else value for value in values), strict=True))
+                for name, values in rows
+            }
+        print(json.dumps(found))
     else:
-        console.print(metrics_table(metrics))
+        console.print(metrics_table(metrics, predictor.task.headings))
+        figures = evaluation.quality.by_class()
+        if figures:
+            console.print(class_table(predictor.classes, figures))
     return 0

@@ -7,14 +7,19 @@ from vssm._markup import Markup, join, name_of, table, tag
 from vssm._words import same_names
 from vssm.data.imagefolder import some
 from vssm.figures.charts import Series, line_chart
+from vssm.report.found import charts, found_tiles
 from vssm.report.gather import Report
-from vssm.report.page import charts, document, notes, section, sections, subtitle, tiles
+from vssm.report.page import document, notes, section, sections, subtitle, tiles
 from vssm.report.words import duration, magnitude, percent
+from vssm.tasks.classification.metrics import Details
 
 
 def comparison_page(reports: Sequence[Report]) -> str:
     """Curves are laid over each other for runs of the same classes, and the best values are marked for runs that were
     evaluated on the same images; differences are stated."""
+    tasks = sorted({report.task.name for report in reports})
+    if len(tasks) > 1:
+        raise ValueError(f"runs of {' and '.join(tasks)} cannot be compared; name runs of one task")
     names = run_names(reports)
     differences = _differences(reports, names)
     same_classes = all(same_names(report.classes, reports[0].classes) for report in reports)
@@ -30,10 +35,17 @@ def comparison_page(reports: Sequence[Report]) -> str:
 
 
 def _in_full(report: Report, name: str) -> Markup:
-    result = tag("span", f"top-1 {percent(report.quality.top1)}", class_="quiet")
+    heading, value = _figure(report)
+    result = tag("span", f"{heading} {value}", class_="quiet")
     summary = tag("summary", tag("h2", name_of(name)), " ", result)
     parts = (section(title, content, level=3) for title, content in sections(report).items())
     return tag("details", summary, subtitle(report), tiles(report), *notes(report), *parts, class_="run")
+
+
+def _figure(report: Report) -> tuple[str, str]:
+    if isinstance(report.quality, Details):
+        return "top-1", percent(report.quality.top1)
+    return found_tiles(report)[0]
 
 
 def _differences(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
@@ -60,13 +72,23 @@ def _differences(reports: Sequence[Report], names: Sequence[str]) -> list[str]:
 
 def _results(reports: Sequence[Report], names: Sequence[str], marked: bool) -> Markup:
     nan = float("nan")
-    columns: list[tuple[str, list[float], bool, bool]] = [  # heading, values, is a share, higher is better
-        ("top-1", [r.quality.top1 for r in reports], True, True),
-        ("top-5", [nan if r.quality.top5 is None else r.quality.top5 for r in reports], True, True),
-        ("mean recall", [float(r.quality.recall.nanmean()) for r in reports], True, True),
-        ("loss", [r.quality.loss for r in reports], False, False),
-        ("ECE", [r.quality.ece for r in reports], True, False),
+    columns: list[tuple[str, list[float], bool, bool]]  # heading, values, is a share, higher is better
+    details = [report.quality for report in reports if isinstance(report.quality, Details)]
+    columns = [
+        ("top-1", [q.top1 for q in details], True, True),
+        ("top-5", [nan if q.top5 is None else q.top5 for q in details], True, True),
+        ("mean recall", [float(q.recall.nanmean()) for q in details], True, True),
+        ("loss", [q.loss for q in details], False, False),
+        ("ECE", [q.ece for q in details], True, False),
     ]
+    if len(details) < len(reports):
+        task = reports[0].task
+        logged = [report.quality.logged() for report in reports]
+        columns = [
+            (task.headings[name].removeprefix("%"), [found.get(name, nan) for found in logged], True, True)
+            for name in task.columns
+            if task.headings[name].startswith("%") and any(name in found for found in logged)
+        ]
     rows = []
     for i, (report, name) in enumerate(zip(reports, names, strict=True)):
         cells: list[object] = []
@@ -116,8 +138,10 @@ def _overlaid(reports: Sequence[Report], names: Sequence[str]) -> Markup:
         series = [Series(name, report.history.points(column, against), i) for i, (name, report) in enumerate(runs)]
         return line_chart(title, series, against, percent)
 
+    task = reports[0].task
+    name = task.headings[task.monitor].removeprefix("%")
     drawn = [
-        chart("Top-1 on the validation images", "val_top1", percent=True),
+        chart(f"{name[:1].upper()}{name[1:]} on the validation images", task.monitor, percent=True),
         chart("Validation loss", "val_loss"),
         chart("Training loss", "train_loss", against="step"),
         chart("Training images/s", "images_per_second", against="step"),

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vssm._words import same_names
 from vssm.analysis.one_image import multiply_adds
+from vssm.data.digits import Digits
 from vssm.data.imagefolder import ImageFolder, some
 from vssm.data.loaders import size_of
 from vssm.data.unreadable import read_unreadable, reasons
@@ -23,8 +24,9 @@ from vssm.inference.run_dir import RunDir, checkpoint_file
 from vssm.report.history import History, read_history
 from vssm.settings import Settings
 from vssm.tasks.classification.metrics import Answer, Details
+from vssm.tasks.task import Quality, Task
 
-THUMBNAIL = 160
+THUMBNAIL, EXAMPLE = 160, 400
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,22 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """An image with what was found, and with what is true, as data URIs, and its file."""
+
+    found: str
+    truth: str
+    file: str
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a page reports about one run.
 
     multiply_adds: of one image, as `vssm.complexity` counts; None where it cannot
-    trained_on: training images per class; None where they are not there to be counted
+    quality: `Details` of a classifier
+    pictures, examples: of a classifier, and of the other tasks
+    trained_on: training images (objects) per class; None where they are not there to be counted
     images_id: equal for two runs that were evaluated on the same images
     unreadable: (file, reason) of images that training and evaluation had to leave out
     notes: sentences that a reader must not miss
@@ -75,10 +88,12 @@ class Report:
     trained_on: tuple[int, ...] | None
     environment: dict[str, Any]
     history: History
-    quality: Details
+    task: Task
+    quality: Quality
     images_per_second: float
     images_id: str
     pictures: tuple[Picture, ...]
+    examples: tuple[Drawn, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -122,7 +137,6 @@ def evaluate_run(
     limit = settings.trainer.limit_val_batches
     evaluation = predictor.evaluate(settings.data, limit_batches=limit, progress=progress)
     quality, dataset = evaluation.quality, evaluation.splits.val
-    assert isinstance(quality, Details)
     unreadable = found.unreadable | reasons(evaluation.unreadable)
     return Report(
         name=found.name,
@@ -136,13 +150,22 @@ def evaluate_run(
         trained_on=_trained_on(predictor, settings, stored.classes),
         environment=found.environment,
         history=found.history,
+        task=predictor.task,
         quality=quality,
         images_per_second=evaluation.images_per_second,
         images_id=_images_id(dataset, evaluation.planned),
-        pictures=tuple(_picture(predictor, dataset, mistake) for mistake in quality.mistakes),
+        pictures=tuple(_picture(predictor, dataset, mistake) for mistake in _mistakes(quality)),
+        examples=tuple(
+            Drawn(_uri(one.found, EXAMPLE), _uri(one.truth, EXAMPLE), one.file)
+            for one in predictor.task.examples(quality, evaluation.splits, stored.classes)
+        ),
         unreadable=tuple(unreadable.items()),
         notes=_notes(found, evaluation, quality),
     )
+
+
+def _mistakes(quality: Quality) -> tuple[Answer, ...]:
+    return quality.mistakes if isinstance(quality, Details) else ()
 
 
 def _trained_on(predictor: Predictor, settings: Settings, classes: Sequence[str]) -> tuple[int, ...] | None:
@@ -150,7 +173,8 @@ def _trained_on(predictor: Predictor, settings: Settings, classes: Sequence[str]
         found = predictor.task.load_splits(settings.data, predictor.preprocess)
     except (OSError, ValueError):  # gone or changed since; the report is about the validation images
         return None
-    return tuple(found.class_counts()["train"]) if same_names(found.classes, classes) else None
+    counts = found.class_counts().get("train")
+    return tuple(counts) if counts is not None and same_names(found.classes, classes) else None
 
 
 def _images_id(dataset: Any, planned: int) -> str:
@@ -158,12 +182,14 @@ def _images_id(dataset: Any, planned: int) -> str:
     if isinstance(dataset, ImageFolder):
         samples = dataset.samples[:planned]
         entries = [(path.relative_to(dataset.folder).as_posix(), path.stat().st_size, k) for path, k in samples]
+    elif not isinstance(dataset, Digits):
+        return f"{dataset.fingerprint()} {planned}"
     else:
         entries = [("digits", dataset.images.shape[-1], n) for n in dataset.positions[:planned].tolist()]
     return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 
-def _notes(found: FinishedRun, evaluation: Evaluation, quality: Details) -> tuple[str, ...]:
+def _notes(found: FinishedRun, evaluation: Evaluation, quality: Quality) -> tuple[str, ...]:
     history, notes = found.history, list[str]()
     planned, images, unreadable = evaluation.planned, size_of(evaluation.splits.val), len(evaluation.unreadable)
     broken = history.first_not_finite()
@@ -173,7 +199,7 @@ def _notes(found: FinishedRun, evaluation: Evaluation, quality: Details) -> tupl
             f"The {'training' if column == 'train_loss' else 'validation'} loss became NaN or infinite at step {step}. "
             "The curves leave such points out; try a lower learning rate or gradient clipping."
         )
-    if quality.not_finite:
+    if isinstance(quality, Details) and quality.not_finite:
         notes.append(
             f"The model gave NaN or infinity for {quality.not_finite} of {quality.images} images. They count as wrong "
             "in top-1 and top-5 and are left out of everything else."
@@ -189,7 +215,8 @@ def _notes(found: FinishedRun, evaluation: Evaluation, quality: Details) -> tupl
         notes.append(
             f"Evaluated on the first {planned} of {images} validation images, as trainer.limit_val_batches sets."
         )
-    absent = [name for name, count in zip(found.stored.classes, quality.support.tolist(), strict=True) if not count]
+    support = quality.support.tolist() if isinstance(quality, Details) else []
+    absent = [name for name, count in zip(found.stored.classes, support) if not count]
     if absent:
         notes.append(f"No validation image is of {some(absent)}: their recall is unknown.")
     epochs, planned = history.epochs, found.stored.settings.trainer.max_epochs
@@ -208,15 +235,21 @@ def _picture(predictor: Predictor, dataset: Any, mistake: Answer) -> Picture:
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
     pixels = ((tensor * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small = max(image.size) <= 64
-    image.save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
-    kind = "png" if small else "jpeg"
-    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    uri = _uri(image, THUMBNAIL)
     samples: Sequence[tuple[Path, int]] | None = getattr(dataset, "samples", None)
     file = None
     if samples is not None:
         path = samples[mistake.index][0]
         file = "/".join(path.parts[-2:])
-    return Picture(mistake, uri, max(image.size), file)
+    return Picture(mistake, uri, min(max(image.size), THUMBNAIL), file)
+
+
+def _uri(image: Image.Image, side: int) -> str:
+    """An image of at most this side as a data URI."""
+    image = image.copy()
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small = max(image.size) <= 64
+    image.save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from vssm._markup import Markup, file_name, join, name_of, table, tag, void
 from vssm.figures.charts import Series, calibration_chart, line_chart
 from vssm.figures.matrix import confusion_matrix
+from vssm.report.found import charts, found_classes, found_curves, found_examples, found_tiles
 from vssm.report.gather import Picture, Report
 from vssm.report.words import amount, duration, magnitude, percent
 from vssm.tasks.classification.metrics import Details
@@ -42,6 +43,15 @@ def run_page(report: Report) -> str:
 
 def sections(report: Report) -> dict[str, Markup]:
     """What is reported about one run, by heading."""
+    if not isinstance(report.quality, Details):
+        found = {
+            "Learning curves": found_curves(report),
+            "Classes": found_classes(report),
+            "Examples": found_examples(report),
+            "Unreadable images": _unreadable(report),
+            "The run": _facts(report),
+        }
+        return {title: content for title, content in found.items() if content}
     found = {
         "Learning curves": _curves(report),
         "Classes": _classes(report),
@@ -76,6 +86,12 @@ def notes(report: Report) -> list[Markup]:
 
 def tiles(report: Report) -> Markup:
     quality = report.quality
+    if not isinstance(quality, Details):
+        return tag(
+            "div",
+            *(tag("div", tag("b", value), tag("span", name), class_="tile") for name, value in found_tiles(report)),
+            class_="tiles",
+        )
     low, high = quality.top1_interval()
     images = amount(quality.images, "validation image")
     first = f"top-1 of {images}; 95 % interval {low * 100:.1f} to {percent(high, 1)}"
@@ -124,7 +140,8 @@ def _checkpoint(report: Report) -> str:
     where = f"{report.path / 'checkpoints' / report.checkpoint}"
     if report.checkpoint != "best.ckpt":
         return where
-    return f"{where}, the epoch with the best top-1 on these very images: expect a little less on new ones"
+    best = report.task.headings[report.task.monitor].removeprefix("%")
+    return f"{where}, the epoch with the best {best} on these very images: expect a little less on new ones"
 
 
 def _settings(report: Report) -> Markup:
@@ -158,11 +175,6 @@ def _curves(report: Report) -> Markup:
         ),
     ]
     return charts(drawn, "metrics.csv holds no finite value to draw.")
-
-
-def charts(drawn: Sequence[Markup], otherwise: str) -> Markup:
-    drawn = [chart for chart in drawn if chart]
-    return tag("div", *drawn, class_="charts") if drawn else tag("p", otherwise)
 
 
 def _calibration(report: Report) -> Markup:

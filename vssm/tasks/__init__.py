@@ -2,12 +2,14 @@
 
 from vssm._words import nearest
 from vssm.tasks.classification.task import ClassificationTask
+from vssm.tasks.detection.task import DetectionTask
 from vssm.tasks.task import Task
 
 __all__ = ["TASKS", "Task", "find_task"]
 
 TASKS: dict[str, Task] = {
     "classification": ClassificationTask(),
+    "detection": DetectionTask(),
 }
 
 

@@ -1,6 +1,7 @@
 """What a task is: everything that a training, an evaluation, a prediction or a report asks for that depends on it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,20 @@ class Quality(Protocol):
     def problem(self) -> str | None:
         """Why these figures mean nothing, if so: a sentence without its subject."""
         ...
+
+    def by_class(self) -> Mapping[str, Sequence[float]]:
+        """Figures of each class under their headings (those that begin with % are shares), for a table; none where
+        the task shows them otherwise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of an evaluation: its file, and two pictures of it."""
+
+    file: str
+    found: Image.Image
+    truth: Image.Image
 
 
 class Metrics(Protocol):
@@ -56,6 +71,7 @@ class Task(Protocol):
     """One task. To add one: a folder beside `classification`, and a line in `TASKS`.
 
     name: as in `Settings.task`
+    counted: what is counted of each class
     headings: of the logged metrics that are printed, by their names, in order; those that begin with % are shares
     monitor: the logged metric that decides which checkpoint is best; higher is better
     columns: the logged metrics that metrics.csv has, in order
@@ -73,6 +89,9 @@ class Task(Protocol):
 
     @property
     def headings(self) -> Mapping[str, str]: ...
+
+    @property
+    def counted(self) -> str: ...
 
     @property
     def collate(self) -> Collate: ...
@@ -126,8 +145,17 @@ class Task(Protocol):
         """The result for each image of a batch, from the outputs of `inference`; None for NaN or infinity."""
         ...
 
+    def summary(self, result: Any, classes: Sequence[str]) -> str:
+        """A result in a few words, for a line on the screen."""
+        ...
+
     def plain(self, result: Any, classes: Sequence[str]) -> dict[str, Any]:
         """A result as what a line of JSON holds."""
+        ...
+
+    def examples(self, quality: Any, splits: Splits, classes: Sequence[str]) -> list[Example]:
+        """Of an evaluation with `details`: images with what was found and what is true drawn on them, for a report;
+        none where it shows mistakes otherwise."""
         ...
 
     def draw(self, image: Image.Image, result: Any, classes: Sequence[str]) -> Image.Image:

@@ -4,6 +4,7 @@ import math
 import operator
 import time
 from collections import deque
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -30,8 +31,11 @@ class LiveProgress(ProgressBar):
     on the screen: losses, accuracy, images/s.
     """
 
-    def __init__(self, console: Console, title: str = "training", per_second: float = 4.0):
+    def __init__(
+        self, console: Console, title: str = "training", per_second: float = 4.0, metrics: Sequence[str] | None = None
+    ):
         super().__init__()
+        self.metrics = metrics
         self.console, self.title, self.interval = console, title, 1 / per_second
         self._bar: Progress | None = None
         self._task: Any = None
@@ -99,6 +103,7 @@ class LiveProgress(ProgressBar):
         if "val_loss" in metrics:
             parts.append(f"val loss {metrics['val_loss']:.4f}")
         shares = [name for name in metrics if name.startswith("val_") and name not in ("val_loss", "val_images")]
+        shares = [name for name in shares if self.metrics is None or name in self.metrics]
         parts += [f"{name.removeprefix('val_')} {metrics[name]:7.2%}" for name in shares]
         unreadable = sum(c.counts["train"] for c in trainer.callbacks if isinstance(c, CountUnreadable))  # type: ignore[attr-defined]
         if unreadable:

@@ -59,6 +59,9 @@ class Score:
             found["val_top5"] = self.top5
         return found | {"val_images": float(self.images)}
 
+    def by_class(self) -> dict[str, list[float]]:
+        return {}
+
     def problem(self) -> str | None:
         if self.images == 0:
             return "nothing to evaluate"

@@ -17,6 +17,7 @@ from vssm.tasks.classification.learner import Classification, balanced_weights
 from vssm.tasks.classification.mixing import Mixing
 from vssm.tasks.classification.model import check_image_size, check_model_name, create_classifier
 from vssm.tasks.classification.transforms import preprocess_for, train_transform
+from vssm.tasks.task import Example
 from vssm.weights import load_checkpoint
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ClassificationTask:
     name: str = "classification"
     monitor: str = "val_top1"
     columns: tuple[str, ...] = ("val_loss", "val_top1", "val_top5")
+    counted: str = "images"
     headings: Mapping[str, str] = field(
         default_factory=lambda: {"val_loss": "loss", "val_top1": "%top-1", "val_top5": "%top-5"}
     )
@@ -102,8 +104,14 @@ class ClassificationTask:
             for image in zip(labels, shares, strict=True)
         ]
 
+    def summary(self, result: Classes, classes: Sequence[str]) -> str:
+        return ", ".join(f"{name} {probability:.1%}" for name, probability in result)
+
     def plain(self, result: Classes, classes: Sequence[str]) -> dict[str, Any]:
         return {"classes": [{"name": name, "probability": probability} for name, probability in result]}
+
+    def examples(self, quality: object, splits: Splits, classes: Sequence[str]) -> list[Example]:
+        return []
 
     def draw(self, image: Image.Image, result: object, classes: Sequence[str]) -> Image.Image:
         return image

@@ -1,0 +1,210 @@
+"""Detection as a task: boxes, and masks where the network and the data have them."""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from PIL import Image
+from torch import nn
+from vssm.tasks.detection.cascade import cascade_mask_rcnn
+from vssm.tasks.detection.detections import Detections
+from vssm.tasks.detection.mask_rcnn import mask_rcnn
+
+from vssm._words import nearest
+from vssm.data.batches import Collate
+from vssm.data.keep_ratio import KeepRatio
+from vssm.data.padded import PaddedImages
+from vssm.data.preprocess import Preparation
+from vssm.data.splits import Splits, Transform
+from vssm.settings import DataSettings, ModelSettings, Settings
+from vssm.tasks.classification.model import check_model_name
+from vssm.tasks.detection.drawing import draw_objects
+from vssm.tasks.detection.learner import Detection
+from vssm.tasks.detection.transforms import DetectionTransform, EvaluationTransform
+from vssm.tasks.task import Example
+
+if TYPE_CHECKING:
+    from vssm.tasks.detection.metrics import DetectionMetrics, DetectionQuality
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mask_rcnn": mask_rcnn,
+    "cascade_mask_rcnn": cascade_mask_rcnn,
+}
+SHORT_SIDE, LONG_SIDE = 800, 1333
+DRAWN = 0.5  # least score of an object that is drawn
+
+
+def stack_images(pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, list[Any]]:
+    """((image, (H, W)), target) of each -> PaddedImages and the targets."""
+    if not pairs:
+        return torch.empty(0), []
+    images, originals = zip(*(image for image, _ in pairs), strict=True)
+    return PaddedImages.of(images, originals), [target for _, target in pairs]
+
+
+@dataclass(frozen=True)
+class DetectionTask:
+    """Images with the objects of a COCO json."""
+
+    name: str = "detection"
+    monitor: str = "val_box_ap"
+    columns: tuple[str, ...] = ("val_box_ap", "val_box_ap50", "val_box_ap75", "val_mask_ap", "val_mask_ap50")
+    counted: str = "objects"
+    headings: Mapping[str, str] = field(
+        default_factory=lambda: {
+            f"val_{kind}_{key}": f"%{kind} {text}"
+            for kind in ("box", "mask")
+            for key, text in {
+                "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl",
+            }.items()
+        }
+    )  # fmt: skip
+    collate: Collate = Collate(stack_images)  # noqa: RUF009 (one for all)
+
+    def create_model(self, settings: ModelSettings, classes: int, channels: int, pretrained: bool = False) -> nn.Module:
+        name = settings.network or next(iter(NETWORKS))
+        if name not in NETWORKS:
+            raise ValueError(f"model.network is {name!r}; expected {' or '.join(NETWORKS)}{nearest(name, NETWORKS)}")
+        factory = NETWORKS[name]
+        known = set(inspect.signature(factory).parameters) - {
+            "backbone", "num_classes", "pretrained", "backbone_args", "rpn", "stage",
+        }  # fmt: skip
+        for argument in settings.network_args:
+            if argument not in known:
+                raise ValueError(f"model.network_args.{argument} is no argument of {name}{nearest(argument, known)}")
+        backbone_args = dict(settings.args)
+        if settings.drop_path is not None:
+            backbone_args["drop_path_rate"] = settings.drop_path
+        return factory(
+            settings.name, classes, pretrained=pretrained, backbone_args=backbone_args, **settings.network_args
+        )
+
+    @torch.inference_mode()
+    def check_model(
+        self, model: nn.Module, name: str, input_size: tuple[int, int, int], classes: int | None = None
+    ) -> None:
+        """One forward of a small empty image."""
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            device = next(model.parameters()).device
+            model(PaddedImages.of([torch.zeros(input_size[0], 64, 64, device=device)]))
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{name} cannot find objects in an image of 64 x 64: {_line(error)}") from error
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    def load_initial(self, model: nn.Module, file: Path | None, head: str) -> tuple[str, ...]:
+        from vssm.tasks.initial import load_initial
+
+        return load_initial(model, file, head)
+
+    def preprocess(self, settings: DataSettings, model_name: str) -> KeepRatio:
+        check_model_name(model_name)
+        short = settings.image_size or SHORT_SIDE
+        return KeepRatio(short, settings.max_side or round(short * LONG_SIDE / SHORT_SIDE))
+
+    def train_transform(self, settings: DataSettings, preprocess: Preparation) -> Transform:
+        assert isinstance(preprocess, KeepRatio)
+        if not settings.augment:
+            return DetectionTransform(preprocess)
+        return DetectionTransform(preprocess, tuple(settings.train_sides), settings.hflip)
+
+    def load_splits(
+        self,
+        settings: DataSettings,
+        preprocess: Preparation,
+        train_transform: Transform | None = None,
+        classes: tuple[str, ...] | None = None,
+        split: str = "val",
+    ) -> Splits:
+        assert isinstance(preprocess, KeepRatio)
+        from vssm.tasks.detection.splits import load_objects
+
+        return load_objects(
+            settings,
+            preprocess,
+            train_transform or DetectionTransform(preprocess),
+            EvaluationTransform(preprocess),
+            classes,
+            split,
+        )
+
+    def learner(self, model: nn.Module, settings: Settings, splits: Splits) -> Detection:
+        from vssm.data.coco import CocoInstances
+
+        train, has_masks = splits.train, bool(getattr(model, "has_masks", True))
+        if isinstance(train, CocoInstances) and isinstance(train.transform, DetectionTransform):
+            if has_masks and not train.has_masks:
+                raise ValueError(
+                    f"{train.index.path}: not every object has a segmentation, and {settings.model.network} learns "
+                    "masks; train boxes alone with --model.network_args.masks false"
+                )
+            train.transform.masks = has_masks
+        return Detection(model)
+
+    def inference(self, model: nn.Module, data: DataSettings | None = None) -> Callable[[Any], Any]:
+        return model
+
+    def metrics(self, splits: Splits, details: int = 0) -> "DetectionMetrics":
+        from vssm.data.coco import CocoInstances
+
+        from vssm.tasks.detection.metrics import DetectionMetrics
+
+        assert isinstance(splits.val, CocoInstances)
+        return DetectionMetrics(splits.val, details)
+
+    def results(self, outputs: Sequence[Detections], classes: Sequence[str], top_k: int) -> list[Detections | None]:
+        return [one.to("cpu") if bool(one.boxes.isfinite().all()) else None for one in outputs]
+
+    def summary(self, result: Detections, classes: Sequence[str]) -> str:
+        """Objects of `DRAWN` or more, counted by class, the most certain first."""
+        shown = result[result.scores >= DRAWN]
+        counts = Counter(classes[label] for label in shown.labels.tolist())
+        named = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return named or f"nothing of {DRAWN:.0%} or more ({len(result)} below)"
+
+    def plain(self, result: Detections, classes: Sequence[str]) -> dict[str, Any]:
+        """objects: name, score, box (x, y, width, height in pixels) and segmentation (COCO's RLE) of each."""
+        masks = [None] * len(result) if result.masks is None else result.rle()
+        objects: list[dict[str, Any]] = []
+        rows = zip(result.labels.tolist(), result.scores.tolist(), result.boxes.tolist(), masks, strict=True)
+        for label, score, (x1, y1, x2, y2), mask in rows:
+            found = {"name": classes[label], "score": score, "box": [x1, y1, x2 - x1, y2 - y1]}
+            objects.append(found if mask is None else found | {"segmentation": mask})
+        return {"height": result.size[0], "width": result.size[1], "objects": objects}
+
+    def examples(self, quality: "DetectionQuality", splits: Splits, classes: Sequence[str]) -> list[Example]:
+        from vssm.data.coco import CocoInstances
+
+        dataset, examples = splits.val, list[Example]()
+        assert isinstance(dataset, CocoInstances)
+        for one in quality.examples:
+            image, objects = dataset.read(one.index)
+            true = [
+                (box, classes[label], label, None if segmentation is None else objects.mask(row))
+                for row, (box, label, segmentation) in enumerate(
+                    zip(objects.boxes.tolist(), objects.labels.tolist(), objects.segmentations, strict=True)
+                )
+            ]
+            drawn = self.draw(image, one.found, classes)
+            examples.append(Example(dataset.names[one.index], drawn, draw_objects(image, true)))
+        return examples
+
+    def draw(self, image: Image.Image, result: Detections, classes: Sequence[str], score: float = DRAWN) -> Image.Image:
+        """The objects of `score` or more."""
+        shown = result[result.scores >= score]
+        masks = [None] * len(shown) if shown.masks is None else (mask.numpy() for mask in shown.pasted())
+        rows = zip(shown.boxes.tolist(), shown.labels.tolist(), shown.scores.tolist(), masks)
+        return draw_objects(
+            image, ((box, f"{classes[label]} {score:.0%}", label, cast(Any, mask)) for box, label, score, mask in rows)
+        )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
