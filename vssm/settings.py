@@ -57,6 +57,8 @@ class DataSettings:
             side, 800 and 512 when not given
         max_side: longest side that an image is resized to; 1333 (detection) or 2048 (segmentation) when not given
         train_sides: shorter sides that a training image is resized to at random; image_size when not given (detection)
+        random_crop: half of the training images are resized to 400, 500 or 600, and a crop with sides of 384 to 600 is
+            taken, before they are resized as the others (detection)
         crop_size: side of the crops that train (segmentation)
         resize_range: factors between which a training image is resized at random before the crop (segmentation)
         max_class_share: most of a crop that one class may cover, in ten tries (segmentation)
@@ -94,6 +96,7 @@ class DataSettings:
     image_size: int | None = None
     max_side: int | None = None
     train_sides: list[int] = field(default_factory=list)
+    random_crop: bool = False
     crop_size: int = 512
     resize_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
     max_class_share: float = 0.75
@@ -301,7 +304,9 @@ _TASKS_OF: dict[str, tuple[str, ...]] = {
          "data.crop_pct"),
         ("classification",),
     ),
-    **dict.fromkeys(("data.train_annotations", "data.val_annotations", "data.train_sides"), ("detection",)),
+    **dict.fromkeys(
+        ("data.train_annotations", "data.val_annotations", "data.train_sides", "data.random_crop"), ("detection",)
+    ),
     **dict.fromkeys(
         ("data.label_file", "data.reduce_zero_label", "data.test_scales", "data.test_flip", "data.test_window",
          "data.test_stride"),

@@ -1,4 +1,4 @@
-"""Where predictions go: a table on the screen, lines for a pipe, CSV, JSON lines, pictures. Each is written as it comes.
+"""Where predictions go: a table on the screen, lines for a pipe, CSV, JSON lines, pictures; each as it comes.
 
 A line is written at once and whole, so that whatever ends the command leaves valid output.
 """
@@ -94,7 +94,7 @@ class ObjectsCsv:
 
 
 class Pictures:
-    """What was found, drawn on each image: a PNG of its name in a folder; of equal names the later ones are numbered."""
+    """What was found, drawn on each image: a PNG of its name in a folder; the second of a name is NAME-2.png."""
 
     def __init__(self, folder: Path, task: Task, classes: Sequence[str]):
         self.folder, self.task, self.classes = folder, task, classes

@@ -28,8 +28,8 @@ def announce(console: Console, experiment) -> None:
     rows = {
         "model": _model_line(settings.model.name, planned),
         "start": _start_line(settings.model),
-        "images": f"{size_of(splits.train)} to train, {size_of(splits.val)} to validate, {len(splits.classes)} classes, "
-        f"{size}",
+        "images": f"{size_of(splits.train)} to train, {size_of(splits.val)} to validate, "
+        f"{len(splits.classes)} classes, {size}",
         "training": f"{settings.trainer.max_epochs} epochs of {planned.steps_per_epoch} steps, {planned.steps} in all, "
         f"lr {settings.optim.lr:g}, seed {settings.seed}",
         "batch": _batch_line(settings, planned),

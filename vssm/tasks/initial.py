@@ -13,7 +13,8 @@ def load_initial(model: Any, file: Path | None, head: str) -> tuple[str, ...]:
 
     head: "strict", or "reset": of a file with heads, take the backbone alone.
 
-    Sentences about what keeps its initial values. Raises OSError or ValueError that names the file when it does not fit.
+    Returns sentences about what keeps its initial values. Raises OSError or ValueError that names the file when it
+    does not fit.
     """
     if file is None:
         return (

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from vssm.data.coco import CocoInstances
-from vssm.tasks.detection.detections import Detections
 
 from vssm.data.batches import Batch
+from vssm.data.coco import CocoInstances
+from vssm.tasks.detection.detections import Detections
 
 # COCO's names of what is printed, and ours in logs: of 100 detections per image.
 NAMES = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large"}

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from vssm.data.coco import CocoInstances, ObjectTransform
-from vssm.data.layouts import Layout, find_layout
 
+from vssm.data.coco import CocoInstances, ObjectTransform
 from vssm.data.keep_ratio import KeepRatio
+from vssm.data.layouts import Layout, find_layout
 from vssm.data.splits import Splits
 from vssm.settings import DataSettings
 

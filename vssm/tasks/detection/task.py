@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from PIL import Image
 from torch import nn
-from vssm.tasks.detection.cascade import cascade_mask_rcnn
-from vssm.tasks.detection.detections import Detections
-from vssm.tasks.detection.mask_rcnn import mask_rcnn
 
 from vssm._words import nearest
 from vssm.data.batches import Collate
@@ -22,8 +19,11 @@ from vssm.data.preprocess import Preparation
 from vssm.data.splits import Splits, Transform
 from vssm.settings import DataSettings, ModelSettings, Settings
 from vssm.tasks.classification.model import check_model_name
+from vssm.tasks.detection.cascade import cascade_mask_rcnn
+from vssm.tasks.detection.detections import Detections
 from vssm.tasks.detection.drawing import draw_objects
 from vssm.tasks.detection.learner import Detection
+from vssm.tasks.detection.mask_rcnn import mask_rcnn
 from vssm.tasks.detection.transforms import DetectionTransform, EvaluationTransform
 from vssm.tasks.task import Example
 
@@ -113,7 +113,7 @@ class DetectionTask:
         assert isinstance(preprocess, KeepRatio)
         if not settings.augment:
             return DetectionTransform(preprocess)
-        return DetectionTransform(preprocess, tuple(settings.train_sides), settings.hflip)
+        return DetectionTransform(preprocess, tuple(settings.train_sides), settings.hflip, settings.random_crop)
 
     def load_splits(
         self,
@@ -153,7 +153,6 @@ class DetectionTask:
 
     def metrics(self, splits: Splits, details: int = 0) -> "DetectionMetrics":
         from vssm.data.coco import CocoInstances
-
         from vssm.tasks.detection.metrics import DetectionMetrics
 
         assert isinstance(splits.val, CocoInstances)
