@@ -10,17 +10,17 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(wildcard csrc/* csrc/kernels/*)
 	test -x $(BIN)/python || $(PY) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "uv==0.13.8"
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[train]" --group dev
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[train]" --group dev
 	touch $@
 
 demo: setup
 	$(BIN)/python -m vssm demo
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-full: setup
-	$(BIN)/python -m pytest -q --full
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --full
 
 lint: setup
 	$(BIN)/ruff check .
