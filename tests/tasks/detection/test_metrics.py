@@ -59,7 +59,7 @@ def detections(dataset, index, generator):
     boxes[:, :2], boxes[:, 2:] = boxes[:, :2].clip(0, 100), np.maximum(boxes[:, 2:], boxes[:, :2] + 5)
     labels = np.concatenate([labels, generator.integers(0, 3, 3)])
     scores = np.sort(generator.random(len(labels)))[::-1].copy()
-    masks = torch.from_numpy(generator.random((len(labels), 28, 28))).float()
+    masks = torch.from_numpy(generator.random((len(labels), 28, 28)) ** 0.1).float()
     boxes, scores = torch.from_numpy(boxes).float(), torch.from_numpy(scores).float()
     return Detections(boxes, scores, torch.from_numpy(labels), (SIDE, SIDE), masks)
 

@@ -1,6 +1,7 @@
 """Images and objects resized, cropped and mirrored together."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_the_size_that_keeps_the_aspect_ratio(size, expected):
 
 
 def test_pixels_are_resized_without_a_filter_against_aliasing():
-    """Half the size: OpenCV's bilinear sample at the middle of each 2 x 2 is their mean; a filter would reach further."""
+    """Half the size: OpenCV's bilinear sample at the middle of each 2 x 2 is their mean; a filter reaches further."""
     pixels = torch.randint(0, 256, (8, 12, 3), dtype=torch.uint8)
     mean = pixels.reshape(4, 2, 6, 2, 3).float().mean((1, 3))
     assert (resize_pixels(pixels, (4, 6)).float() - mean).abs().max() <= 1
@@ -94,8 +95,9 @@ def test_a_part_of_an_image_cuts_its_objects():
 
 def test_crops_keep_boxes_around_their_masks():
     """A large image, so that crops are smaller than it: a box still is that of its mask, to a pixel of rounding."""
-    big = Objects(**{**vars(objects(400, 600)), "boxes": objects().boxes * 10, "size": (400, 600),
-                     "segmentations": tuple([[10 * v for v in one[0]]] for one in objects().segmentations)})  # fmt: skip
+    small = objects()
+    polygons = tuple([[10 * v for v in one[0]]] for one in small.segmentations)
+    big = replace(small, boxes=small.boxes * 10, segmentations=polygons, size=(400, 600))
     transform = DetectionTransform(KeepRatio(480, 1000), sides=(320, 480), flip=0.5, crop=True)
     random.seed(1)
     sizes = set()
