@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
         choices=(0, 1),
         help="coordinate of the first pixel in Pascal VOC xml (default: 0 if a box has a 0, and 1 else)",
     )
+    parser.add_argument("--single-class", metavar="NAME", help="give all objects this class")
     parser.add_argument("--copy", action="store_true", help="copy images, instead of linking them where possible")
     args = parse(parser, argv)
     if args is None:
@@ -80,6 +81,8 @@ def _convert(args: argparse.Namespace) -> int:
         from vssm.data.labels.write import write_coco
 
         annotated = read_labels(Path(args.source), args.format, args.origin)
+    if args.single_class:
+        annotated.merge_classes(args.single_class)
     tiling = Tiling(args.tile, args.overlap, args.min_visible) if args.tile else None
     with Progress(console=errors, transient=True) as progress:
         bar = progress.add_task("writing images", total=len(annotated.images))
@@ -92,7 +95,7 @@ def _convert(args: argparse.Namespace) -> int:
     for split, images in written.images.items():
         print_line(console, f"{split}: {images} images, {written.objects[split]} objects")
     shown = ", ".join(annotated.classes[:20]) + (", ..." if len(annotated.classes) > 20 else "")
-    print_line(console, f"{len(annotated.classes)} classes: {shown}")
+    print_line(console, f"classes: {len(annotated.classes)} ({shown})")
     lost = annotated.lost.lines()
     print_line(console, "not carried over, or worth a look:" if lost else "everything was carried over")
     for line in lost:

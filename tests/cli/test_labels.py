@@ -42,7 +42,7 @@ def test_yolo(yolo, tmp_path, capsys):
         "note: 3 of 10 images validate (drawn with seed 1)",
         "train: 7 images, 14 objects",
         "val: 3 images, 6 objects",
-        "2 classes: triangle, square",
+        "classes: 2 (triangle, square)",
         "everything was carried over",
     ):
         assert line in shown
@@ -101,6 +101,14 @@ def test_copies(yolo, tmp_path, capsys):
     name = load(tmp_path / "out", "train").names[0]
     assert not (tmp_path / "out" / "train" / name).samefile(yolo / "images" / name)
     assert (tmp_path / "out" / "train" / name).read_bytes() == (yolo / "images" / name).read_bytes()
+
+
+def test_a_single_class(yolo, tmp_path, capsys):
+    assert main(["labels", str(yolo), str(tmp_path / "out"), "--single-class", "shape"]) == 0
+    shown = capsys.readouterr().out
+    assert "note: 2 classes became shape: triangle, square" in shown and "classes: 1 (shape)" in shown
+    train = load(tmp_path / "out", "train")
+    assert train.classes == ("shape",) and train.class_counts() == [16]
 
 
 def test_what_is_lost_is_printed(yolo, tmp_path, capsys):

@@ -42,7 +42,9 @@ def test_boxes_include_their_last_pixel(root):
     annotated = read_labels(root)
     assert annotated.classes == ["car", "tree"]
     assert boxes(annotated) == [(0, 0, 30, 20), (3, 4, 3, 3)]
-    assert annotated.notes == ["coordinates are taken to begin at 1: and boxes include their last pixel"]
+    assert annotated.notes == [
+        "coordinates are taken to begin at 1: boxes include their last pixel, as in Pascal VOC (--origin)"
+    ]
     assert [(image.name, image.size, image.split) for image in annotated.images] == [
         ("a.jpg", (30, 20), None),
         ("b.jpg", (30, 20), None),
@@ -54,7 +56,7 @@ def test_coordinates_that_begin_at_0(root):
     write(root, "b", annotation(thing(0, 3, 5, 8), filename="b.jpg"))
     annotated = read_labels(root)
     assert boxes(annotated) == [(1, 1, 29, 19), (4, 5, 2, 2)]
-    assert annotated.notes == ["coordinates are taken to begin at 0: the value 0 occurs"]
+    assert annotated.notes == ["coordinates are taken to begin at 0: a box has the value 0 (--origin)"]
     assert boxes(read_labels(root, origin=1))[1] == (3, 4, 3, 3)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vssm.data.files import printable_name
 from vssm.data.image import DAMAGE, UnreadableImage, is_turned
+from vssm.data.imagefolder import some
 from vssm.data.rle import Polygons, Segmentation
 
 __all__ = ["Annotated", "AnnotatedImage", "Labelled", "Lost", "box_around", "decoded", "polygon_area", "upright_size"]
@@ -72,6 +73,15 @@ class Annotated:
     classes: list[str]
     lost: Lost = field(default_factory=Lost)
     notes: list[str] = field(default_factory=list[str])
+
+    def merge_classes(self, name: str) -> None:
+        """Gives all objects one class."""
+        if len(self.classes) > 1:
+            self.notes.append(f"{len(self.classes)} classes became {name}: {some(self.classes)}")
+        self.classes = [name]
+        for image in self.images:
+            for one in image.objects:
+                one.name = name
 
 
 def upright_size(path: Path) -> tuple[int, int]:

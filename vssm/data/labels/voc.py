@@ -54,8 +54,8 @@ def read(source: Path, origin: int | None = None) -> Annotated:
     corners = {path: list(_objects(root, path, annotated.lost)) for path, root in roots}
     if origin is None:
         origin = 1 if all(min(box) > 0 for boxes in corners.values() for _, box in boxes) else 0
-        meaning = "and boxes include their last pixel" if origin else "the value 0 occurs"
-        annotated.notes.append(f"coordinates are taken to begin at {origin}: {meaning}")
+        meaning = "boxes include their last pixel, as in Pascal VOC" if origin else "a box has the value 0"
+        annotated.notes.append(f"coordinates are taken to begin at {origin}: {meaning} (--origin)")
     splits = _splits(source)
     finder = _Images(source)
     for path, root in roots:
