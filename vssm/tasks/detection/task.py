@@ -1,6 +1,5 @@
 """Detection as a task: boxes, and masks where the network and the data have them."""
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vssm._words import nearest
 from vssm.data.batches import Collate
 from vssm.data.keep_ratio import KeepRatio
 from vssm.data.padded import PaddedImages
@@ -19,21 +17,16 @@ from vssm.data.preprocess import Preparation
 from vssm.data.splits import Splits, Transform
 from vssm.settings import DataSettings, ModelSettings, Settings
 from vssm.tasks.classification.model import check_model_name
-from vssm.tasks.detection.cascade import cascade_mask_rcnn
 from vssm.tasks.detection.detections import Detections
 from vssm.tasks.detection.drawing import draw_objects
 from vssm.tasks.detection.learner import Detection
-from vssm.tasks.detection.mask_rcnn import mask_rcnn
+from vssm.tasks.detection.networks import create_detector
 from vssm.tasks.detection.transforms import DetectionTransform, EvaluationTransform
 from vssm.tasks.task import Example
 
 if TYPE_CHECKING:
     from vssm.tasks.detection.metrics import DetectionMetrics, DetectionQuality
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "mask_rcnn": mask_rcnn,
-    "cascade_mask_rcnn": cascade_mask_rcnn,
-}
 SHORT_SIDE, LONG_SIDE = 800, 1333
 DRAWN = 0.5  # least score of an object that is drawn
 
@@ -66,22 +59,7 @@ class DetectionTask:
     collate: Collate = Collate(stack_images)  # noqa: RUF009 (one for all)
 
     def create_model(self, settings: ModelSettings, classes: int, channels: int, pretrained: bool = False) -> nn.Module:
-        name = settings.network or next(iter(NETWORKS))
-        if name not in NETWORKS:
-            raise ValueError(f"model.network is {name!r}; expected {' or '.join(NETWORKS)}{nearest(name, NETWORKS)}")
-        factory = NETWORKS[name]
-        known = set(inspect.signature(factory).parameters) - {
-            "backbone", "num_classes", "pretrained", "backbone_args", "rpn", "stage",
-        }  # fmt: skip
-        for argument in settings.network_args:
-            if argument not in known:
-                raise ValueError(f"model.network_args.{argument} is no argument of {name}{nearest(argument, known)}")
-        backbone_args = dict(settings.args)
-        if settings.drop_path is not None:
-            backbone_args["drop_path_rate"] = settings.drop_path
-        return factory(
-            settings.name, classes, pretrained=pretrained, backbone_args=backbone_args, **settings.network_args
-        )
+        return create_detector(settings, classes, pretrained)
 
     @torch.inference_mode()
     def check_model(
