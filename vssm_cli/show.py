@@ -13,6 +13,7 @@ from vssm_cli.lines import print_fact, print_note
 UNREADABLE = "val_unreadable"
 
 MANY_CLASSES = 20
+ABREAST = 6  # columns of metrics
 
 
 def announce(console: Console, experiment) -> None:
@@ -115,6 +116,13 @@ def metrics_table(metrics: Mapping[str, float], headings: Mapping[str, str]) -> 
     if metrics.get(UNREADABLE):
         shown.append(("unreadable", metrics[UNREADABLE]))
         cells.append(f"{metrics[UNREADABLE]:.0f}")
+    if len(shown) > ABREAST:  # one below the other
+        table.add_column()
+        table.add_column(justify="right")
+        for (heading, _), cell in zip(shown, cells, strict=True):
+            table.add_row(heading.removeprefix("%"), cell)
+        table.show_header = False
+        return table
     for heading, _ in shown:
         table.add_column(heading.removeprefix("%"), justify="right")
     table.add_row(*cells)

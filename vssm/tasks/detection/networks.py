@@ -11,6 +11,7 @@ from vssm._words import nearest
 from vssm.settings import ModelSettings
 from vssm.tasks.detection.assign import Sampler
 from vssm.tasks.detection.cascade import cascade_mask_rcnn
+from vssm.tasks.detection.detr import d_fine, rt_detr_v2
 from vssm.tasks.detection.mask_rcnn import mask_rcnn
 from vssm.tasks.detection.roi_heads import StageConfig
 from vssm.tasks.detection.rpn import RPNConfig
@@ -18,6 +19,8 @@ from vssm.tasks.detection.rpn import RPNConfig
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mask_rcnn": mask_rcnn,
     "cascade_mask_rcnn": cascade_mask_rcnn,
+    "rt_detr_v2": rt_detr_v2,
+    "d_fine": d_fine,
 }
 # What a factory takes that settings do not name: given otherwise, or no plain value.
 _OTHER = {"backbone", "num_classes", "pretrained", "backbone_args", "rpn", "stage", "stages"}
@@ -35,6 +38,12 @@ def create_detector(settings: ModelSettings, classes: int, pretrained: bool = Fa
     if name not in NETWORKS:
         raise ValueError(f"model.network is {name!r}; expected {' or '.join(NETWORKS)}{nearest(name, NETWORKS)}")
     factory = NETWORKS[name]
+    backbone_args = dict(settings.args)
+    if settings.drop_path is not None:
+        backbone_args["drop_path_rate"] = settings.drop_path
+    common: dict[str, Any] = {"pretrained": pretrained, "backbone_args": backbone_args}
+    if factory in (rt_detr_v2, d_fine):  # which name an option that they do not know themselves
+        return factory(settings.name, classes, **common, **settings.network_args)
     parameters = inspect.signature(factory).parameters
     known = [*(argument for argument in parameters if argument not in _OTHER)]
     known += [count for count in _COUNTS if "rpn" in parameters]
@@ -46,10 +55,7 @@ def create_detector(settings: ModelSettings, classes: int, pretrained: bool = Fa
             )
     given = {argument: value for argument, value in settings.network_args.items() if argument not in _COUNTS}
     given |= _counted(settings.network_args, parameters)
-    backbone_args = dict(settings.args)
-    if settings.drop_path is not None:
-        backbone_args["drop_path_rate"] = settings.drop_path
-    return factory(settings.name, classes, pretrained=pretrained, backbone_args=backbone_args, **given)
+    return factory(settings.name, classes, **common, **given)
 
 
 def _counted(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:

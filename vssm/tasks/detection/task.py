@@ -116,7 +116,7 @@ class DetectionTask:
     def learner(self, model: nn.Module, settings: Settings, splits: Splits) -> Detection:
         from vssm.data.coco import CocoInstances
 
-        train, has_masks = splits.train, bool(getattr(model, "has_masks", True))
+        train, has_masks = splits.train, bool(getattr(model, "has_masks", False))
         if isinstance(train, CocoInstances) and isinstance(train.transform, DetectionTransform):
             if has_masks and not train.has_masks:
                 raise ValueError(
