@@ -1,4 +1,4 @@
-"""The papers' recipes of detection, from one table: `python -m tests.recipes` writes them again."""
+"""The papers' recipes of detection and segmentation, from one table: `python -m tests.recipes` writes them again."""
 
 from pathlib import Path
 
@@ -16,6 +16,7 @@ DROP_PATH = {
 # What has no weight decay there: parameters whose official names contain "norm".
 NO_DECAY = {
     "vmamba": ["*.blocks.*norm*", "*out_norms.*"],
+    "vanilla_vmamba": ["*.blocks.*norm*", "*out_norms.*", "*downsample.norm*"],
     "spatial_mamba": ["*out_norm*", "*stem.norm*", "*downsample.norm*"],
 }
 EPOCHS = {"1x": (12, [8, 11]), "3x": (36, [27, 33])}
@@ -24,6 +25,8 @@ DETECTORS = [
     *(("mask_rcnn", model, "3x") for model in DROP_PATH),
     *(("cascade_mask_rcnn", model, "3x") for model in ("spatial_mamba_tiny", "spatial_mamba_small")),
 ]
+# In segmentation as in detection, and those of the first VMamba, which inherit Swin's.
+SEGMENTATION = DROP_PATH | dict.fromkeys(("vanilla_vmamba_tiny", "vanilla_vmamba_small", "vanilla_vmamba_base"), 0.3)
 TITLES = {"mask_rcnn": "Mask R-CNN", "cascade_mask_rcnn": "Cascade Mask R-CNN"}
 
 
@@ -68,12 +71,56 @@ def detector(network: str, model: str, schedule: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def segmentation(model: str) -> str:
+    family = model.rpartition("_")[0]
+    lines = [
+        f"# UPerNet on {model}, 160,000 steps: ADE20K, 16 crops of 512 per step on one GPU (with 8 GPUs: --devices 8",
+        "# --batch-size 2; BatchNorm is synchronised). Give --data.root ADE20K and --init-from CHECKPOINT of a",
+        "# classifier.",
+        "task: segmentation",
+        "model:",
+        f"  name: {model}",
+        "  network: upernet",
+        f"  drop_path: {SEGMENTATION[model]}",
+        "data:",
+        "  name: masks",
+        "  image_size: 512",
+        "  max_side: 2048",
+        "  crop_size: 512",
+        "  resize_range: [0.5, 2.0]",
+        "  max_class_share: 0.75",
+        "  photometric: true",
+        "  batch_size: 16",
+        "  workers: 8",
+        "optim:",
+        "  lr: 6.0e-5",
+        "  weight_decay: 0.01",
+        f"  no_decay: {NO_DECAY[family]!r}",
+        "  schedule: poly",
+        "  power: 1.0",
+        "  min_lr: 0.0",
+        "  warmup_steps: 1500",
+        "  warmup_lr: 1.0e-6",
+        "  label_smoothing: 0.0",
+        "  ema_decay: 0.0",
+        "trainer:",
+        "  max_steps: 160000",
+        "  max_epochs: 127  # of ADE20K's 20,210 images",
+        "  check_val_every_n_epoch: 13",
+        "  devices: 1",
+        "  gradient_clip_val: null",
+        "save_every_n_steps: 2000",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def texts() -> dict[str, str]:
     """The content of each file, by its path below `vssm/recipes`."""
-    return {
+    found = {
         f"detection/{network}_{model}_{schedule}.yaml": detector(network, model, schedule)
         for network, model, schedule in DETECTORS
     }
+    return found | {f"segmentation/upernet_{model}_160k.yaml": segmentation(model) for model in SEGMENTATION}
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ class DataSettings:
         root: folder with train/CLASS/ and val/CLASS/, or with CLASS/ alone (imagefolder), or in a layout of coco, masks
         train_annotations: json of the training objects, where root does not have it at its usual path (coco)
         val_annotations: json of the validation objects, likewise (coco)
-        label_file: YAML with the names of the classes, and the values that they have in the files (masks)
+        label_file: names of the classes, a line each: NAME, VALUE,NAME or R G B,NAME; classes.txt in root when not
+            given (masks)
         reduce_zero_label: value 0 is unlabelled and the classes count from 1, as in ADE20K (masks)
         val_share: share of each class that validates when root has no val (imagefolder), or of the images (coco)
         image_size: side in pixels; the model's own when not given (digits: 32). Detection and segmentation: the shorter

@@ -3,6 +3,7 @@
 from vssm._words import nearest
 from vssm.tasks.classification.task import ClassificationTask
 from vssm.tasks.detection.task import DetectionTask
+from vssm.tasks.segmentation.task import SegmentationTask
 from vssm.tasks.task import Task
 
 __all__ = ["TASKS", "Task", "find_task"]
@@ -10,6 +11,7 @@ __all__ = ["TASKS", "Task", "find_task"]
 TASKS: dict[str, Task] = {
     "classification": ClassificationTask(),
     "detection": DetectionTask(),
+    "segmentation": SegmentationTask(),
 }
 
 

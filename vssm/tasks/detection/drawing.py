@@ -1,22 +1,15 @@
 """Boxes, masks and labels drawn on an image."""
 
-import colorsys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Color = tuple[int, int, int]
+from vssm.tasks.colors import Color, class_color
+
 Shape = tuple[Sequence[float], str, int, np.ndarray | None]
 
 STRENGTH = 0.45  # of a mask's colour over the image
-
-
-def class_color(label: int) -> Color:
-    """The same for a label in every picture; neighbouring labels differ in hue by the golden angle."""
-    value = colorsys.hsv_to_rgb((0.57 + label * 0.381966) % 1, 0.85, 0.95)
-    red, green, blue = (round(255 * channel) for channel in value)
-    return red, green, blue
 
 
 def draw_objects(image: Image.Image, shapes: Iterator[Shape] | Sequence[Shape]) -> Image.Image:
