@@ -19,6 +19,7 @@ ALLOWED = {
     "models": {"ops", "nn", "weights"},
     "data": set(),
     "tasks": {"ops", "nn", "weights", "models", "data"},
+    "integrations": {"weights", "tasks"},
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
     "inference": {"ops", "nn", "weights", "models", "tasks", "data"},
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "inference"},
