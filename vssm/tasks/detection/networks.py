@@ -1,13 +1,12 @@
 """The detectors that a training can name, and their arguments as plain settings."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from vssm._words import nearest
 from vssm.settings import ModelSettings
 from vssm.tasks.detection.assign import Sampler
 from vssm.tasks.detection.cascade import cascade_mask_rcnn
@@ -15,8 +14,9 @@ from vssm.tasks.detection.detr import d_fine, rt_detr_v2
 from vssm.tasks.detection.mask_rcnn import mask_rcnn
 from vssm.tasks.detection.roi_heads import StageConfig
 from vssm.tasks.detection.rpn import RPNConfig
+from vssm.tasks.networks import Factory, backbone_arguments, check_arguments, chosen_network
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
+NETWORKS: dict[str, Factory] = {
     "mask_rcnn": mask_rcnn,
     "cascade_mask_rcnn": cascade_mask_rcnn,
     "rt_detr_v2": rt_detr_v2,
@@ -34,25 +34,14 @@ def create_detector(settings: ModelSettings, classes: int, pretrained: bool = Fa
     `settings.network_args` are the factory's widths and limits, and `rpn_samples`, `samples` (per stage) and
     `proposals` in place of 256, 512 and 1000. Raises ValueError that names what is unknown, or cannot be.
     """
-    name = settings.network or next(iter(NETWORKS))
-    if name not in NETWORKS:
-        raise ValueError(f"model.network is {name!r}; expected {' or '.join(NETWORKS)}{nearest(name, NETWORKS)}")
-    factory = NETWORKS[name]
-    backbone_args = dict(settings.args)
-    if settings.drop_path is not None:
-        backbone_args["drop_path_rate"] = settings.drop_path
-    common: dict[str, Any] = {"pretrained": pretrained, "backbone_args": backbone_args}
+    name, factory = chosen_network(NETWORKS, settings)
+    common: dict[str, Any] = {"pretrained": pretrained, "backbone_args": backbone_arguments(settings)}
     if factory in (rt_detr_v2, d_fine):  # which name an option that they do not know themselves
         return factory(settings.name, classes, **common, **settings.network_args)
     parameters = inspect.signature(factory).parameters
     known = [*(argument for argument in parameters if argument not in _OTHER)]
     known += [count for count in _COUNTS if "rpn" in parameters]
-    for argument in settings.network_args:
-        if argument not in known:
-            raise ValueError(
-                f"model.network_args.{argument} is no argument of {name}{nearest(argument, known)} "
-                f"(it takes {', '.join(known)})"
-            )
+    check_arguments(name, settings, known)
     given = {argument: value for argument, value in settings.network_args.items() if argument not in _COUNTS}
     given |= _counted(settings.network_args, parameters)
     return factory(settings.name, classes, **common, **given)

@@ -1,6 +1,6 @@
 """Semantic segmentation as a task: a class for every pixel."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from vssm.data.splits import Splits, Transform
 from vssm.settings import DataSettings, ModelSettings, Settings
 from vssm.tasks.classification.model import check_image_size, check_model_name
 from vssm.tasks.initial import load_initial
-from vssm.tasks.networks import create_network
+from vssm.tasks.networks import Factory, backbone_arguments, check_arguments, chosen_network
 from vssm.tasks.segmentation.drawing import draw_labels, shares
 from vssm.tasks.segmentation.inference import Inference, LabelMap
 from vssm.tasks.segmentation.learner import Segmentation
@@ -28,7 +28,8 @@ from vssm.tasks.task import Example
 if TYPE_CHECKING:
     from vssm.tasks.segmentation.metrics import SegmentationMetrics, SegmentationQuality
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"upernet": upernet}
+NETWORKS: dict[str, Factory] = {"upernet": upernet}
+WIDTHS = ("channels", "aux_channels", "drop_rate")  # what settings may name
 SHORT_SIDE, LONG_SIDE = 512, 2048
 TRIED = (64, 96)  # sides of the image that a network is tried with
 NAMED = 5  # classes of a summary
@@ -48,7 +49,12 @@ class SegmentationTask:
     collate: Collate = field(default_factory=lambda: Collate(stack))
 
     def create_model(self, settings: ModelSettings, classes: int, channels: int, pretrained: bool = False) -> nn.Module:
-        return create_network(NETWORKS, settings, classes, channels, pretrained)
+        name, factory = chosen_network(NETWORKS, settings)
+        check_arguments(name, settings, WIDTHS)
+        backbone_args = {"in_chans": channels, **backbone_arguments(settings)}
+        return factory(
+            settings.name, classes, pretrained=pretrained, backbone_args=backbone_args, **settings.network_args
+        )
 
     def check_model(
         self, model: nn.Module, name: str, input_size: tuple[int, int, int], classes: int | None = None
