@@ -122,3 +122,11 @@ def test_pasting_what_has_no_extent_or_lies_outside():
     thin, outside = paste(masks, torch.tensor([[5.0, 3, 5, 8], [50, 50, 60, 60]]), (10, 12))
     assert not outside.any()
     assert thin.any() and thin[:, :4].sum() == 0 and thin[:, 6:].sum() == 0  # the box's own column, and one beside
+
+
+def test_a_mask_ends_with_zeros_where_the_batch_is_padded():
+    corner = torch.ones(1, 4, 4, dtype=torch.bool)
+    box, index = torch.tensor([[3.4, 3.4, 4.0, 4.0]]), torch.tensor([0])
+    # The last cell's sample is 0.35 of a pixel beyond the centre of the last pixel, in both directions: 0.65 ** 2.
+    assert mask_targets(corner, box, index, (32, 32), cells=2).tolist() == [[[1.0, 1.0], [1.0, 0.0]]]
+    assert mask_targets(corner, box, index, (4, 4), cells=2).min() == 1  # at the edge of the batch nothing follows
