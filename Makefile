@@ -3,7 +3,7 @@ PY    ?= python3.11
 VENV  ?= .venv
 BIN   := $(VENV)/bin
 
-.PHONY: setup demo test test-full lint bench clean
+.PHONY: setup demo demo-detect demo-segment test test-full lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -15,6 +15,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(wildcard csrc/* 
 
 demo: setup
 	$(BIN)/python -m vssm demo
+
+demo-detect: setup
+	$(BIN)/python -m vssm demo detect
+
+demo-segment: setup
+	$(BIN)/python -m vssm demo segment
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
