@@ -15,7 +15,7 @@ SHOWN = 12
 
 
 def run(kind: str, folder: Path, seed: int, epochs: int | None) -> int:
-    """Writes the shapes, trains a classifier on crops of them, then the network on its backbone; evaluates and draws."""
+    """Writes the shapes, trains a classifier on crops of them and then the network, evaluates, draws."""
     from rich.console import Console
 
     from vssm._yaml import read_yaml

@@ -19,6 +19,11 @@ def measure(command: str, description: str, split: str, argv: list[str]) -> int:
     """The whole command: evaluates a checkpoint on the images of `split`, prints loss, top-1 and top-5."""
     parser = settings_parser(command, description)
     parser.add_argument("--checkpoint", metavar="RUN_DIR|FILE", help="a run directory (its best.ckpt) or a checkpoint")
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="detection: write what was found to a json in COCO's format; an interrupted evaluation goes on from it",
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
     asked = parse_settings(parser, argv)
     if asked is None:
@@ -47,7 +52,11 @@ def measure(command: str, description: str, split: str, argv: list[str]) -> int:
     device = accelerator_device(changed.trainer.accelerator)
     predictor = Predictor.of(stored.changed(changed)).to(device)
     evaluation = predictor.evaluate(
-        split=split, limit_batches=changed.trainer.limit_val_batches, precision=changed.trainer.precision, details=0
+        split=split,
+        limit_batches=changed.trainer.limit_val_batches,
+        precision=changed.trainer.precision,
+        details=0,
+        results=asked.results,
     )
     for note in evaluation.notes:
         print_note(console, note)

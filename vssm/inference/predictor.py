@@ -1,5 +1,6 @@
 """A network that is ready to use, from wherever its weights come: `vssm.load`."""
 
+import hashlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -13,10 +14,12 @@ from torch import nn
 from vssm.data.image import UnreadableImage
 from vssm.data.preprocess import Preparation, published_preprocess
 from vssm.data.sources import find_files
+from vssm.data.splits import Splits
 from vssm.inference.checkpoint import TrainedModel, at_size, is_ours, load_weights, read_checkpoint
 from vssm.inference.device import pick_device
 from vssm.inference.evaluate import Evaluation, Progress, evaluate
 from vssm.inference.predict import Prediction, predict
+from vssm.inference.results import CocoResults, Results
 from vssm.settings import DATA_NAMES, DataSettings
 from vssm.tasks import TASKS, find_task
 from vssm.tasks.classification import check_model_name, class_names, create_classifier
@@ -106,6 +109,7 @@ class Predictor:
         precision: str = "32-true",
         details: int = 24,
         progress: Progress | None = None,
+        results: str | PathLike[str] | None = None,
     ) -> Evaluation:
         """Evaluates on labelled images: `.quality` has loss, top1, top5, per class figures, confusion and calibration.
 
@@ -114,6 +118,8 @@ class Predictor:
             split: "val", or "test" for FOLDER/test/CLASS/IMAGE
             batch_size, workers: those of the settings when not given
             limit_batches, precision, details, progress: as in `vssm.inference.evaluate.evaluate`
+            results: detection: a json file for what was found, in COCO's format. While it grows, FILE.partial has what
+                is done, and an evaluation that was interrupted goes on there
 
         Raises OSError or ValueError when the images are not there, are of other classes, or cannot be read.
         """
@@ -134,7 +140,22 @@ class Predictor:
             kind={"val": "validation", "test": "test"}[split],
             progress=progress,
             data=chosen,
+            results=None if results is None else self._results(Path(results), splits),
         )
+
+    def _results(self, file: Path, splits: Splits) -> Results:
+        if self.task.name != "detection":
+            raise ValueError(f"COCO's json of results is for detection, not {self.task.name}; try vssm predict")
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        about = {
+            "weights": digest.hexdigest(),
+            "images": splits.fingerprints(),
+            "preprocess": splits.preprocess.as_dict(),
+        }
+        return CocoResults(file, about)
 
     def _data(self, data: DataSettings | str | PathLike[str] | None) -> DataSettings:
         if isinstance(data, DataSettings):

@@ -76,7 +76,7 @@ class DetectionMetrics(nn.Module):
     mask. Several processes are merged. Masks are compared where the network gives them and every object has one.
     With `details`, detections of so many images, evenly spread over the data set, are kept as examples.
 
-    rows: where given, it is called with each image's results as COCO's json lists them.
+    rows: the results of each image of the latest batch, as COCO's json lists them. An output may be such rows too.
     """
 
     def __init__(self, dataset: CocoInstances, details: int = 0):
@@ -86,7 +86,7 @@ class DetectionMetrics(nn.Module):
         self.kinds = ("bbox", "segm") if dataset.has_masks else ("bbox",)
         step = max(1, len(dataset) // details) if details else 0
         self.kept = set(range(0, len(dataset), step)[:details]) if details else set[int]()
-        self.rows: Any = None
+        self.rows: list[list[dict[str, Any]]] = []
         self.reset()
 
     def reset(self) -> None:
@@ -97,27 +97,30 @@ class DetectionMetrics(nn.Module):
         self.objects = [0] * len(self.categories)
         self.examples: list[Found] = []
 
-    def update(self, outputs: Sequence[Detections], batch: Batch) -> None:
+    def update(self, outputs: Sequence[Detections | list[dict[str, Any]]], batch: Batch) -> None:
+        self.rows = []
         for index, found in zip(batch.indices.tolist(), outputs, strict=True):
-            found = found.to("cpu")
             entry, truth = self.dataset.image_entry(index), self.dataset.annotations(index)
-            results = self._rows(entry["id"], found)
-            if found.masks is None:
-                self.without_masks = True
+            if isinstance(found, Detections):
+                found = found.to("cpu")
+                results = self._rows(entry["id"], found)
+                self.without_masks |= found.masks is None
+                if index in self.kept:
+                    self.examples.append(Found(index, found))
+            else:
+                results = found
+                self.without_masks |= any("segmentation" not in row for row in results)
+            self.rows.append(results)
             for kind, stream in self.streams.items():
                 if kind == "bbox":
                     # Without its mask, or the area of the mask would decide what is small.
                     stream.update([entry], truth, [_without(row, "segmentation") for row in results])
                 elif not self.without_masks:
                     stream.update([entry], truth, [_without(row, "bbox") for row in results])
-            if self.rows is not None:
-                self.rows(results)
             self.images += 1
             objects = self.dataset.objects(index)
             for label in objects.labels[~objects.crowd].tolist():
                 self.objects[label] += 1
-            if index in self.kept:
-                self.examples.append(Found(index, found))
 
     def compute(self) -> DetectionQuality:
         images, objects, streams, without_masks = self._gathered()

@@ -1,0 +1,89 @@
+"""Results of an evaluation in files, image by image: an evaluation that was interrupted goes on where it stopped."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from vssm._writing import replacing
+from vssm.data.batches import Batch
+
+__all__ = ["CocoResults", "Results", "Rows"]
+
+Rows = list[dict[str, Any]]
+
+
+class Results(Protocol):
+    """Where the outputs of an evaluation go."""
+
+    def stored(self, batch: Batch) -> Sequence[Any] | None:
+        """The outputs for a batch as an earlier, interrupted evaluation left them; None when one is missing."""
+        ...
+
+    def write(self, outputs: Sequence[Any], batch: Batch, rows: Sequence[Rows]) -> None: ...
+
+    def finish(self) -> None:
+        """All images are done."""
+        ...
+
+
+class CocoResults:
+    """COCO's json of results: a list of {image_id, category_id, bbox, score, segmentation}.
+
+    While it grows, the results of each image are a line of FILE.partial, which an evaluation of the same checkpoint on
+    the same images takes up again. Raises ValueError when FILE.partial is of others.
+    """
+
+    def __init__(self, file: Path, about: dict[str, Any]):
+        self.file, self.partial = file, file.with_name(f"{file.name}.partial")
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} is a folder; --results takes the json to write")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"{file.parent} does not exist; results are written into an existing folder")
+        self.done = self._read(about) if self.partial.exists() else dict[int, Rows]()
+        if not self.done:
+            self.partial.write_text(json.dumps(about) + "\n", encoding="utf-8")
+
+    def stored(self, batch: Batch) -> Sequence[Any] | None:
+        indices = cast(list[int], cast(Any, batch.indices).tolist())
+        return [self.done[index] for index in indices] if all(index in self.done for index in indices) else None
+
+    def write(self, outputs: Sequence[Any], batch: Batch, rows: Sequence[Rows]) -> None:
+        indices = cast(list[int], cast(Any, batch.indices).tolist())
+        lines = [
+            json.dumps({"index": index, "results": found})
+            for index, found in zip(indices, rows, strict=True)
+            if index not in self.done
+        ]
+        with self.partial.open("a", encoding="utf-8") as stream:
+            stream.write("".join(f"{line}\n" for line in lines))
+
+    def finish(self) -> None:
+        with replacing(self.file) as new, new.open("w", encoding="utf-8") as stream, self.partial.open("rb") as lines:
+            next(lines)
+            stream.write("[")
+            comma = ""
+            for line in lines:
+                for row in json.loads(line)["results"]:
+                    stream.write(comma + json.dumps(row))
+                    comma = ",\n"
+            stream.write("]\n")
+        self.partial.unlink()
+
+    def _read(self, about: dict[str, Any]) -> dict[int, Rows]:
+        """Whole lines; a last one that a killed process left unfinished is cut off."""
+        with self.partial.open("rb") as stream:
+            lines = stream.read().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        try:
+            first: Any = json.loads(whole[0]) if whole else None
+            entries = [cast(dict[str, Any], json.loads(line)) for line in whole[1:]]
+            found = {int(entry["index"]): cast(Rows, entry["results"]) for entry in entries}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.partial} is damaged ({error}); remove it to start again") from error
+        if first != json.loads(json.dumps(about)):
+            raise ValueError(f"{self.partial} is of another checkpoint or of other images; remove it to start again")
+        if len(whole) < len(lines):
+            with replacing(self.partial) as new:
+                new.write_bytes(b"".join(whole))
+        return found
