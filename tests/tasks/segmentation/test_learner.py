@@ -68,19 +68,26 @@ def test_scores_are_resized_to_the_labels():
     scores = torch.tensor([[[[0.0, 1.0]], [[0.0, 0.0]]]])
     labels = torch.zeros(1, 1, 4, dtype=torch.long)
     wide = torch.tensor([[[[0.0, 0.25, 0.75, 1.0]], [[0.0] * 4]]])
-    loss, _ = Segmentation(Fixed(scores)).training_step(torch.zeros(1, 3, 8, 8), labels)
+    loss = Segmentation(Fixed(scores)).loss(scores, labels)
     assert loss.item() == pytest.approx(by_hand(wide, labels), rel=1e-5)
 
 
 @pytest.mark.parametrize("over_valid", [False, True])
 def test_nothing_valid_is_no_loss_and_no_gradient(over_valid):
-    model = Fixed(torch.randn(1, 3, 2, 2))
+    model = Fixed(torch.randn(2, 3, 2, 2))
     learner = Segmentation(model, 0.1, over_valid=over_valid)
-    labels = torch.full((1, 4, 4), 255)
-    loss, scores = learner.training_step(torch.zeros(1, 3, 8, 8), labels)
+    labels = torch.full((2, 4, 4), 255)
+    loss, scores = learner.training_step(torch.zeros(2, 3, 8, 8), labels)
     loss.backward()
     assert loss.item() == 0 and (model.scores.grad == 0).all()
     assert float(learner.running(scores, labels)["accuracy"]) == 0
+
+
+def test_one_image_alone_is_refused():
+    with pytest.raises(ValueError, match=r"one image alone cannot train.*data\.batch_size to 2 or more"):
+        Segmentation(Fixed(torch.zeros(1, 2, 2, 2))).training_step(
+            torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long)
+        )
 
 
 def test_running_accuracy():

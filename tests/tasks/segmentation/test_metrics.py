@@ -33,7 +33,8 @@ def test_by_hand():
     assert found.logged() == pytest.approx(
         {"val_miou": (2 / 4 + 3 / 4 + 0) / 3, "val_aacc": 5 / 7, "val_macc": (2 / 3 + 3 / 4) / 2, "val_images": 1}
     )
-    assert found.by_class()["pixels"] == [3, 4, 0, 0] and found.problem() is None
+    assert found.pixels.tolist() == [3, 4, 0, 0] and found.by_class()["%pixels"] == pytest.approx([3 / 7, 4 / 7, 0, 0])
+    assert found.by_class()["%IoU"][:3] == found.iou[:3].tolist() and found.problem() is None
 
 
 def random_pairs(classes, sizes, ignored=0.2):

@@ -102,7 +102,7 @@ def test_an_evaluation_gives_what_the_training_logged(trained, shapes):
     quality = found.quality
     assert (quality.images, quality.not_finite) == (3, 0)
     masks = [np.asarray(Image.open(path)) for path in sorted((shapes / "masks" / "val").iterdir())]
-    assert quality.by_class()["pixels"] == np.bincount(np.concatenate([m.ravel() for m in masks]), minlength=6).tolist()
+    assert quality.pixels.tolist() == np.bincount(np.concatenate([m.ravel() for m in masks]), minlength=6).tolist()
     examples = TASK.examples(quality, found.splits, predictor.classes)
     assert [one.file for one in examples] == ["000000.png", "000001.png"]
     assert all(one.found.width == one.truth.width >= 480 for one in examples)

@@ -37,7 +37,15 @@ class Segmentation(nn.Module):
         self.label_smoothing, self.aux_weight, self.over_valid = label_smoothing, aux_weight, over_valid
 
     def training_step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, C, H, W), labels (B, H, W) -> loss, scores (B, K, h, w)."""
+        """images (B, C, H, W), labels (B, H, W) -> loss, scores (B, K, h, w).
+
+        Raises ValueError for one image alone, whose average over the whole map no BatchNorm can norm.
+        """
+        if len(images) == 1 and not (torch.distributed.is_initialized() and images.is_cuda):
+            raise ValueError(
+                "a step on one image alone cannot train: BatchNorm after the pyramid pooling needs two values per "
+                "channel; set data.batch_size to 2 or more"
+            )
         found = self.model(images)
         scores, aux = found if isinstance(found, tuple) else (found, None)
         loss = self.loss(scores, targets)

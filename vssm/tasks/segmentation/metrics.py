@@ -66,8 +66,9 @@ class SegmentationQuality:
         }
 
     def by_class(self) -> dict[str, list[float]]:
+        """%pixels: the share of all pixels that are of the class."""
         return {
-            "pixels": [float(count) for count in self.pixels.tolist()],
+            "%pixels": (self.pixels.double() / self.confusion.sum()).tolist(),
             "%accuracy": self.accuracy.tolist(),
             "%IoU": self.iou.tolist(),
         }
