@@ -106,8 +106,8 @@ def test_scales_and_mirrors():
 @torch.no_grad()
 def test_windows(window, stride):
     """mmseg's grid, in its own terms; the mean of the scores where windows overlap."""
-    model, x, original = Local(), image(24, 43), (24, 43)
-    (found,) = Inference(model, window=window, stride=stride)(batch(x))
+    model, x, original = Local(), image(24, 43), (37, 70)  # of a file of another size, where sums and means differ
+    (found,) = Inference(model, window=window, stride=stride)(batch(x, originals=[original]))
     step = stride or 2 * window // 3
     total, count = torch.zeros(1, 4, 24, 43), torch.zeros(1, 1, 24, 43)
     rows, columns = (max(side - window + step - 1, 0) // step + 1 for side in (24, 43))
