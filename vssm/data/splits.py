@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset
 
 from vssm.data import digits
@@ -17,7 +16,7 @@ from vssm.settings import DataSettings
 
 __all__ = ["Splits", "Transform", "load_splits"]
 
-Transform = Callable[[Image.Image], object]
+Transform = Callable[..., object]  # of an image, and of what is annotated in it where the task has that
 
 
 @dataclass(frozen=True)

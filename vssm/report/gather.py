@@ -89,7 +89,7 @@ class Report:
     environment: dict[str, Any]
     history: History
     task: Task
-    quality: Quality
+    quality: Any  # a Quality
     images_per_second: float
     images_id: str
     pictures: tuple[Picture, ...]

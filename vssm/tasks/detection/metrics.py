@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,7 +130,7 @@ class DetectionMetrics(nn.Module):
             for kind, stream in streams.items()
             if images and not (kind == "segm" and without_masks)
         }
-        nan = Precision(*[float("nan")] * 6, (float("nan"),) * len(self.categories))
+        nan = Precision(**dict.fromkeys(NAMES.values(), math.nan), classes=(math.nan,) * len(self.categories))
         return DetectionQuality(images, found.get("bbox", nan), found.get("segm"), tuple(objects), tuple(self.examples))
 
     def _rows(self, image_id: int, found: Detections) -> list[dict[str, Any]]:
@@ -177,7 +178,7 @@ class DetectionMetrics(nn.Module):
 
 def _known(value: float) -> float:
     """COCO writes -1 where there is nothing to find."""
-    return float("nan") if value < 0 else value
+    return math.nan if value < 0 else value
 
 
 def _without(row: dict[str, Any], key: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vssm.data.splits import Splits, Transform
 from vssm.settings import DataSettings, ModelSettings, Settings
 from vssm.tasks.classification.model import check_model_name
 from vssm.tasks.detection.detections import Detections
-from vssm.tasks.detection.drawing import draw_objects
+from vssm.tasks.detection.drawing import Shape, draw_objects
 from vssm.tasks.detection.learner import Detection
 from vssm.tasks.detection.networks import create_detector
 from vssm.tasks.detection.transforms import DetectionTransform, EvaluationTransform
@@ -163,8 +163,8 @@ class DetectionTask:
         assert isinstance(dataset, CocoInstances)
         for one in quality.examples:
             image, objects = dataset.read(one.index)
-            true = [
-                (box, classes[label], label, None if segmentation is None else objects.mask(row))
+            true: list[Shape] = [
+                (box, classes[int(label)], int(label), None if segmentation is None else objects.mask(row))
                 for row, (box, label, segmentation) in enumerate(
                     zip(objects.boxes.tolist(), objects.labels.tolist(), objects.segmentations, strict=True)
                 )
