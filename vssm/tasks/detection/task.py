@@ -173,9 +173,9 @@ class DetectionTask:
             examples.append(Example(dataset.names[one.index], drawn, draw_objects(image, true)))
         return examples
 
-    def draw(self, image: Image.Image, result: Detections, classes: Sequence[str], score: float = DRAWN) -> Image.Image:
-        """The objects of `score` or more."""
-        shown = result[result.scores >= score]
+    def draw(self, image: Image.Image, result: Detections, classes: Sequence[str]) -> Image.Image:
+        """The objects of `DRAWN` or more."""
+        shown = result[result.scores >= DRAWN]
         masks = [None] * len(shown) if shown.masks is None else (mask.numpy() for mask in shown.pasted())
         rows = zip(shown.boxes.tolist(), shown.labels.tolist(), shown.scores.tolist(), masks)
         return draw_objects(
