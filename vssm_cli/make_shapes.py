@@ -20,6 +20,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything that is drawn (default 0)")
     parser.add_argument(
+        "--own-colors", action="store_true", help="an easier set: each class has a color of its own, on grey"
+    )
+    parser.add_argument(
         "--crops",
         type=int,
         nargs="?",
@@ -62,7 +65,7 @@ def _write(args: argparse.Namespace, sides: tuple[int, int]) -> int:
         def drawn() -> None:
             progress.advance(bar)
 
-        objects = write_shapes(root, args.train, args.val, sides, args.seed, drawn)
+        objects = write_shapes(root, args.train, args.val, sides, args.seed, drawn, args.own_colors)
         if crops:
             write_crops(root / "crops", crops, held, seed=args.seed, progress=drawn)
     output = Console()

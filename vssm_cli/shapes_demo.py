@@ -10,12 +10,12 @@ KINDS = {
     "detect": ("shapes_detection", "val_box_ap50", "box AP50"),
     "segment": ("shapes_segmentation", "val_miou", "mIoU"),
 }
-TRAIN, VAL, CROPS, CROP_SIDE = 400, 100, 200, 64
+TRAIN, VAL = 400, 100
 SHOWN = 12
 
 
 def run(kind: str, folder: Path, seed: int, epochs: int | None) -> int:
-    """Writes the shapes, trains a classifier on crops of them and then the network, evaluates, draws."""
+    """Writes the shapes, trains the network on them, evaluates, draws."""
     from rich.console import Console
 
     from vssm._yaml import read_yaml
@@ -25,7 +25,7 @@ def run(kind: str, folder: Path, seed: int, epochs: int | None) -> int:
     recipe, metric, name = KINDS[kind]
     console = Console()
     with console.status("loading torch and Lightning"):
-        from vssm.data.shapes import write_crops, write_shapes
+        from vssm.data.shapes import write_shapes
         from vssm.inference.predictor import load
         from vssm.report.write import write_report
         from vssm.train.progress import LiveProgress
@@ -36,19 +36,14 @@ def run(kind: str, folder: Path, seed: int, epochs: int | None) -> int:
     shapes = folder / "shapes"
     with console.status("drawing shapes"):
         shapes.mkdir(parents=True)
-        objects = write_shapes(shapes, TRAIN, VAL, seed=seed)
-        write_crops(shapes / "crops", CROPS, CROPS // 5, CROP_SIDE, seed=seed)
+        objects = write_shapes(shapes, TRAIN, VAL, seed=seed, own_colors=True)
     print_line(console, f"{shapes}: {TRAIN} training images with {objects['train']} objects, {VAL} to validate")
 
     chosen = Settings.from_dict(read_yaml(recipes()[recipe]))
-    warm = Settings.from_dict(read_yaml(recipes()["shapes_crops"]))
-    warm.model.name, warm.data.root = chosen.model.name, str(shapes / "crops")
-    chosen.data.root, chosen.model.init_from = str(shapes), str(folder / "backbone")
-    for settings, out in ((warm, "backbone"), (chosen, "network")):
-        settings.seed, settings.out, settings.trainer.devices = seed, str(folder / out), 1
-        if epochs is not None:
-            settings.trainer.max_epochs = epochs
-        _train(settings, console, announce, LiveProgress)
+    chosen.data.root, chosen.seed, chosen.out, chosen.trainer.devices = str(shapes), seed, str(folder / "network"), 1
+    if epochs is not None:
+        chosen.trainer.max_epochs = epochs
+    _train(chosen, console, announce, LiveProgress)
     run_dir = folder / "network"
     with console.status("evaluating"):
         predictor = load(run_dir, device=device_of(chosen.trainer.accelerator))

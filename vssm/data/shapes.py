@@ -17,6 +17,9 @@ __all__ = ["CLASSES", "Scene", "Shape", "draw_scene", "write_crops", "write_shap
 CLASSES = ("disc", "square", "triangle", "star", "ring")
 _HOLE = 0.5  # of the ring, as a share of its radius
 _SHOWN = 0.4  # least share of a shape that stays visible
+# The colour of each class in the easier set.
+_OWN = {"disc": (225, 60, 60), "square": (60, 90, 225), "triangle": (235, 205, 50), "star": (60, 190, 80),
+        "ring": (195, 70, 215)}  # fmt: skip
 _CONTRAST = 70.0  # least distance of the mean colours of shape and background, levels of 255 summed over RGB
 
 Colours = NDArray[np.float64]
@@ -59,13 +62,16 @@ def draw_scene(
     count: tuple[int, int] = (2, 7),
     radius: tuple[float, float] = (0.1, 0.26),
     label: int | None = None,
+    own_colors: bool = False,
 ) -> Scene:
     """Shapes that hide each other in part, on a textured background.
 
     `count`: the fewest and the most shapes; `radius`: as a share of the shorter side; `label`: of all shapes, drawn for
-    each when not given. At least 40 % of a shape is visible.
+    each when not given. At least 40 % of a shape is visible. `own_colors`: each class has a colour of its own, on grey;
+    without, shape alone tells the classes apart.
     """
-    background = _texture(generator, height, width)
+    grey = np.full(3, generator.uniform(70, 190)) if own_colors else None
+    background = _texture(generator, height, width, grey)
     pixels = background.copy()
     behind = np.ones((height, width), np.bool_)  # where no shape is yet; they are placed from front to back
     shapes: list[Shape] = []
@@ -80,7 +86,8 @@ def draw_scene(
             continue
         hidden = bool(mask.sum() < full.sum())
         shapes.append(Shape(drawn, mask, None if hidden else polygon))
-        _paint(generator, pixels, mask, background.mean((0, 1)))
+        own = np.asarray(_OWN[CLASSES[drawn]], np.float64) if own_colors else None
+        _paint(generator, pixels, mask, background.mean((0, 1)), own)
         behind &= ~full
     noise = generator.normal(0.0, 4.0, pixels.shape)
     return Scene(np.clip(np.round(pixels + noise), 0, 255).astype(np.uint8), tuple(shapes))
@@ -93,12 +100,13 @@ def write_shapes(
     size: tuple[int, int] = (128, 128),
     seed: int = 0,
     progress: Callable[[], object] = lambda: None,
+    own_colors: bool = False,
 ) -> dict[str, int]:
     """Writes `train` and `val` images with sides drawn from `size`; the same for the same arguments.
 
     `root` gets images/SPLIT/*.png, annotations/instances_SPLIT.json (COCO: polygons where they are exact, RLE else),
     masks/SPLIT/*.png (semantic, 0 is background) and classes.txt (the names for the masks). `progress` is called after
-    each image. Returns the number of objects of each split.
+    each image. `own_colors` as in `draw_scene`. Returns the number of objects of each split.
     """
     objects = {"train": 0, "val": 0}
     for split_number, (split, images) in enumerate((("train", train), ("val", val))):
@@ -112,7 +120,7 @@ def write_shapes(
         for number in range(images):
             generator = np.random.default_rng((seed, split_number, number))
             height, width = (int(side) for side in generator.integers(size[0], size[1] + 1, 2))
-            scene = draw_scene(generator, height, width)
+            scene = draw_scene(generator, height, width, own_colors=own_colors)
             name = f"{number:06d}.png"
             Image.fromarray(scene.pixels).save(root / "images" / split / name, compress_level=1)
             _palette_image(scene.semantic()).save(root / "masks" / split / name)
@@ -208,20 +216,23 @@ _OUTLINES: dict[str, Points] = {
 }
 
 
-def _paint(generator: np.random.Generator, pixels: Colours, mask: rle.Mask, background: Colours) -> None:
+def _paint(
+    generator: np.random.Generator, pixels: Colours, mask: rle.Mask, background: Colours, own: Colours | None
+) -> None:
     """Fills `mask` with a texture whose mean colour differs from that of the background."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    texture = _texture(generator, *mask[window].shape)
+    texture = _texture(generator, *mask[window].shape, own)
     for _ in range(20):
         if np.abs(texture.mean((0, 1)) - background).sum() >= _CONTRAST:
             break
-        texture = _texture(generator, *mask[window].shape)
+        texture = _texture(generator, *mask[window].shape, own)
     pixels[window][mask[window]] = texture[mask[window]]
 
 
-def _texture(generator: np.random.Generator, height: int, width: int) -> Colours:
-    """(height, width, 3), levels of 0 to 255: two colours mixed by a pattern."""
+def _texture(generator: np.random.Generator, height: int, width: int, around: Colours | None = None) -> Colours:
+    """(height, width, 3), levels of 0 to 255: two colours mixed by a pattern, the first of them any or one near
+    `around`."""
     y, x = np.mgrid[:height, :width].astype(np.float64)
     turn, period = generator.uniform(0, np.pi), generator.uniform(6, 20)
     along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
@@ -237,8 +248,9 @@ def _texture(generator: np.random.Generator, height: int, width: int) -> Colours
         coarse = generator.random((2 + height // 12, 2 + width // 12)).astype(np.float32)
         clouds = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         mixed = np.clip(np.asarray(clouds, np.float64), 0, 1)
-    first = generator.uniform(20, 235, 3)
-    second = np.clip(first + generator.uniform(-70, 70, 3), 0, 255)
+    first = generator.uniform(20, 235, 3) if around is None else around + generator.uniform(-20, 20, 3)
+    reach = 70 if around is None else 30
+    second = np.clip(first + generator.uniform(-reach, reach, 3), 0, 255)
     return first + mixed[..., None] * (second - first)
 
 
