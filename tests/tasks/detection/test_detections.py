@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from vssm.data.rle import decode
 from vssm.tasks.detection import Detections
@@ -55,3 +56,15 @@ def test_what_is_refused():
         Detections(torch.zeros(2, 4), torch.zeros(1), torch.zeros(2), (4, 4))
     with pytest.raises(ValueError, match=r"masks must be \(1, m, m\)"):
         Detections(torch.zeros(1, 4), torch.zeros(1), torch.zeros(1), (4, 4), torch.zeros(2, 28, 28))
+
+
+def test_torchvision_draws_them():
+    image, one = torch.zeros(3, 8, 10, dtype=torch.uint8), found()
+    boxes = draw_bounding_boxes(image, one.boxes[:1], colors="red")
+    # Both corners are drawn: x 2 to 6 and y 1 to 5, an edge of 16 pixels, on the red channel.
+    assert boxes[0].count_nonzero() == 16 and boxes[0, 1, 2:7].eq(255).all() and not boxes[1:].any()
+    for index in (0, 1):
+        drawn = draw_segmentation_masks(image, one.paste(index), alpha=1.0, colors="blue")
+        assert torch.equal(drawn[2].bool(), one.paste(index)[0]) and not drawn[:2].any()
+    labelled = draw_bounding_boxes(image, one.boxes, [f"{score:.0%}" for score in one.scores.tolist()])
+    assert labelled.shape == image.shape and labelled.any()
