@@ -1,6 +1,6 @@
 """Whole detectors and segmentation networks beside Swin and ConvNeXt with the same heads: time and peak memory.
 
-    python benchmarks/detection.py                     # Mask R-CNN at 1280 x 800, UPerNet at 2048 x 512, training at 640
+    python benchmarks/detection.py              # Mask R-CNN at 1280 x 800, UPerNet at 2048 x 512, training at 640
     python benchmarks/detection.py --what train --rounds 3
 
 Each model runs in a process of its own, in turns; ratios are of the medians.
