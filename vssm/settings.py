@@ -244,7 +244,7 @@ _MODEL_ARGS = {
 # What a run did before a setting existed: a stored run that lacks one goes on as it was.
 _EARLIER = {"data.erase_mode": "const", "optim.temperature_epochs": 0.0}
 
-# The numbers that make sense, in the usual notation: a round bracket excludes the end. What is None is left alone.
+# The values that make sense, in the usual notation: a round bracket excludes the end. What is None is left alone.
 _RANGES = {
     "model.drop_path": "[0, 1)",
     "data.val_share": "(0, 1)",

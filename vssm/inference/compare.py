@@ -35,7 +35,7 @@ class Pair:
 
     @property
     def interest(self) -> tuple[bool, float]:
-        """How much it deserves a look: first what they differ on, most of all where both are sure of it; then what
+        """How much it deserves a look: first what they differ on, most of all where both are confident; then what
         they agree on with very different probability."""
         p, q = self.first.classes[0][1], self.second.classes[0][1]
         return (False, abs(p - q)) if self.agree else (True, min(p, q))

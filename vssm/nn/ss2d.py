@@ -47,7 +47,7 @@ class SS2D(SSM, Projections):
         gate: False (or "none"); True (or "act"): multiply by act(z), z a second half of in_proj; "linear": by z.
         init: "mamba", "rand" or "zero", see `vssm.nn.init.init_ssm`.
         state_fn: module between states and readout, h (B, K, E, N, H, W) -> the same; None runs the fused path,
-            `nn.Identity()` gives the same numbers through the split one.
+            `nn.Identity()` gives the same values through the split one.
         discretization: how B enters: "euler" (dt B) or "zoh", see `vssm.ops.discretization`.
 
     Under autocast the projections run in half precision; the scan and its states never do.

@@ -87,7 +87,7 @@ def _read() -> dict[str, Tile]:
 def _keep(name: str, tile: Tile) -> None:
     """Add a choice to the file, which other processes see whole or not at all."""
     file = cache_file()
-    with warnings.catch_warnings(action="ignore"):  # said when it was read
+    with warnings.catch_warnings(action="ignore"):  # reported when it was read
         choices = _read() | {name: tile}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
 
 
 def _is_memory(t: Tensor) -> bool:
-    """Whether t is numbers in memory as they are: no subclass of Tensor, no view whose sign is still to be changed."""
+    """Whether t is plain values in memory: no subclass of Tensor, no view whose sign is still to be changed."""
     return type(t) in (Tensor, torch.nn.Parameter) and not t.is_neg()
 
 

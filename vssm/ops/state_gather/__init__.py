@@ -1,9 +1,9 @@
-"""Blending of states at learned places, the operator of Mamba-Adaptor's Adaptor-T.
+"""States sampled at learned offsets and blended, the operator of Mamba-Adaptor's Adaptor-T.
 
     y(p) = sum_k weight_k(p) h(p + offset_k(p))        bilinear between pixels, zero outside of the map
 
-Mamba-Adaptor (arXiv 2505.12685), section on Adaptor-T: K learned places per state and coefficients that sum to 1. That
-the places are continuous and two-dimensional is our reading; see docs/differences.md.
+Mamba-Adaptor (arXiv 2505.12685), section on Adaptor-T: K learned points per state and coefficients that sum to 1. That
+the points are continuous and two-dimensional is our reading; see docs/differences.md.
 """
 
 import torch
@@ -33,7 +33,7 @@ _state_gather = Operator(
 
 
 def state_gather(h: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """Replace every state by a weighted sum of states at K places around it.
+    """Replace every state by a weighted sum of states at K points around it.
 
     Args:
         h: (B, S, C, N, H, W), the states of S sequences on the image grid, as `ss2d_states` returns them (its memory,
@@ -47,7 +47,7 @@ def state_gather(h: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; the message names the argument.
 
-    All channels and states of a pixel share its places. At a place exactly on a pixel the gradient of the offset is
+    All channels and states of a pixel share its points. At a point exactly on a pixel the gradient of the offset is
     that of the cell below and to the right. Cost: 8 K B S C N H W multiply-adds.
     """
     if torch.jit.is_scripting():
