@@ -31,15 +31,22 @@ def official_state(keys):
     return {name: torch.from_numpy(np.array(fill(name, shape))) for name, shape in keys}
 
 
-def official_model(name, balanced=False, **options):
-    """`name` in eval mode with the official weights of the golden cases."""
-    model = vssm.create_model(name, drop_path_rate=0.0, **options).eval()
+@cache
+def _our_state(name, balanced):
     state = official_state(official_keys()[name])
     if balanced:
         state = {k: 0.3 * v if k.endswith(("cpe1.weight", "cpe2.weight")) else v for k, v in state.items()}
     ours, foreign, _ = to_our_names(state)
     assert not foreign
-    model.load_state_dict(ours)
+    return ours
+
+
+def official_model(name, balanced=False, **options):
+    """`name` in eval mode with the official weights of the golden cases."""
+    with torch.device("meta"):  # no initial weights: random ones take longer than some of the tests
+        model = vssm.create_model(name, drop_path_rate=0.0, **options).eval()
+    model.load_state_dict({k: t.clone() for k, t in _our_state(name, balanced).items()}, assign=True)
+    assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     return model
 
 

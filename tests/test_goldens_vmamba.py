@@ -21,11 +21,15 @@ LOSS_SEED = 20241101
 @pytest.mark.parametrize("path", PATHS)
 def test_each_path(path):
     with vssm.ops.use(path):
-        test_logits_and_stages("vmamba_tiny_s1l8_192x160_b1")
+        _assert_logits_and_stages("vmamba_tiny_s1l8_192x160_b1")
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_logits_and_stages(case):
+@pytest.mark.parametrize("case", list(CASES)[1:])
+def test_other_cases(case):
+    _assert_logits_and_stages(case)
+
+
+def _assert_logits_and_stages(case):
     name, seed, shape = CASES[case]
     golden = load(f"vmamba/{case}.npz")
     model = official_model(name)

@@ -40,6 +40,12 @@ def _nano(name, **options):
     return timm.create_model(name, num_classes=options.pop("num_classes", 10), **options).eval()
 
 
+def _shallow(name, **options):
+    """One block per stage: what compiles, exports and scripts a block does so as often as there are blocks."""
+    small = {"dim": 24, "depth": 2} if name == "vim_nano" else {"dims": (16, 24), "depths": (1, 1)}
+    return _nano(name, **small, **options)
+
+
 def _images(model, batch=2, size=(64, 64)):
     return torch.randn(batch, model.in_chans, *size)
 
@@ -371,7 +377,7 @@ def test_fx(name):
 @nano
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.full)])
 def test_compiles_as_one_graph(name, backend):
-    model = _nano(name)
+    model = _shallow(name)
     x = _images(model)
     for no_grad in (torch.no_grad, torch.enable_grad):
         torch._dynamo.reset()
@@ -383,7 +389,7 @@ def test_compiles_as_one_graph(name, backend):
 
 @pytest.mark.parametrize("name", [NANO[0], *(pytest.param(n, marks=pytest.mark.full) for n in NANO[1:])])
 def test_trains_when_compiled(name):
-    model = _nano(name)
+    model = _shallow(name)
     x = _images(model)
     want = {k: g.clone() for k, g in _grads(model, x).items()}
     torch._dynamo.reset()
@@ -396,7 +402,7 @@ def test_trains_when_compiled(name):
 @nano
 @pytest.mark.parametrize("free", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_exports(name, free):
-    model = _nano(name)
+    model = _shallow(name)
     x = _images(model)
     side = torch.export.Dim("height", min=32, max=512), torch.export.Dim("width", min=32, max=512)
     sizes = ({0: torch.export.Dim("batch", min=1, max=64), 2: side[0], 3: side[1]},) if free else None
@@ -410,28 +416,13 @@ def test_exports(name, free):
 @pytest.mark.parametrize("name", [NANO[2], *(pytest.param(n, marks=pytest.mark.full) for n in NANO[:2])])
 def test_compiled_at_several_sizes(name):
     """The second size makes the graph one of free sizes; the third and fourth run it."""
-    model = _nano(name)
+    model = _shallow(name)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():
         for size in ((32, 32), (48, 48), (37, 50), (64, 41)):
             x = _images(model, 2, size)
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-@nano
-@pytest.mark.parametrize("gradients", [False, True])
-def test_traced(name, gradients):
-    """torch.jit.trace records what runs at any other input, with the gradients of the model."""
-    model = _nano(name)
-    with torch.set_grad_enabled(gradients):
-        traced = torch.jit.trace(model, _images(model, 2, (32, 32)))
-    x = _images(model, 2, (32, 32))
-    torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
-    want = {k: g.clone() for k, g in _grads(model, x).items()}
-    model.zero_grad()
-    traced(x).square().sum().backward()
-    _assert_same_grads({k: p.grad for k, p in model.named_parameters()}, want)
 
 
 # ---- names ----

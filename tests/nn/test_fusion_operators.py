@@ -147,9 +147,9 @@ def test_in_a_model(name):
         torch.testing.assert_close(torch.jit.load(file)(x), y, rtol=1e-4, atol=1e-5)
         exported = torch.export.export(model, (x,)).module()
         torch.testing.assert_close(exported(x), y, rtol=1e-4, atol=1e-5)
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), y, rtol=1e-4, atol=1e-5)
-    compiled(x).square().sum().backward()
+    found = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, y, rtol=1e-4, atol=1e-5)
+    found.square().sum().backward()
     for parameter, p in model.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0, parameter
 

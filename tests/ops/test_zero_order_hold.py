@@ -149,11 +149,11 @@ def test_models_compile_and_export_and_refuse_scripting(name):
     y = model(x)
     torch._dynamo.reset()
     with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x), y, rtol=1e-4, atol=1e-5)
         exported = torch.export.export(model, (x,)).module()
         torch.testing.assert_close(exported(x), y, rtol=1e-4, atol=1e-5)
-    compiled(x).square().sum().backward()
+    found = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, y, rtol=1e-4, atol=1e-5)
+    found.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert vssm.complexity(model).macs > 0
     with pytest.raises(ValueError, match="zero-order hold cannot be scripted"):
