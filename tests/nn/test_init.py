@@ -5,8 +5,21 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from vssm.nn import SS2D
+
+
+class Called(TorchFunctionMode):
+    """The names of the functions that were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
@@ -23,6 +36,15 @@ def test_mamba():
     assert (mixer.D == 1).all()
     assert mixer.x_proj_weight.std() == pytest.approx(384**-0.5 / math.sqrt(3), rel=0.02)
     assert not torch.equal(weight[0], weight[1])
+
+
+def test_on_the_meta_device_nothing_is_drawn():
+    """Where a draw of random numbers would take milliseconds for every tensor."""
+    before = torch.get_rng_state()
+    with torch.device("meta"), Called() as called:
+        mixer = SS2D(64)
+    assert all(p.is_meta for p in mixer.parameters()) and torch.equal(torch.get_rng_state(), before)
+    assert not called.names & {"exp_", "clamp_", "expm1", "log"}, called.names
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 def init_linear(module: nn.Module) -> None:
     """Normal weights with std 0.02 and zero bias, if `module` is a linear layer; meant for `Module.apply`."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and not module.weight.is_meta:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -42,6 +42,8 @@ def init_ssm(x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_log: T
             "rand" (A_log normal, dt normal/10) or "zero" (A_log 0, dt uniform [0, 1)/10).
     """
     check_choice("init", init, SSM_INITS)
+    if A_log.is_meta:  # nothing to fill, and torch takes milliseconds for every operation on such tensors
+        return
     bound = x_proj_weight.shape[-1] ** -0.5
     x_proj_weight.uniform_(-bound, bound)
     D.fill_(1.0)
