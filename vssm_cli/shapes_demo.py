@@ -11,6 +11,7 @@ KINDS = {
     "segment": ("shapes_segmentation", "val_miou", "mIoU"),
 }
 TRAIN, VAL = 400, 100
+WARM_EPOCHS = 6
 SHOWN = 12
 
 
@@ -40,6 +41,12 @@ def run(kind: str, folder: Path, seed: int, epochs: int | None) -> int:
     print_line(console, f"{shapes}: {TRAIN} training images with {objects['train']} objects, {VAL} to validate")
 
     chosen = Settings.from_dict(read_yaml(recipes()[recipe]))
+    if kind == "detect":  # whose backbone learns far faster from every pixel than from boxes
+        warm = Settings.from_dict(read_yaml(recipes()["shapes_segmentation"]))
+        warm.data.root, warm.seed, warm.out, warm.trainer.devices = str(shapes), seed, str(folder / "backbone"), 1
+        warm.trainer.max_epochs = warm.trainer.check_val_every_n_epoch = epochs or WARM_EPOCHS
+        _train(warm, console, announce, LiveProgress)
+        chosen.model.init_from = str(folder / "backbone")
     chosen.data.root, chosen.seed, chosen.out, chosen.trainer.devices = str(shapes), seed, str(folder / "network"), 1
     if epochs is not None:
         chosen.trainer.max_epochs = epochs
