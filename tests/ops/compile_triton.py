@@ -109,6 +109,7 @@ def compile_scan():
     gpu.SCAN_SEQUENTIAL = None
     tensors, routes = scan_arguments(torch.float32, 72, 24, 4, 14, (Route("columns", -1),))
     ss2d.backward(ss2d.forward(*tensors, routes), *tensors, routes)
+    tensors, routes = scan_arguments(torch.float32, 72, 5, 4, 14, (Route("columns", -1),))  # a high rank takes long
     ss2d.states_backward(ss2d.states_forward(*tensors[:-1], routes), *tensors[:-1], routes)
 
 

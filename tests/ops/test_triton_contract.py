@@ -13,11 +13,17 @@ from torch.library import opcheck
 
 from tests.ops import interpreter  # noqa: F401  (makes it fit)
 from tests.ops.cases import CASES, Calls, loss
-from vssm.ops import use
+from vssm.ops import gpu, use
 from vssm.ops.operator import OPERATORS
 
 TRITON = [name for name in CASES if name.split()[0] in OPERATORS and "zoh" not in name]
 TRITON = [name for name in TRITON if "triton" in OPERATORS[name.split()[0]].paths]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """An interpreted tile takes as long as it has positions."""
+    monkeypatch.setattr(gpu, "SCAN_TILE", (8, 32))
 
 
 def both(function):
@@ -48,7 +54,8 @@ def test_second_derivatives_and_tangents(name):
             assert (found - expected).abs().max() <= 2e-5 * expected.abs().max().clamp(min=1)
 
 
-def test_schemas_shapes_and_registrations():
+def test_schemas_and_shapes():
+    """What depends on the path; registrations do not, and test_contract.py has them."""
     with use("triton"), Calls() as calls:
         for name in TRITON:
             leaves = [v.float().requires_grad_() for v in CASES[name].tensors.values()]
@@ -57,4 +64,5 @@ def test_schemas_shapes_and_registrations():
     assert names >= {name.split()[0] for name in TRITON}
     for op, args in calls.seen.items():
         first = not op._overloadpacket.__name__.endswith("_backward")
-        opcheck(op, [a.detach().clone().requires_grad_(first) if isinstance(a, torch.Tensor) else a for a in args])
+        given = [a.detach().clone().requires_grad_(first) if isinstance(a, torch.Tensor) else a for a in args]
+        opcheck(op, given, test_utils=("test_schema", "test_faketensor"))

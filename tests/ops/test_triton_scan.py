@@ -25,14 +25,16 @@ GRADIENTS = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 4e-3}
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """An interpreted tile takes as long as it has places."""
+    """An interpreted tile takes as long as it has positions."""
     monkeypatch.setattr(gpu, "SCAN_TILE", (8, 32))
 
 
 # Maps of odd size: one pixel, one tile, several, one row, one column; the last has a tile of one pixel.
-MAPS = {"1x1": (1, 1), "7x7": (7, 7), "3x5": (3, 5), "1x17": (1, 17), "9x1": (9, 1)}
-# In the order in which the cover meets the dearest values seldom together.
-CASES = pairwise(list(DTYPES), ["raster", "cross", "unidirectional", "bidirectional"], [1, 4, 16], list(MAPS))
+MAPS = {"1x1": (1, 1), "5x5": (5, 5), "3x4": (3, 4), "1x17": (1, 17), "9x1": (9, 1)}
+# In the order in which the cover meets the dearest values seldom together; the states of the first models once.
+CASES = pairwise(list(DTYPES), ["raster", "cross", "unidirectional", "bidirectional"], [1, 3], list(MAPS))
+MAPS["1x2"] = (1, 2)
+CASES.append(("fp32", "bidirectional", 16, "1x2"))
 
 
 def maps(pattern, N, shape, dtype=torch.float32, C=5, R=3, batch=2):
@@ -46,7 +48,7 @@ def maps(pattern, N, shape, dtype=torch.float32, C=5, R=3, batch=2):
 def test_ss2d(dtype, pattern, N, shape, monkeypatch):
     """Under autocast x and its projection are half and the weights float32: so here."""
     routes, dtype = PATTERNS[pattern], DTYPES[dtype]
-    tensors = maps(routes, N, MAPS[shape], dtype, batch=2 if shape == "3x5" else 1)
+    tensors = maps(routes, N, MAPS[shape], dtype, batch=2 if shape == "3x4" else 1)
     tensors["x_proj_weight"] = tensors["x_proj_weight"].to(dtype).float()  # what the projection sees
     # The projection rounds once in half precision, which the reference does not.
     coarse = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
@@ -74,7 +76,7 @@ def sequences(K, C, N, L, dtype=torch.float32, batch=2):
     return t | {name: t[name].to(dtype) for name in ("u", "dt", "B", "C")}
 
 
-@pytest.mark.parametrize("dtype, N, L", pairwise(list(DTYPES), [1, 4, 16], [1, 15, 49]))
+@pytest.mark.parametrize("dtype, N, L", [*pairwise(list(DTYPES), [1, 3], [1, 15, 33]), ("fp32", 16, 9)])
 def test_selective_scan(dtype, N, L, monkeypatch):
     dtype = DTYPES[dtype]
     tensors = sequences(2, 3, N, L, dtype, batch=1)
@@ -98,9 +100,10 @@ def test_selective_scan(dtype, N, L, monkeypatch):
     assert_agrees(lambda **k: selective_scan_states(**k, dt_softplus=True), tensors, "triton", grad_tolerance=tolerance)
 
 
+@pytest.mark.usefixtures("small_tiles")
 def test_channels_beyond_a_tile_and_routes_of_ones_own():
     routes = (Route("columns", -1), Route("rows", 1), Route("columns", -1))
-    tensors = maps(routes, 2, (3, 7), C=33, R=17, batch=1)
+    tensors = maps(routes, 2, (2, 5), C=33, R=17, batch=1)
     assert_agrees(lambda **k: ss2d(*k.values(), routes=routes), tensors, "triton", grad_tolerance=1e-5)
 
 
@@ -118,7 +121,7 @@ def test_chained_tiles_beyond_a_block():
 
 @pytest.mark.usefixtures("small_tiles")
 def test_memory_formats_and_the_same_bits_twice():
-    tensors = maps(PATTERNS["cross"], 1, (3, 6), batch=1)
+    tensors = maps(PATTERNS["cross"], 1, (2, 5), batch=1)
     first, grads = evaluate(lambda **k: ss2d(*k.values()), tensors, "triton")
     again, again_grads = evaluate(lambda **k: ss2d(*k.values()), tensors, "triton")
     assert torch.equal(first[0], again[0]) and all(torch.equal(g, again_grads[k]) for k, g in grads.items())
@@ -189,14 +192,14 @@ def test_sizes_beyond_the_kernels_are_named(monkeypatch):
             scan(*(t[name] for name in names.split()))
 
 
-def test_a_grid_beyond_the_card_is_named():
+def test_a_grid_beyond_the_gpu_is_named():
     with pytest.raises(ValueError, match=r"\(70000, 65536, 1\) programs exceeds the GPU's"):
         gpu.launch(None, (70000, 1 << 16, 1), torch.device("cpu"))
 
 
 @pytest.mark.usefixtures("small_tiles")
 def test_not_a_number_stays_in_its_sample():
-    tensors = maps(PATTERNS["cross"], 1, (5, 5), batch=3)
+    tensors = maps(PATTERNS["cross"], 1, (3, 3), batch=3)
     tensors["x"][1, 2, 1, 1] = float("nan")
     with use("triton"):
         h, _ = ss2d_states(*list(tensors.values())[:-1])
