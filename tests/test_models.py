@@ -43,7 +43,7 @@ def _nano(name, **options):
 def _shallow(name, **options):
     """One block per stage: what compiles, exports and scripts a block does so as often as there are blocks."""
     small = {"dim": 24, "depth": 2} if name == "vim_nano" else {"dims": (16, 24), "depths": (1, 1)}
-    return _nano(name, **small, **options)
+    return _nano(name, **small | options)
 
 
 def _images(model, batch=2, size=(64, 64)):
@@ -416,7 +416,7 @@ def test_exports(name, free):
 @pytest.mark.parametrize("name", [NANO[2], *(pytest.param(n, marks=pytest.mark.full) for n in NANO[:2])])
 def test_compiled_at_several_sizes(name):
     """The second size makes the graph one of free sizes; the third and fourth run it."""
-    model = _shallow(name)
+    model = _shallow(name, **{"depth": 1} if name == "vim_nano" else {"depths": (1,), "dims": (16,)})
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():

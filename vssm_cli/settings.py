@@ -212,14 +212,13 @@ def _checked(path: Path, parser: ArgumentParser) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(str(error)) from None
     known = {action.dest for action in parser._actions}
-    for name, value in flat.items():
+    for name in flat:
         if name not in known or name in SECTIONS:
             raise UsageError(f"{path}: unknown setting {name}{nearest(name, known | SECTIONS.keys())}")
-        try:
-            # The same check as for the command line, one setting at a time, so that the message can name it.
-            parser.parse_object({name: value})
-        except (ArgumentError, KeyError, TypeError) as error:
-            raise UsageError(f"{path}: {_one_line(str(error), parser)}") from error
+    try:
+        parser.parse_object(dict(flat))  # the same check as for the command line
+    except (ArgumentError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: {_one_line(str(error), parser)}") from error
     return flat
 
 

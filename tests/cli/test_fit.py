@@ -283,15 +283,26 @@ def test_bad_class_folders(images, tmp_path, capsys):
     assert "blue holds no images" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """A run of one epoch of two on a copy of the images: the folder of both, and a copy of it."""
+    folder, kept = tmp_path_factory.mktemp("stopped") / "of", tmp_path_factory.mktemp("stopped") / "kept"
+    shutil.copytree(images, folder / "images")
+    argv = ["fit", "--model", "test_resnet", "--data.root", str(folder / "images"), "--out", str(folder / "run")]
+    more = ["--image-size=32", "--batch-size=4", "--accelerator=cpu", "--epochs=2", "--trainer.max-steps=2"]
+    assert main([*argv, *more]) == 0
+    shutil.copytree(folder, kept)
+    return folder, kept
+
+
 @pytest.fixture
-def stopped(images, tmp_path, capsys):
-    """A run of one epoch of two on a copy of the images."""
-    root, out = tmp_path / "images", tmp_path / "run"
-    shutil.copytree(images, root)
-    argv = ["fit", "--model", "test_resnet", "--data.root", str(root), "--out", str(out), "--epochs", "2"]
-    assert main([*argv, "--image-size=32", "--batch-size=4", "--accelerator=cpu", "--trainer.max-steps=2"]) == 0
+def stopped(trained, capsys):
+    """The run and its images as the training left them."""
+    folder, kept = trained
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
     capsys.readouterr()
-    return out, root
+    return folder / "run", folder / "images"
 
 
 def error_of_resume(run, capsys):

@@ -161,7 +161,8 @@ def test_counted_and_compiled():
     channels = sum(m.gain.shape[1] * m.gain.shape[0] for m in model.modules() if isinstance(m, AdaptorT))
     assert channels > 0 and counted.by_operator["sampling"] % 20 == 0
     assert plain.macs < counted.macs < 1.6 * plain.macs
-    x = torch.randn(1, 3, 32, 32)
+    small = vssm.create_model("vmamba_nano", num_classes=4, dims=(16,), depths=(1,)).eval()
+    model, x = vssm.add_adaptors(small), torch.randn(1, 3, 32, 32)
     torch._dynamo.reset()
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
