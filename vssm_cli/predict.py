@@ -68,6 +68,8 @@ def _check(args: argparse.Namespace) -> None:
                 raise UsageError(
                     f"--compare names both models and prints a table; it does not go with --{name.replace('_', '-')}"
                 )
+    elif args.out is not None and args.out.lower().endswith(".png"):
+        raise UsageError(f"--out {args.out} is the picture of --compare A B; predictions are drawn into a folder")
     elif args.out is not None and Path(args.out).is_file():
         raise UsageError(f"--out {args.out} is a file; pictures go into a folder")
     elif args.checkpoint is None and args.model is None:

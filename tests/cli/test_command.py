@@ -114,7 +114,10 @@ WRONG = [
     (["fit", "--modle", "x"], "unknown option --modle; nearest: --model"),
     (["fit", "--optim.lrr=3"], "unknown option --optim.lrr; nearest: --optim.lr"),
     (["fit", "surplus"], "unknown argument surplus"),
-    (["fit", "--data", "digit"], "--data.name: expected one of digits, imagefolder, coco, masks, not 'digit'; nearest: digits"),
+    (
+        ["fit", "--data", "digit"],
+        "--data.name: expected one of digits, imagefolder, coco, masks, not 'digit'; nearest: digits",
+    ),
     (["fit", "--optim.betas", "[1]"], "--optim.betas: expected a tuple with 2 elements, not '[1]'"),
     (["fit", "--epochs", "many"], "--trainer.max_epochs: expected int, not 'many'"),
     (["fit", "--data.image-size", "big"], "--data.image_size: expected int or null, not 'big'"),

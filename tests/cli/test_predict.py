@@ -20,6 +20,7 @@ from torch import nn
 import vssm.inference.predict
 from vssm.data.preprocess import Preprocess
 from vssm.inference.predict import Prediction, predict
+from vssm.tasks import TASKS
 from vssm.weights.rename import VIM, to_official
 from vssm_cli.command import main
 from vssm_cli.predictions import Csv, JsonLines, Lines, Screen
@@ -185,10 +186,10 @@ def test_memory_does_not_grow_with_the_images(monkeypatch):
     image = Image.new("L", (4, 4))
     monkeypatch.setattr(vssm.inference.predict, "open_image", lambda path, *options: image)
     preprocess = Preprocess((1, 4, 4), (0.0,), (1.0,), "nearest", 1.0)
-    names = ("ant", "bee", "cat")
+    names, task = ("ant", "bee", "cat"), TASKS["classification"]
     files = (Path(f"folder/{number:05d}.jpg") for number in range(20_000))
     with Path(os.devnull).open("w") as nowhere:
-        writers = [JsonLines(nowhere), Csv(nowhere, 3), Lines(nowhere)]
+        writers = [JsonLines(nowhere, task, names), Csv(nowhere, 3), Lines(nowhere, task, names)]
         found = predict(Zeros(), preprocess, names, files, batch_size=64, threads=2)
 
         def take(count):
@@ -263,7 +264,7 @@ def test_compare_a_model_with_itself(run, photos, capsys):
 
 COMPARE_WRONG = [
     (["photos", "--compare", "A", "B", "--csv", "x.csv"], 2, "--compare names both models and prints a table"),
-    (["photos", "--out", "x.png", "--checkpoint", "A"], 2, "--out is the picture of --compare A B"),
+    (["photos", "--out", "x.png", "--checkpoint", "A"], 2, "--out x.png is the picture of --compare A B"),
     (["photos", "--compare", "A"], 2, "expected 2 arguments"),
     (
         ["photos", "--compare", "vmamba_tini", "vmamba_tiny"],
