@@ -22,11 +22,14 @@ demo-detect: setup
 demo-segment: setup
 	$(BIN)/python -m vssm demo segment
 
+# Two processes, which take files in the order of tests/conftest.py.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q $(TWO)
 
 test-full: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --full
+	$(BIN)/python -m pytest -q $(TWO) --full
 
 lint: setup
 	$(BIN)/ruff check .

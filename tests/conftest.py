@@ -11,7 +11,14 @@ def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also run the tests marked full, which take long")
 
 
+# Where two processes share the files, the last ones should not be the longest; the first waits for processes of its
+# own.
+LONGEST = ("test_triton.py", "test_models.py", "test_docs.py", "test_contract.py", "test_goldens_spatial_mamba.py")
+
+
 def pytest_collection_modifyitems(config, items):
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
     if config.getoption("--full"):
         return
     skip = pytest.mark.skip(reason="long; run with --full")
