@@ -222,11 +222,12 @@ def _paint(
     """Fills `mask` with a texture whose mean colour differs from that of the background."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    texture = _texture(generator, *mask[window].shape, own)
+    height, width = int(rows[-1] + 1 - rows[0]), int(columns[-1] + 1 - columns[0])
+    texture = _texture(generator, height, width, own)
     for _ in range(20):
         if np.abs(texture.mean((0, 1)) - background).sum() >= _CONTRAST:
             break
-        texture = _texture(generator, *mask[window].shape, own)
+        texture = _texture(generator, height, width, own)
     pixels[window][mask[window]] = texture[mask[window]]
 
 
