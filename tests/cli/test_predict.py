@@ -202,15 +202,15 @@ def test_memory_does_not_grow_with_the_images(monkeypatch):
         tracemalloc.start()
         take(500)
         early, _ = tracemalloc.get_traced_memory()
-        take(1500)
+        take(6000)  # so many that what happens to be read ahead at either moment does not matter
         late, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        take(17_000)
+        take(12_500)
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert next(found, None) is None
-    assert late - early < 1500 * 50, "bytes; a path alone takes more"
-    assert grown < 17_000 * 0.2, "kilobytes"
+    assert late - early < 6000 * 50, "bytes; a path alone takes more"
+    assert grown < 12_500 * 0.2, "kilobytes"
 
 
 @pytest.mark.parametrize("width", [40, 100])
