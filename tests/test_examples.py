@@ -121,7 +121,6 @@ def shapes(tmp_path_factory):
 
 
 def test_smp_unet(run, shapes, weights, capsys):
-    pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
     small = ("--model", "vmamba_nano", "--weights", weights, "--size", 64, "--epochs", 4, "--lr", 5e-3)
     losses, miou = run("smp_unet.py", shapes, *small)
     assert len(losses) == 8 and losses[0] == pytest.approx(math.log(6), abs=0.6)
@@ -131,8 +130,6 @@ def test_smp_unet(run, shapes, weights, capsys):
 
 
 def test_mask2former(run, shapes, weights, capsys):
-    pytest.importorskip("transformers", reason="transformers is not installed")
-    pytest.importorskip("scipy", reason="scipy is not installed")
     config = {"num_queries": 8, "encoder_layers": 1, "decoder_layers": 2, "train_num_points": 128}
     small = ("--model", "vmamba_nano", "--weights", weights, "--size", 64, "--width", 32)
     small = (*small, "--config", json.dumps(config))

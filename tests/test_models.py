@@ -415,7 +415,7 @@ def test_exports(name, free):
 
 @pytest.mark.parametrize("name", [NANO[2], *(pytest.param(n, marks=pytest.mark.full) for n in NANO[:2])])
 def test_compiled_at_several_sizes(name):
-    """The second size makes the graph one of free sizes; the third fits no patches."""
+    """Right at each size, the third of which fits no patches."""
     model = _shallow(name, **{"depth": 1} if name == "vim_nano" else {"depths": (1,), "dims": (16,)})
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager")

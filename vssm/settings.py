@@ -301,16 +301,17 @@ DATA_NAMES: dict[str, tuple[str, ...]] = {
 # Settings that only some tasks have a use for.
 _TASKS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("data.auto_augment", "data.random_erasing", "data.mixup", "data.cutmix", "data.class_weights",
-         "data.crop_pct"),
+        ("data.auto_augment", "data.random_erasing", "data.erase_mode", "data.mixup", "data.cutmix", "data.mixup_prob",
+         "data.mixup_switch_prob", "data.class_weights", "data.crop_pct", "data.scale", "data.color_jitter",
+         "data.interpolation"),
         ("classification",),
     ),
     **dict.fromkeys(
         ("data.train_annotations", "data.val_annotations", "data.train_sides", "data.random_crop"), ("detection",)
     ),
     **dict.fromkeys(
-        ("data.label_file", "data.reduce_zero_label", "data.test_scales", "data.test_flip", "data.test_window",
-         "data.test_stride"),
+        ("data.label_file", "data.reduce_zero_label", "data.crop_size", "data.resize_range", "data.max_class_share",
+         "data.photometric", "data.test_scales", "data.test_flip", "data.test_window", "data.test_stride"),
         ("segmentation",),
     ),
     **dict.fromkeys(("model.network", "model.network_args", "data.max_side"), ("detection", "segmentation")),

@@ -49,25 +49,27 @@ class JsonLines:
         self.stream.flush()
 
 
+def _write_row(stream: TextIO, values: Sequence[object]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    stream.write(text.getvalue())
+    stream.flush()
+
+
 class Csv:
     """Columns path, error, class1, probability1, ..., class{top_k}, probability{top_k}."""
 
     def __init__(self, stream: TextIO, top_k: int):
         self.stream, self.top_k = stream, top_k
-        self._row(
-            ["path", "error", *(f"{kind}{rank}" for rank in range(1, top_k + 1) for kind in ("class", "probability"))]
+        _write_row(
+            self.stream,
+            ["path", "error", *(f"{kind}{rank}" for rank in range(1, top_k + 1) for kind in ("class", "probability"))],
         )
 
     def write(self, prediction: Prediction) -> None:
         values: list[object] = [value for pair in prediction.classes for value in pair]
         values += [""] * (2 * self.top_k - len(values))
-        self._row([plain_name(prediction.path), prediction.error or "", *values])
-
-    def _row(self, values: Sequence[object]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(values)
-        self.stream.write(text.getvalue())
-        self.stream.flush()
+        _write_row(self.stream, [plain_name(prediction.path), prediction.error or "", *values])
 
 
 class ObjectsCsv:
@@ -76,21 +78,15 @@ class ObjectsCsv:
 
     def __init__(self, stream: TextIO, task: Task, classes: Sequence[str]):
         self.stream, self.task, self.classes = stream, task, classes
-        self._row(["path", "error", "class", "score", "x", "y", "width", "height"])
+        _write_row(self.stream, ["path", "error", "class", "score", "x", "y", "width", "height"])
 
     def write(self, prediction: Prediction) -> None:
         path = plain_name(prediction.path)
         found = [] if prediction.error else self.task.plain(prediction.result, self.classes)["objects"]
         for one in found:
-            self._row([path, "", one["name"], one["score"], *one["box"]])
+            _write_row(self.stream, [path, "", one["name"], one["score"], *one["box"]])
         if not found:
-            self._row([path, prediction.error or "", *[""] * 6])
-
-    def _row(self, values: Sequence[object]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(values)
-        self.stream.write(text.getvalue())
-        self.stream.flush()
+            _write_row(self.stream, [path, prediction.error or "", *[""] * 6])
 
 
 class Pictures:

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+from pycocotools import mask as reference
 
 from vssm.data import rle
-
-reference = pytest.importorskip("pycocotools.mask")
 
 
 def random_masks():

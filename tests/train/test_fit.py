@@ -8,54 +8,22 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from tests.train.interrupted import rows, same_tensors, train
 from tests.train.tiny import tiny_settings
 from vssm.inference.checkpoint import load_weights, read_checkpoint
 from vssm.inference.predictor import Predictor
 from vssm.inference.run_dir import RunDir
 from vssm.tasks.classification import create_classifier
 from vssm.tasks.classification.metrics import Score
-from vssm.train.callbacks import SaveCheckpoints, read_metrics
+from vssm.train.callbacks import SaveCheckpoints
 from vssm.train.fit import build, fit, start_run
 from vssm.train.stopping import Diverged
 
 
-class Killed(Exception):
-    pass
-
-
-class KillAt(Callback):
-    """Ends the process, as far as the trainer can tell, before optimizer step `step` of the run."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise Killed
-
-
-def train(path, settings, kill_at=None):
-    """The rows of metrics.csv but for the speed, and last.ckpt."""
-    settings.out = str(path)
-    run = start_run(settings)
-    if kill_at is None:
-        fit(build(settings), run)
-    else:
-        with pytest.raises(Killed):
-            fit(build(settings), run, callbacks=[KillAt(kill_at)])
-        fit(build(settings, weights=False), run, resume=True)
-    run.close()
-    return rows(run), torch.load(run.last, weights_only=True)
-
-
-def rows(run):
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_metrics(run.metrics)]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    path = tmp_path_factory.mktemp("runs") / "whole"
-    return path, *train(path, tiny_settings())
+    run, *found = train(tmp_path_factory.mktemp("runs") / "whole", tiny_settings())
+    return run.path, *found
 
 
 @pytest.mark.parametrize(
@@ -67,11 +35,10 @@ def test_resume_is_exact(whole, tmp_path, kill_at, save_every, workers):
     """Every logged loss and every weight equals the uninterrupted run's, wherever it was killed."""
     settings = tiny_settings(save_every_n_steps=save_every)
     settings.data.workers = workers
-    resumed_rows, resumed = train(tmp_path / "run", settings, kill_at)
+    _, resumed_rows, resumed = train(tmp_path / "run", settings, kill_at)
     assert resumed_rows == whole[1]
     for entry in ("state_dict", "current_model_state"):
-        assert resumed[entry].keys() == whole[2][entry].keys()
-        assert all(torch.equal(resumed[entry][name], value) for name, value in whole[2][entry].items())
+        same_tensors(resumed[entry], whole[2][entry])
 
 
 def test_resume_is_exact_with_accumulation_and_without_averages(tmp_path):
@@ -81,11 +48,11 @@ def test_resume_is_exact_with_accumulation_and_without_averages(tmp_path):
         made.trainer.accumulate_grad_batches, made.trainer.max_epochs = 2, 2
         return made
 
-    whole_rows, whole = train(tmp_path / "whole", settings())
-    resumed_rows, resumed = train(tmp_path / "resumed", settings(), kill_at=3)
+    _, whole_rows, whole = train(tmp_path / "whole", settings())
+    _, resumed_rows, resumed = train(tmp_path / "resumed", settings(), kill_at=3)
     assert [int(row["step"]) for row in whole_rows] == [1, 2, 2, 3, 4, 4]
     assert resumed_rows == whole_rows
-    assert all(torch.equal(resumed["state_dict"][n], v) for n, v in whole["state_dict"].items())
+    same_tensors(resumed["state_dict"], whole["state_dict"])
 
 
 def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch):
@@ -210,11 +177,11 @@ def test_resume_is_exact_with_everything_at_once(tmp_path):
         made.trainer.limit_train_batches = 3
         return made
 
-    whole_rows, whole = train(tmp_path / "whole", settings())
+    _, whole_rows, whole = train(tmp_path / "whole", settings())
     for kill_at in (6, 7):
-        resumed_rows, resumed = train(tmp_path / f"resumed at {kill_at}", settings(), kill_at)
+        _, resumed_rows, resumed = train(tmp_path / f"resumed at {kill_at}", settings(), kill_at)
         assert resumed_rows == whole_rows, kill_at
-        assert all(torch.equal(resumed["state_dict"][n], v) for n, v in whole["state_dict"].items()), kill_at
+        same_tensors(resumed["state_dict"], whole["state_dict"])
     losses = [float(row["train_loss"]) for row in whole_rows if row["train_loss"]]
     assert len(losses) == 9 and len(set(losses)) == 9
 
@@ -332,7 +299,7 @@ def test_reduced_precision_and_channels_last_train(tmp_path):
     settings = tiny_settings()
     settings.trainer.precision, settings.model.channels_last, settings.trainer.max_epochs = "bf16-mixed", True, 1
     settings.data.mixup, settings.data.class_weights = 0.5, "balanced"
-    found, last = train(tmp_path / "run", settings)
+    _, found, last = train(tmp_path / "run", settings)
     assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
     assert float(found[-1]["val_loss"]) < 5
 
@@ -348,7 +315,7 @@ def test_compiled_training(tmp_path, name):
         settings.model.name, settings.model.compile, settings.trainer.max_epochs = name, compiled, 1
         settings.model.drop_path, settings.data.augment = 0.0, False
         settings.model.args = {} if name == "test_resnet" else settings.model.args
-        found[compiled], last = train(tmp_path / str(compiled), settings)
+        _, found[compiled], last = train(tmp_path / str(compiled), settings)
         assert not any("_orig_mod" in key for key in last["state_dict"])
     for plain, compiled in zip(found[False], found[True], strict=True):
         for column in ("train_loss", "val_loss"):

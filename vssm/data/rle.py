@@ -152,6 +152,6 @@ def _as_text(rle: Any) -> Rle:
 
 def _hotcoco() -> Any:
     """Imported when needed: it belongs to the training extra, and reading boxes does not take it."""
-    from hotcoco import mask
+    from hotcoco import mask  # pyright: ignore[reportMissingModuleSource]
 
     return mask

@@ -14,7 +14,7 @@ from vssm.data.preprocess import Preparation, Preprocess
 from vssm.data.split import hold_out, training_and_validation
 from vssm.settings import DataSettings
 
-__all__ = ["Splits", "Transform", "load_splits"]
+__all__ = ["Splits", "Transform", "held_out_note", "load_splits"]
 
 Transform = Callable[..., object]  # of an image, and of what is annotated in it where the task has that
 
@@ -126,11 +126,16 @@ def _load_folder(
     )
 
 
-def _notes_of_hold_out(settings: DataSettings, root: str, alone: list[str]) -> tuple[str, ...]:
-    notes = [
-        f"no folder val in {root}: {settings.val_share:.0%} of each class validate "
+def held_out_note(settings: DataSettings, root: object, of: str = "the images") -> str:
+    """The sentence on images that validate because a folder has none for it."""
+    return (
+        f"no folder val in {root}: {settings.val_share:.0%} of {of} validate "
         f"(data.val_share, drawn with data.split_seed {settings.split_seed})"
-    ]
+    )
+
+
+def _notes_of_hold_out(settings: DataSettings, root: str, alone: list[str]) -> tuple[str, ...]:
+    notes = [held_out_note(settings, root, "each class")]
     if alone:
         notes.append(f"classes of one image, which trains and is not validated: {some(alone)}")
     return tuple(notes)

@@ -19,7 +19,7 @@ from vssm.inference.checkpoint import TrainedModel, at_size, is_ours, load_weigh
 from vssm.inference.device import pick_device
 from vssm.inference.evaluate import Evaluation, Progress, evaluate
 from vssm.inference.predict import Prediction, predict
-from vssm.inference.results import CocoResults, Results
+from vssm.inference.results import CocoResults
 from vssm.settings import DATA_NAMES, DataSettings
 from vssm.tasks import TASKS, find_task
 from vssm.tasks.classification import check_model_name, class_names, create_classifier
@@ -143,7 +143,7 @@ class Predictor:
             results=None if results is None else self._results(Path(results), splits),
         )
 
-    def _results(self, file: Path, splits: Splits) -> Results:
+    def _results(self, file: Path, splits: Splits) -> CocoResults:
         if self.task.name != "detection":
             raise ValueError(f"COCO's json of results is for detection, not {self.task.name}; try vssm predict")
         digest = hashlib.sha256()

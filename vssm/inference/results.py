@@ -3,28 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from vssm._writing import replacing
 from vssm.data.batches import Batch
 
-__all__ = ["CocoResults", "Results", "Rows"]
+__all__ = ["CocoResults", "Rows"]
 
 Rows = list[dict[str, Any]]
-
-
-class Results(Protocol):
-    """Where the outputs of an evaluation go."""
-
-    def stored(self, batch: Batch) -> Sequence[Any] | None:
-        """The outputs for a batch as an earlier, interrupted evaluation left them; None when one is missing."""
-        ...
-
-    def write(self, outputs: Sequence[Any], batch: Batch, rows: Sequence[Rows]) -> None: ...
-
-    def finish(self) -> None:
-        """All images are done."""
-        ...
 
 
 class CocoResults:
@@ -44,11 +30,14 @@ class CocoResults:
         if not self.done:
             self.partial.write_text(json.dumps(about) + "\n", encoding="utf-8")
 
-    def stored(self, batch: Batch) -> Sequence[Any] | None:
+    def stored(self, batch: Batch) -> Sequence[Rows] | None:
+        """The rows for a batch as an earlier, interrupted evaluation left them; None when those of an image are
+        missing."""
         indices = cast(list[int], cast(Any, batch.indices).tolist())
         return [self.done[index] for index in indices] if all(index in self.done for index in indices) else None
 
-    def write(self, outputs: Sequence[Any], batch: Batch, rows: Sequence[Rows]) -> None:
+    def write(self, batch: Batch, rows: Sequence[Rows]) -> None:
+        """`rows`: those of each image of the batch; what is there already is not written again."""
         indices = cast(list[int], cast(Any, batch.indices).tolist())
         lines = [
             json.dumps({"index": index, "results": found})
@@ -59,6 +48,7 @@ class CocoResults:
             stream.write("".join(f"{line}\n" for line in lines))
 
     def finish(self) -> None:
+        """All images are done: the json takes its place, and FILE.partial goes."""
         with replacing(self.file) as new, new.open("w", encoding="utf-8") as stream, self.partial.open("rb") as lines:
             next(lines)
             stream.write("[")

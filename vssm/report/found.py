@@ -1,4 +1,5 @@
-"""What a page has about a run of detection or segmentation: figures per class, results beside the truth."""
+"""What a page has about a run of any task, its curves; and of detection and segmentation, figures per class and
+results beside the truth."""
 
 import math
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def found_tiles(report: Report) -> list[tuple[str, str]]:
     return [(f"{first} of {amount(report.quality.images, 'validation image')}", value), *shown[1:]]
 
 
-def found_curves(report: Report) -> Markup:
+def curves(report: Report) -> Markup:
     history = report.history
     shares = [name for name in report.task.columns if _is_share(report, name)]
     drawn = [

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vssm._markup import Markup, file_name, join, name_of, table, tag, void
-from vssm.figures.charts import Series, calibration_chart, line_chart
+from vssm.figures.charts import calibration_chart
 from vssm.figures.matrix import confusion_matrix
-from vssm.report.found import charts, found_classes, found_curves, found_examples, found_tiles
+from vssm.report.found import curves, found_classes, found_examples, found_tiles
 from vssm.report.gather import Picture, Report
 from vssm.report.words import amount, duration, magnitude, percent
 from vssm.tasks.classification.metrics import Details
@@ -45,7 +45,7 @@ def sections(report: Report) -> dict[str, Markup]:
     """What is reported about one run, by heading."""
     if not isinstance(report.quality, Details):
         found = {
-            "Learning curves": found_curves(report),
+            "Learning curves": curves(report),
             "Classes": found_classes(report),
             "Examples": found_examples(report),
             "Unreadable images": _unreadable(report),
@@ -53,7 +53,7 @@ def sections(report: Report) -> dict[str, Markup]:
         }
         return {title: content for title, content in found.items() if content}
     found = {
-        "Learning curves": _curves(report),
+        "Learning curves": curves(report),
         "Classes": _classes(report),
         "Confusions": _confusions(report),
         "Mistakes": _mistakes(report),
@@ -150,31 +150,6 @@ def _settings(report: Report) -> Markup:
     written = yaml.safe_dump(report.settings.as_dict(), sort_keys=False, allow_unicode=True)
     scrolls = {"tabindex": 0, "role": "region", "aria_label": "All settings"}
     return tag("details", tag("summary", "All settings (config.yaml)"), tag("pre", written, **scrolls))
-
-
-def _curves(report: Report) -> Markup:
-    history = report.history
-    drawn = [
-        line_chart(
-            "Loss",
-            [
-                Series("training", history.points("train_loss"), 0, faint=True),
-                Series("validation", history.points("val_loss"), 1),
-            ],
-            "step",
-        ),
-        line_chart(
-            "Accuracy on the validation images",
-            [Series("top-1", history.points("val_top1"), 0), Series("top-5", history.points("val_top5"), 2)],
-            "step",
-            percent=True,
-        ),
-        line_chart("Learning rate", [Series("learning rate", history.points("lr"), 3)], "step", zero=True),
-        line_chart(
-            "Throughput", [Series("training images/s", history.points("images_per_second"), 5)], "step", zero=True
-        ),
-    ]
-    return charts(drawn, "metrics.csv holds no finite value to draw.")
 
 
 def _calibration(report: Report) -> Markup:

@@ -9,6 +9,7 @@ from vssm._words import nearest
 from vssm.settings import ModelSettings
 
 Factory = Callable[..., nn.Module]
+TRIED = (64, 96)  # sides of the image that a network is tried with
 
 
 def chosen_network(networks: Mapping[str, Factory], settings: ModelSettings) -> tuple[str, Factory]:

@@ -43,7 +43,6 @@ def test_a_threshold():
 
 
 def test_run_lengths():
-    pytest.importorskip("hotcoco", reason="hotcoco is not installed")
     codes = found().rle()
     assert [code["size"] for code in codes] == [[8, 10]] * 2 and all(isinstance(code["counts"], str) for code in codes)
     assert [torch.from_numpy(decode(code)).equal(mask) for code, mask in zip(codes, found().pasted())] == [True, True]

@@ -1,13 +1,12 @@
 """RT-DETRv2 and D-FINE of transformers on our backbones, in the form of the other detectors."""
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
+import transformers
 
 from vssm.data.padded import PaddedImages
 from vssm.tasks.detection.detr import Detr, d_fine, rt_detr_v2
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-pytest.importorskip("scipy", reason="scipy is not installed")
 
 FACTORIES = {"rt_detr_v2": rt_detr_v2, "d_fine": d_fine}
 kinds = pytest.mark.parametrize("kind", FACTORIES)
@@ -104,6 +103,7 @@ def test_arguments_and_weights_of_the_backbone():
     [
         ({"backbone": "vmamba_tinny"}, "unknown model"),
         ({"width": 0}, "width must be at least 1, got 0"),
+        ({"layers": 1}, "layers must be at least 2, got 1"),
         ({"decoder_leyers": 3}, "RTDetrV2Config has no field 'decoder_leyers'"),
         ({"backbone_args": {"dims": (8, 16, 32)}}, "channels, with backbone_args"),
         ({"decoder_attention_heads": 5}, "divisible by"),
@@ -158,6 +158,5 @@ def test_a_backbone_by_its_name_in_transformers():
 
 
 def test_a_backbone_by_its_name_in_segmentation_models():
-    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
     model = smp.FPN("tu-vmamba_tiny", encoder_weights=None, classes=3)
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3, 64, 64)

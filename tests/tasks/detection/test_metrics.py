@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from vssm.data import rle
 from vssm.data.batches import Batch
@@ -65,11 +67,10 @@ def detections(dataset, index, generator):
 
 
 def pycocotools(dataset, rows, kind):
-    coco, evaluator = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco.COCO(str(dataset.index.path))
+        truth = COCO(str(dataset.index.path))
         rows = [{k: v for k, v in row.items() if k != "bbox" or kind == "bbox"} for row in rows]
-        evaluation = evaluator.COCOeval(truth, truth.loadRes(rows), kind)
+        evaluation = COCOeval(truth, truth.loadRes(rows), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

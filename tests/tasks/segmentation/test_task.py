@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 import vssm
+from tests.train.interrupted import same_tensors, train
 from vssm.data.image import UnreadableImage
 from vssm.data.keep_ratio import KeepRatio
 from vssm.data.padded import PaddedImages
@@ -18,7 +18,6 @@ from vssm.data.shapes import write_shapes
 from vssm.settings import DataSettings, ModelSettings, OptimSettings, Settings, TrainerSettings
 from vssm.tasks import TASKS
 from vssm.tasks.segmentation.inference import LabelMap
-from vssm.train.callbacks import read_metrics
 from vssm.train.fit import build, fit, start_run
 
 TASK = TASKS["segmentation"]
@@ -51,46 +50,19 @@ def settings(root, **changes):
     return found
 
 
-class Killed(Exception):
-    pass
-
-
-class KillAt(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == self.step:
-            raise Killed
-
-
-def train(path, root, kill_at=None):
-    chosen = settings(root)
-    chosen.out, chosen.save_every_n_steps = str(path), 1 if kill_at else 0
-    run = start_run(chosen)
-    if kill_at is None:
-        fit(build(chosen), run)
-    else:
-        with pytest.raises(Killed):
-            fit(build(chosen), run, callbacks=[KillAt(kill_at)])
-        fit(build(chosen, weights=False), run, resume=True)
-    run.close()
-    rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_metrics(run.metrics)]
-    return run, rows, torch.load(run.last, weights_only=True)["state_dict"]
-
-
 @pytest.fixture(scope="module")
 def trained(shapes, tmp_path_factory):
-    return train(tmp_path_factory.mktemp("runs") / "whole", shapes)
+    return train(tmp_path_factory.mktemp("runs") / "whole", settings(shapes))
 
 
 @pytest.mark.parametrize("kill_at", [2, 3], ids=["between epochs", "within an epoch"])
 def test_resume_is_exact(shapes, trained, tmp_path, kill_at):
-    _, rows, weights = train(tmp_path / "run", shapes, kill_at)
+    chosen = settings(shapes)
+    chosen.save_every_n_steps = 1
+    _, rows, last = train(tmp_path / "run", chosen, kill_at)
     assert rows == trained[1] and len(rows) == 6
     assert rows[-1]["val_miou"] and set(rows[-1]) >= {"val_aacc", "val_macc"}
-    assert weights.keys() == trained[2].keys()
-    assert all(torch.equal(weights[name], value) for name, value in trained[2].items())
+    same_tensors(last["state_dict"], trained[2]["state_dict"])
 
 
 def test_an_evaluation_gives_what_the_training_logged(trained, shapes):
@@ -173,7 +145,8 @@ def test_weights_to_start_from(trained, shapes, tmp_path):
     stem = "stem.conv1.weight"
     assert torch.equal(model.state_dict()[f"backbone.model.{stem}"], classifier.state_dict()[stem])
 
-    run, _, weights = trained
+    run, _, last = trained
+    weights = last["state_dict"]
     whole = build(settings(shapes, model__init_from=str(run.last)))
     assert not any("random" in note for note in whole.splits.notes)
     assert all(torch.equal(value, weights[f"task.model.{name}"]) for name, value in whole.model.state_dict().items())

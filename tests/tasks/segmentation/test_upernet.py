@@ -67,10 +67,8 @@ def test_any_sizes(size):
 
 
 def test_the_numbers_of_transformers():
-    upernet = pytest.importorskip(
-        "transformers.models.upernet.modeling_upernet", reason="transformers is not installed"
-    )
     from transformers import UperNetConfig
+    from transformers.models.upernet import modeling_upernet as upernet
 
     config = UperNetConfig(hidden_size=5, num_labels=3, pool_scales=[1, 2, 3, 6], auxiliary_in_channels=8)
     config.auxiliary_channels = 7

@@ -46,7 +46,7 @@ class Detr(nn.Module):
         pretrained, backbone_args: of the backbone; its last three maps must keep their channels.
         width: of encoder and decoder; there is one attention head for each 32 channels.
         queries: objects that are looked for in an image.
-        layers: of the decoder.
+        layers: of the decoder, 2 or more.
         score: objects of a lower score are not reported. kept: per image.
         config: other fields of `RTDetrV2Config` or `DFineConfig`.
 
@@ -71,6 +71,8 @@ class Detr(nn.Module):
     ):
         super().__init__()
         check_widths(num_classes=num_classes, width=width, queries=queries, layers=layers, kept=kept)
+        if layers < 2:  # transformers ties the heads of the further layers to that of the first
+            raise ValueError(f"layers must be at least 2, got {layers}")
         self.num_classes, self.score, self.kept = num_classes, score, kept
         arguments = dict(backbone_args or {})
         with torch.device("meta"):

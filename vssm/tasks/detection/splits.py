@@ -7,7 +7,7 @@ import numpy as np
 from vssm.data.coco import CocoInstances, ObjectTransform
 from vssm.data.keep_ratio import KeepRatio
 from vssm.data.layouts import Layout, find_layout
-from vssm.data.splits import Splits
+from vssm.data.splits import Splits, held_out_note
 from vssm.settings import DataSettings
 
 
@@ -26,25 +26,27 @@ def load_objects(
     if settings.root is None:
         raise ValueError("no images given: --data.root FOLDER with images and annotations/instances_train.json")
     layout = find_layout(settings.root, "detection")
-    if classes is not None and (split == "test" or "val" in layout.splits or settings.val_annotations):
-        val = _dataset(layout, split, settings.val_annotations, evaluated, classes)
+    if split == "test" and "test" not in layout.splits:
+        raise FileNotFoundError(f"{layout.root} has no test split; `vssm validate` takes the validation images")
+    if classes is not None and (split == "test" or "val" in layout.splits):
+        val = _dataset(layout, split, settings.val_annotations if split == "val" else None, evaluated, classes)
         return Splits(None, val, classes, preprocess, val.notes)
-    if split == "test":
-        raise ValueError(f"{layout.root} has no test split; `vssm validate` takes the validation images")
     train = _dataset(layout, "train", settings.train_annotations, train_transform, classes, annotated=True)
-    if "val" in layout.splits or settings.val_annotations:
+    if "val" in layout.splits:
         val = _dataset(layout, "val", settings.val_annotations, evaluated, train.classes)
         return Splits(train, val, train.classes, preprocess, (*train.notes, *val.notes))
     whole = _dataset(layout, "train", settings.train_annotations, evaluated, classes)
     kept, held = whole.hold_out(settings.val_share, settings.split_seed)
+    if not held:
+        raise ValueError(f"{layout.root} has one image: none can be held out to validate; add images")
     filled = np.isin(whole.images[np.asarray(kept)], train.images)
-    train = whole.with_images(np.asarray(kept)[filled], train_transform)
-    val = whole.with_images(held, evaluated)
-    note = (
-        f"no val in {layout.root}: {settings.val_share:.0%} of the images validate (data.val_share, drawn with "
-        f"data.split_seed {settings.split_seed})"
+    return Splits(
+        whole.with_images(np.asarray(kept)[filled], train_transform) if classes is None else None,
+        whole.with_images(held, evaluated),
+        whole.classes,
+        preprocess,
+        (*whole.notes, held_out_note(settings, layout.root)),
     )
-    return Splits(train if classes is None else None, val, whole.classes, preprocess, (*whole.notes, note))
 
 
 def _dataset(

@@ -16,12 +16,14 @@ from vssm.data.padded import PaddedImages
 from vssm.data.preprocess import Preparation
 from vssm.data.splits import Splits, Transform
 from vssm.settings import DataSettings, ModelSettings, Settings
-from vssm.tasks.classification.model import check_model_name
+from vssm.tasks.classification.model import check_image_size, check_model_name
 from vssm.tasks.detection.detections import Detections
 from vssm.tasks.detection.drawing import Shape, draw_objects
 from vssm.tasks.detection.learner import Detection
-from vssm.tasks.detection.networks import create_detector
+from vssm.tasks.detection.networks import NETWORKS, create_detector
 from vssm.tasks.detection.transforms import DetectionTransform, EvaluationTransform
+from vssm.tasks.initial import load_initial
+from vssm.tasks.networks import TRIED, chosen_network
 from vssm.tasks.task import Example
 
 if TYPE_CHECKING:
@@ -61,25 +63,13 @@ class DetectionTask:
     def create_model(self, settings: ModelSettings, classes: int, channels: int, pretrained: bool = False) -> nn.Module:
         return create_detector(settings, classes, pretrained)
 
-    @torch.inference_mode()
     def check_model(
         self, model: nn.Module, name: str, input_size: tuple[int, int, int], classes: int | None = None
     ) -> None:
-        """One forward of a small empty image."""
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            device = next(model.parameters()).device
-            model(PaddedImages.of([torch.zeros(input_size[0], 64, 64, device=device)]))
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{name} cannot find objects in an image of 64 x 64: {_line(error)}") from error
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        """One forward of a small image: the network takes others too."""
+        check_image_size(model, name, (input_size[0], *TRIED))
 
     def load_initial(self, model: nn.Module, file: Path | None, head: str) -> tuple[str, ...]:
-        from vssm.tasks.initial import load_initial
-
         return load_initial(model, file, head)
 
     def preprocess(self, settings: DataSettings, model_name: str) -> KeepRatio:
@@ -119,9 +109,10 @@ class DetectionTask:
         train, has_masks = splits.train, bool(getattr(model, "has_masks", False))
         if isinstance(train, CocoInstances) and isinstance(train.transform, DetectionTransform):
             if has_masks and not train.has_masks:
+                name, _ = chosen_network(NETWORKS, settings.model)
                 raise ValueError(
-                    f"{train.index.path}: not every object has a segmentation, and {settings.model.network} learns "
-                    "masks; train boxes alone with --model.network_args.masks false"
+                    f"{train.index.path}: not every object has a segmentation, and {name} learns masks; train boxes "
+                    "alone with --model.network_args.masks false"
                 )
             train.transform.masks = has_masks
         return Detection(model)
@@ -181,7 +172,3 @@ class DetectionTask:
         return draw_objects(
             image, ((box, f"{classes[label]} {score:.0%}", label, cast(Any, mask)) for box, label, score, mask in rows)
         )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

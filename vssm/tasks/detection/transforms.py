@@ -75,7 +75,7 @@ class DetectionTransform:
         factors = torch.tensor([size[1] / width, size[0] / height] * 2)
         target = {**target, "boxes": target["boxes"] * factors}
         if "masks" in target:
-            resized = [F.interpolate(m[None, None].byte(), size, mode="nearest")[0, 0].bool() for m in target["masks"]]
+            resized = [resize_mask(mask, size) for mask in target["masks"]]
             target["masks"] = torch.stack(resized) if resized else torch.zeros(0, *size, dtype=torch.bool)
         return resize_pixels(pixels, size), target
 
@@ -89,8 +89,7 @@ class DetectionTransform:
         if self.masks:
             target["masks"] = torch.zeros(len(objects), h, w, dtype=torch.bool)
             for index in range(len(objects)):
-                whole = torch.from_numpy(objects.mask(index))
-                target["masks"][index] = F.interpolate(whole[None, None].byte(), size, mode="nearest")[0, 0].bool()
+                target["masks"][index] = resize_mask(torch.from_numpy(objects.mask(index)), size)
         return target
 
 
@@ -103,6 +102,11 @@ class EvaluationTransform:
 
     def __call__(self, image: Image.Image, objects: Objects) -> Sample:
         return (self.transform(image), (image.height, image.width)), {}
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W) bool -> (h, w) bool, the nearest pixel."""
+    return F.interpolate(mask[None, None].byte(), size, mode="nearest")[0, 0].bool()
 
 
 def cut(target: dict[str, Tensor], top: int, left: int, height: int, width: int) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from vssm.data.keep_ratio import KeepRatio
 from vssm.data.layouts import find_layout
 from vssm.data.mask_classes import MaskClasses
 from vssm.data.masks import MaskTransform, SemanticMasks, classes_of
-from vssm.data.splits import Splits
+from vssm.data.splits import Splits, held_out_note
 from vssm.settings import DataSettings
 
 
@@ -43,16 +43,12 @@ def load_masks(
     kept, held = train.hold_out(settings.val_share, settings.split_seed)
     if not held:
         raise ValueError(f"{layout.root} has one image: none can be held out to validate; add images")
-    note = (
-        f"no val in {layout.root}: {settings.val_share:.0%} of the images validate (data.val_share, drawn with "
-        f"data.split_seed {settings.split_seed})"
-    )
     return Splits(
         train.with_images(kept, train_transform) if classes is None else None,
         train.with_images(held, evaluated),
         meaning.names,
         preprocess,
-        (*train.notes, note),
+        (*train.notes, held_out_note(settings, layout.root)),
     )
 
 

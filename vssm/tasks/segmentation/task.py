@@ -16,7 +16,7 @@ from vssm.data.splits import Splits, Transform
 from vssm.settings import DataSettings, ModelSettings, Settings
 from vssm.tasks.classification.model import check_image_size, check_model_name
 from vssm.tasks.initial import load_initial
-from vssm.tasks.networks import Factory, backbone_arguments, check_arguments, chosen_network
+from vssm.tasks.networks import TRIED, Factory, backbone_arguments, check_arguments, chosen_network
 from vssm.tasks.segmentation.drawing import draw_labels, shares
 from vssm.tasks.segmentation.inference import Inference, LabelMap
 from vssm.tasks.segmentation.learner import Segmentation
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 NETWORKS: dict[str, Factory] = {"upernet": upernet}
 WIDTHS = ("channels", "aux_channels", "drop_rate")  # what settings may name
 SHORT_SIDE, LONG_SIDE = 512, 2048
-TRIED = (64, 96)  # sides of the image that a network is tried with
 NAMED = 5  # classes of a summary
 
 
