@@ -7,7 +7,9 @@ import torch
 
 import vssm  # noqa: F401 (registers the models)
 from vssm.settings import OptimSettings
-from vssm.train.optim import create_optimizer, create_schedule, warmup_cosine
+from vssm.tasks.detection import mask_rcnn
+from vssm.tasks.segmentation import upernet
+from vssm.train.optim import create_optimizer, create_schedule, learning_rate, warmup_cosine
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,62 @@ def test_layer_decay_grows_from_stem_to_head(name):
     steps = [after / before for before, after in pairwise(found)]
     assert set(steps) <= {1.0, 2.0}
     assert steps[:-2] == [2.0] * len(blocks)
+
+
+def test_multistep_and_poly_after_the_warm_up():
+    steps = OptimSettings(lr=1.0, schedule="multistep", milestones=[2, 3], gamma=0.1, warmup_lr=0.0)
+    found = [learning_rate(step, 40, 4, 10, steps) for step in (0, 2, 4, 19, 20, 29, 30, 39)]
+    assert found == pytest.approx([0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    poly = OptimSettings(lr=1.0, schedule="poly", power=2.0, min_lr=0.2, warmup_lr=0.0)
+    found = [learning_rate(step, 24, 4, 10, poly) for step in (1, 4, 14, 24, 30)]
+    assert found == pytest.approx([0.25, 1.0, 0.2 + 0.8 * 0.25, 0.2, 0.2])
+
+
+def test_warm_up_steps_take_the_place_of_epochs():
+    settings = OptimSettings(lr=1.0, warmup_epochs=5, warmup_steps=2, warmup_lr=0.0)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = create_schedule(optimizer, settings, total_steps=20, steps_per_epoch=4)
+    assert [schedule.lr_lambdas[0](step) for step in (0, 1, 2)] == [0.0, 0.5, 1.0]
+
+
+def test_patterns_without_weight_decay():
+    """The official rule of detection: names with "norm" go without, biases do not."""
+    model = timm.create_model("vmamba_nano")
+    optimizer = create_optimizer(model, OptimSettings(weight_decay=0.3, no_decay=["*norm*"]))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.0 if "norm" in name else 0.3), name
+    with pytest.raises(ValueError, match=r"optim.no_decay: no parameter matches 'stem.conv1.wieght'; nearest: stem"):
+        create_optimizer(model, OptimSettings(no_decay=["stem.conv1.wieght"]))
+
+
+@pytest.mark.parametrize("network", ["mask_rcnn", "upernet"])
+def test_a_network_is_grouped_as_its_backbone(network):
+    """Learning rates and exceptions of weight decay are those that the backbone alone has; heads learn at the full
+    rate."""
+    if network == "mask_rcnn":
+        model = mask_rcnn("vmamba_nano", 3, fpn_channels=8, box_channels=8, mask_channels=8)
+    else:
+        model = upernet("spatial_mamba_nano", 3, channels=8, aux_channels=4)
+    settings = OptimSettings(lr=1.0, layer_decay=0.5, weight_decay=0.3)
+    prefix = "backbone.model."
+    alone = model.get_submodule(prefix[:-1])
+    found, expected = (
+        {n: (groups[id(p)]["lr"], groups[id(p)]["weight_decay"]) for n, p in net.named_parameters()}
+        for net in (model, alone)
+        for groups in [{id(p): g for g in create_optimizer(net, settings).param_groups for p in g["params"]}]
+    )
+    inside = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+    stages = [name for name in inside if name.startswith("stages.")]
+    assert len(stages) > 20
+    scale = {inside[name][0] / expected[name][0] for name in stages}
+    assert len(scale) == 1  # the heads may add a layer, the order and the steps between stay
+    assert all(inside[name][1] == expected[name][1] for name in inside)
+    heads = {lr for name, (lr, _) in found.items() if not name.startswith("backbone.")}
+    assert heads == {1.0} and min(inside[name][0] for name in stages) < 0.6
+
+
+def test_layer_decay_needs_layers():
+    with pytest.raises(ValueError, match=r"optim.layer_decay: nothing in Linear names its layers"):
+        create_optimizer(torch.nn.Linear(2, 2), OptimSettings(layer_decay=0.5))

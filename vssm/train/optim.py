@@ -45,19 +45,27 @@ def learning_rate(
 
 
 def create_optimizer(model: nn.Module, settings: OptimSettings, fused: bool | None = None) -> torch.optim.AdamW:
-    """AdamW over timm's groups: no weight decay for biases, one-dimensional parameters and what
-    `model.no_weight_decay()` names, or for what the patterns of `no_decay` match instead; with `layer_decay`, a smaller
-    learning rate the deeper a layer lies (`model.group_matcher`; of a network around a backbone, that of the backbone,
-    and all heads are the last layer)."""
-    exempt = tuple(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
+    """AdamW over timm's groups: no weight decay for biases, one-dimensional parameters and what `no_weight_decay()`
+    names, or for what the patterns of `no_decay` match instead; with `layer_decay`, a smaller learning rate the deeper
+    a layer lies (`group_matcher`). In a network around a backbone, the backbone is asked for both, and all heads are
+    the last layer."""
+    prefix, layered = _layered(model)
+    named = layered.no_weight_decay() if hasattr(layered, "no_weight_decay") else ()  # type: ignore[operator]
+    exempt = tuple(prefix + name for name in named)
     if settings.layer_decay is None:
         groups = cast(list[dict], param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=exempt))
     else:
-        grouped = model if hasattr(model, "group_matcher") else _Grouped(model)
+        if not hasattr(layered, "group_matcher"):
+            raise ValueError(
+                f"optim.layer_decay: nothing in {type(model).__name__} names its layers (group_matcher); leave it out"
+            )
         groups = cast(
             list[dict],
             param_groups_layer_decay(
-                grouped, settings.weight_decay, no_weight_decay_list=exempt, layer_decay=settings.layer_decay
+                _Grouped(model, prefix, layered) if prefix else model,
+                settings.weight_decay,
+                no_weight_decay_list=exempt,
+                layer_decay=settings.layer_decay,
             ),
         )
     if settings.no_decay:
@@ -68,33 +76,34 @@ def create_optimizer(model: nn.Module, settings: OptimSettings, fused: bool | No
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
-class _Grouped(nn.Module):
-    """A network around a backbone, with the backbone's groups of layers as timm asks a model for them."""
+def _layered(model: nn.Module) -> tuple[str, nn.Module]:
+    """The model of timm in `model`, perhaps itself, and how the names of its parameters begin there."""
+    for name, module in model.named_modules():
+        if hasattr(module, "group_matcher"):
+            return f"{name}." if name else "", module
+    return "", model
 
-    def __init__(self, network: nn.Module):
+
+class _Grouped(nn.Module):
+    """A network around a model of timm, with that model's groups of layers as timm asks for them."""
+
+    def __init__(self, network: nn.Module, prefix: str, layered: nn.Module):
         super().__init__()
-        backbone = getattr(network, "backbone", None)
-        if not hasattr(backbone, "group_matcher"):
-            raise ValueError(
-                f"optim.layer_decay needs the layers of the backbone, and {type(network).__name__} has none that names "
-                "them (group_matcher); leave it out"
-            )
-        self.network, self.backbone = network, backbone
+        self.network, self.prefix, self.layered = network, prefix, layered
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        # A feature list of timm spells stages.0 with an underscore; the groups are those of the whole model.
-        for name, parameter in self.network.named_parameters(*args, **kwargs):
-            yield re.sub(r"^(backbone\.\w*?[a-z])_(\d+)\.", r"\1.\2.", name), parameter
+        return self.network.named_parameters(*args, **kwargs)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        matcher = cast(Any, self.backbone).group_matcher(coarse=coarse)
+        """What none of the patterns matches is the last layer."""
 
         def inside(pattern: Any) -> Any:
             if isinstance(pattern, str):
-                return r"^backbone\." + pattern.removeprefix("^")
+                return "^" + re.escape(self.prefix) + pattern.removeprefix("^")
             return [(inside(one), order) for one, order in pattern]
 
-        return {name: inside(pattern) for name, pattern in matcher.items()}  # what none matches is the last layer
+        matcher = cast(Any, self.layered).group_matcher(coarse=coarse)
+        return {name: inside(pattern) for name, pattern in matcher.items()}
 
 
 def _regrouped(model: nn.Module, groups: Sequence[dict], settings: OptimSettings) -> list[dict]:
