@@ -26,7 +26,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2, help="of one process")
+    parser.add_argument("--turns", type=int, default=2, help="processes of each model, one after the other")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--once", nargs=2, metavar=("WHAT", "MODEL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -34,8 +35,11 @@ def main() -> None:
         print(json.dumps(_once(*args.once, args.threads, args.rounds)))
         return
     for what in args.what:
-        found = {model: _in_a_process(what, model, args) for model in args.models}
-        print(f"\n{WHAT[what]}, one image, float32, {args.threads} thread(s), medians of {args.rounds}")
+        found = {model: ([], 0.0) for model in args.models}
+        for model in args.models * args.turns:
+            times, peak = _in_a_process(what, model, args)
+            found[model] = found[model][0] + times, max(found[model][1], peak)
+        print(f"\n{WHAT[what]}, one image, float32, {args.threads} thread(s), medians of {args.turns * args.rounds}")
         print(f"{'backbone':<32}{'seconds':>9}{'vs swin':>9}{'vs convnext':>12}{'peak MB':>9}")
         for model, (times, peak) in found.items():
             seconds = median(times)

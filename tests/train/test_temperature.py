@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from tests.train.test_fit import KillAt, Killed, rows
+from tests.train.interrupted import KillAt, Killed, rows
 from tests.train.tiny import tiny_settings
 from vssm.nn import DynamicFusion
 from vssm.train.fit import build, fit, start_run, temperature_of

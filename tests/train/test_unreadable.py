@@ -5,10 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from tests.train.test_fit import train
+from tests.train.interrupted import same_tensors, train
 from tests.train.tiny import tiny_settings
 from vssm.data.unreadable import TooManyUnreadable, read_unreadable
 from vssm.inference.evaluate import evaluate
@@ -48,15 +47,15 @@ def test_resume_is_exact(images, tmp_path):
     with pytest.warns(
         UserWarning, match=r"Images that cannot be read are left out; all are named in .*unreadable\.csv"
     ):
-        whole_rows, whole = train(tmp_path / "whole", settings_for(images))
+        _, whole_rows, whole = train(tmp_path / "whole", settings_for(images))
     settings = settings_for(images, save_every_n_steps=1)
     settings.data.workers = 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        resumed_rows, resumed = train(tmp_path / "resumed", settings, kill_at=6)
+        _, resumed_rows, resumed = train(tmp_path / "resumed", settings, kill_at=6)
     assert len(whole_rows) == 15
     assert resumed_rows == whole_rows
-    assert all(torch.equal(resumed["state_dict"][n], v) for n, v in whole["state_dict"].items())
+    same_tensors(resumed["state_dict"], whole["state_dict"])
     reason = "not an image, or of a kind that Pillow cannot read"
     expected = {str(images / name): reason for name in ("train/cat/3.png", "train/dog/0.png", "val/cat/1.png")}
     for name in ("whole", "resumed"):
