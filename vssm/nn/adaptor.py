@@ -54,6 +54,11 @@ class AdaptorT(nn.Module):
             self.register_buffer("bias", ring)
 
     def forward(self, h: Tensor) -> Tensor:
+        offsets, weights = self.select(h)
+        return self.combine(h, offsets, weights)
+
+    def select(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The K points that states h combine with: offsets (B, S, K, 2, H, W) in pixels, weights (B, S, K, H, W)."""
         sequences, height, width = h.shape[1], h.shape[4], h.shape[5]
         if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
             fits = height * width >= self.points
@@ -71,7 +76,10 @@ class AdaptorT(nn.Module):
         predicted = predicted.expand(h.shape[0], sequences, 3 * self.points, height * width)
         predicted = predicted.unflatten(3, [height, width])
         offsets = predicted[:, :, : 2 * self.points].unflatten(2, [self.points, 2])
-        weights = predicted[:, :, 2 * self.points :].softmax(2)
+        return offsets, predicted[:, :, 2 * self.points :].softmax(2)
+
+    def combine(self, h: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+        """h + gain * the states at these offsets, weighted."""
         gain = self.gain.to(h.dtype)[None, :, :, None, None, None]
         return torch.addcmul(h, gain, state_gather(h, offsets, weights))
 

@@ -39,8 +39,8 @@ class DeformableFusion(FullPrecision):
         assert self.offsets.bias is not None
         nn.init.zeros_(self.offsets.bias)
 
-    def _fuse(self, h: Tensor) -> Tensor:
-        x = as_map(h)
+    def _fuse(self, h: Tensor, values: Tensor | None = None) -> Tensor:
+        x = as_map(h if values is None else values)
         offsets = self.offsets(mean_state(h)).unflatten(1, [self.routes, len(self.dilations), 18])
         alphas = self.alphas.to(h.dtype)
         fused = torch.zeros_like(x)

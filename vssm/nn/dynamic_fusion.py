@@ -58,11 +58,12 @@ class DynamicConv(Shortcut):
         logits = self.fc2(F.relu(self.fc1(mean)))
         return (logits.flatten(1).unflatten(1, [self.routes, self.experts]) / self.temperature.to(h.dtype)).softmax(2)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, values: Tensor | None = None) -> Tensor:
+        """The kernels that h chooses, on h, or on `values` of the same shape."""
         routes, channels, states = h.shape[1], h.shape[2], h.shape[3]
         pi, kernels, size = self.attention(h), self.kernels.to(h.dtype), self.kernels.shape[-1]
         pad = self.dilation * (size // 2)
-        x = F.pad(as_map(h), [pad, pad, pad, pad], mode="replicate")
+        x = F.pad(as_map(h if values is None else values), [pad, pad, pad, pad], mode="replicate")
         if self.mix_outputs:
             # The experts of a channel side by side, as the groups of a convolution want them.
             weight = kernels.permute(1, 2, 0, 3, 4)[:, :, None].expand(-1, -1, states, -1, -1, -1)
@@ -157,8 +158,9 @@ class DynamicFusion(FullPrecision):
         """The highest of all attentions."""
         return max(float(module.temperature) for module in self.dynamic if isinstance(module, DynamicConv))
 
-    def _fuse(self, h: Tensor) -> Tensor:
-        fused = torch.zeros_like(h) if self.static is None else self.static(h)
+    def _fuse(self, h: Tensor, values: Tensor | None = None) -> Tensor:
+        read = h if values is None else values
+        fused = torch.zeros_like(read) if self.static is None else self.static(read)
         for conv in self.dynamic:
-            fused = fused + conv(h)
+            fused = fused + conv(h, values)
         return fused

@@ -59,7 +59,7 @@ class LocalAttentionFusion(FullPrecision):
         self.qk = StateConv1x1(routes * dim, routes * 2 * heads * self.qk_dim, routes, bias=False)
         self.bias = nn.Parameter(torch.zeros(routes, heads, 2 * radius + 1, 2 * radius + 1))
 
-    def _fuse(self, h: Tensor) -> Tensor:
+    def _fuse(self, h: Tensor, values: Tensor | None = None) -> Tensor:
         batch, routes, channels, states, height, width = h.shape
         w, r = self.window, self.radius
         bottom, right = (w - height % w) % w, (w - width % w) % w
@@ -69,13 +69,14 @@ class LocalAttentionFusion(FullPrecision):
         queries = self._windows(F.pad(qk[:, :, 0].flatten(0, 1), [0, right, 0, bottom]), w)
         halo = [r, right + r, r, bottom + r]
         keys = self._windows(F.pad(qk[:, :, 1].flatten(0, 1), halo), w + 2 * r)
-        values = self._windows(F.pad(h.flatten(2, 3).flatten(0, 1), halo), w + 2 * r)
+        read = h if values is None else values
+        windows = self._windows(F.pad(read.flatten(2, 3).flatten(0, 1), halo), w + 2 * r)
 
         logits = (
             torch.matmul(queries, keys.transpose(-1, -2)) * self.qk_dim**-0.5
         )  # (B*K, windows, heads, w*w, (w+2r)^2)
         logits = logits.unflatten(0, [batch, routes]) + self._near(h) + self._inside(h, rows, columns)
-        fused = torch.matmul(logits.softmax(-1).flatten(0, 1), values)  # (B*K, windows, heads, w*w, C/heads*N)
+        fused = torch.matmul(logits.softmax(-1).flatten(0, 1), windows)  # (B*K, windows, heads, w*w, C/heads*N)
 
         fused = fused.unflatten(1, [rows, columns]).unflatten(4, [w, w]).permute(0, 3, 6, 1, 4, 2, 5)
         fused = fused.reshape(batch, routes, channels, states, rows * w, columns * w)

@@ -13,18 +13,21 @@ __all__ = ["FullPrecision", "StateConv1x1"]
 
 
 class FullPrecision(nn.Module):
-    """A `state_fn` whose operators take the dtype they are given, also under autocast: subclasses have `_fuse`."""
+    """A `state_fn` whose operators take the dtype they are given, also under autocast: subclasses have `_fuse`.
 
-    def forward(self, h: Tensor) -> Tensor:
+    What it predicts comes from h, and what it weighs are the `values`, a map of the same shape: h, when not given.
+    """
+
+    def forward(self, h: Tensor, values: Tensor | None = None) -> Tensor:
         if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
-            return self._fuse(h)
+            return self._fuse(h, values)
         else:
             kind = h.device.type
             known = torch.amp.is_autocast_available(kind)
             with torch.autocast(kind, enabled=False) if known else contextlib.nullcontext():
-                return self._fuse(h)
+                return self._fuse(h, values)
 
-    def _fuse(self, h: Tensor) -> Tensor:
+    def _fuse(self, h: Tensor, values: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
 

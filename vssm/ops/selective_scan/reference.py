@@ -36,12 +36,12 @@ def states(
     B = B.repeat_interleave(channels // K, dim=1)  # (B, K*C, N, L): the channels of a group share it
     if blocked:
         decay, steps = torch.exp(dt.unsqueeze(2) * A.unsqueeze(-1)), dt.unsqueeze(2)
-        weight = _held(steps, A.unsqueeze(-1)) if zoh else steps
+        weight = held(steps, A.unsqueeze(-1)) if zoh else steps
         return _blocked(decay, weight * B * u.unsqueeze(2), h)
     history = []
     for t in range(length):
         decay = torch.exp(dt[:, :, t, None] * A)
-        weight = _held(dt[:, :, t, None], A) if zoh else dt[:, :, t, None]
+        weight = held(dt[:, :, t, None], A) if zoh else dt[:, :, t, None]
         h = decay * h + weight * B[..., t] * u[:, :, t, None]
         history.append(h)
     return torch.stack(history, dim=-1)
@@ -66,7 +66,7 @@ def _blocked(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
     return fused.flatten(-2)[..., :length]
 
 
-def _held(dt: Tensor, A: Tensor) -> Tensor:
+def held(dt: Tensor, A: Tensor) -> Tensor:
     """(exp(dt A) - 1) / A; near dt A = 0 its series, which A = 0 has too."""
     z = dt * A
     near = z.abs() < 1e-3
