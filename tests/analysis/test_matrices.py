@@ -8,6 +8,7 @@ import vssm
 from tests.goldens import image
 from vssm import add_adaptors
 from vssm.analysis import blocks, linear_attention, mixing_matrix, scan_matrix, scan_of
+from vssm.analysis.activation import activation_of
 from vssm.analysis.matrices import mixing_rows
 from vssm.analysis.scans import run
 from vssm.ops import selective_scan
@@ -148,6 +149,33 @@ def test_rows_agree_with_the_equation(name, weights):
         torch.testing.assert_close(found, want.mean(0), rtol=1e-9, atol=1e-12)
         one = mixing_matrix(model, x, -1, k, channel=3, weights=weights, order="route")
         torch.testing.assert_close(one, want[3], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("weights", ["scan", "qk", "decayed_qk", "decay"])
+@pytest.mark.parametrize("name", ["vmamba", "vmamba, N = 4", "zero-order hold", "spatial mamba", "vim", "cascade"])
+def test_one_row_is_that_of_the_matrix(name, weights):
+    """A single row is computed without a loop over the pixels: the same numbers."""
+    kind, options = MODELS.get(name, ("vmamba_nano", SMALL | {"scan": "cascade"}))
+    model = shaken(vssm.create_model(kind, **options)).double().eval()
+    scan = scan_of(model, image(1, (3, 32, 48) if "vim" not in kind else (3, 32, 32), torch.float64), -1)
+    for route in range(len(scan.routes)):
+        for channel, each in ((None, False), (None, True), (5, False)):
+            whole = torch.cat(list(mixing_rows(scan, None, route, channel, weights, each_channel=each)))
+            for at in (0, 17, len(whole) - 1):
+                (row,) = mixing_rows(scan, [at], route, channel, weights, each_channel=each)
+                torch.testing.assert_close(row[0], whole[at], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_the_combined_map_is_the_row_of_the_combined_matrix(parallel):
+    model = network("vmamba")
+    add_adaptors(model, temporal=False, parallel=parallel)
+    shaken(model).double().eval()
+    scan = scan_of(model, image(1, (3, 32, 32), torch.float64), "1.1")
+    maps = activation_of(scan, (3, 2), "scan", skip=True)
+    whole = torch.cat(list(mixing_rows(scan)))
+    torch.testing.assert_close(maps.combined.flatten(), whole[scan.position((3, 2))], rtol=1e-10, atol=1e-13)
+    assert torch.allclose(maps.combined, maps.routes.sum(0)) == (not parallel)
 
 
 def test_fusion_is_a_weighted_sum_of_rows():

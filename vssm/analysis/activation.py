@@ -67,7 +67,12 @@ def activation_of(
     query = (scan.grid[0] // 2, scan.grid[1] // 2) if query is None else query
     at = scan.position(query)
     rows = [next(mixing_rows(scan, [at], k, channel, weights, skip))[0] for k in range(len(scan.routes))]
-    combined = None if scan.cascade else next(mixing_rows(scan, [at], None, channel, weights, skip))[0]
+    if scan.cascade:
+        combined = None
+    elif scan.direct is None:
+        combined = torch.stack(rows).sum(0)
+    else:  # what a parallel adaptor_s adds is no part of a route
+        combined = next(mixing_rows(scan, [at], None, channel, weights, skip))[0]
     return _maps(scan, query, rows, combined)
 
 

@@ -21,6 +21,8 @@ __all__ = ["WEIGHTS", "linear_attention", "mixing_matrix", "mixing_rows", "scan_
 WEIGHTS = ("scan", "qk", "decayed_qk", "decay")
 # Elements of float64 that the states of a chunk of queries may have: 64 MB.
 CHUNK = 1 << 23
+# Elements of one step below which the time of a loop goes into its steps, and doubling (log T passes) is faster.
+NARROW = 256
 
 
 def scan_matrix(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, weights: str = "scan") -> Tensor:
@@ -190,22 +192,40 @@ def _back_from_states(part: RouteScan, values: Tensor, weights: str) -> Tensor:
     at = part.reads[0]
     decay, b = _steps(part, 0, None, weights)
     values = values[..., at].permute(3, 0, 1, 2).contiguous()
-    z = torch.zeros_like(values[0])
-    row = torch.empty(len(at), *z.shape[:2], dtype=z.dtype, device=z.device)
-    for t in reversed(range(len(at))):
-        if t + 1 < len(at):
-            z *= decay[t + 1]
-        z += values[t]
-        row[t] = (z * b[t]).sum(-1)
-    found = torch.empty(*row.shape[1:], len(at), dtype=z.dtype, device=z.device)
+    if values[0].numel() <= NARROW:
+        row = (_doubled(values, decay[1:]) * b[:, None]).sum(-1)
+    else:
+        z = torch.zeros_like(values[0])
+        row = torch.empty(len(at), *z.shape[:2], dtype=z.dtype, device=z.device)
+        for t in reversed(range(len(at))):
+            if t + 1 < len(at):
+                z *= decay[t + 1]
+            z += values[t]
+            row[t] = (z * b[t]).sum(-1)
+    found = torch.empty(*row.shape[1:], len(at), dtype=row.dtype, device=row.device)
     found[..., at] = row.permute(1, 2, 0)
     return found
+
+
+def _doubled(z: Tensor, decay: Tensor) -> Tensor:
+    """z_t + decay_t z_{t+1} + decay_t decay_{t+1} z_{t+2} + ...: z (T, queries, E, N), overwritten; decay (T - 1, E, N).
+
+    After a pass z_t has the terms of twice as many steps, and `decay` reaches twice as far.
+    """
+    reach = 1
+    while reach < len(z):
+        z[:-reach] += decay[:, None] * z[reach:]
+        decay = decay[:-reach] * decay[reach:]
+        reach *= 2
+    return z
 
 
 def _back_from_pixels(part: RouteScan, chosen: Tensor, channel, weights: str, skip: bool, each_channel: bool) -> Tensor:
     """The same where the states are read out as they are: v is C at one step, and a query needs no later ones."""
     (S, T), (E, N) = part.reads.shape, part.A.shape
     E = E if channel is None else 1
+    if len(chosen) == 1:
+        return _back_from_pixel(part, chosen, channel, weights, skip, each_channel)
     shape = (len(chosen), E, S * T) if each_channel else (len(chosen), S * T)
     rows = torch.zeros(shape, dtype=part.u.dtype, device=part.u.device)
     place = torch.empty(S * T, dtype=torch.long, device=part.u.device)
@@ -236,6 +256,23 @@ def _back_from_pixels(part: RouteScan, chosen: Tensor, channel, weights: str, sk
             at = part.reads[s, time[mine]]
             rows[mine, ..., at] += D if each_channel else D.mean()
     return rows
+
+
+def _back_from_pixel(part: RouteScan, chosen: Tensor, channel, weights: str, skip: bool, each_channel: bool) -> Tensor:
+    """The same for one query, in closed form: <C_i, exp(A (dt_{j+1} + ... + dt_i)) b_j>, without a loop."""
+    s, t = (int(x) for x in (part.writes == chosen).nonzero()[0])
+    channels = slice(None) if channel is None else slice(channel, channel + 1)
+    _, b = _steps(part, s, channel, weights)
+    dt = part.dt[s, : t + 1, channels]
+    apart = dt.flip(0).cumsum(0).flip(0) - dt
+    w = torch.ones_like(b[: t + 1]) if weights == "qk" else torch.exp(apart[..., None] * part.A[channels])
+    found = w * b[: t + 1]
+    found = found.sum(-1) if weights == "decay" else found @ part.C[s, t]
+    rows = torch.zeros(1, found.shape[1], part.reads.numel(), dtype=found.dtype, device=found.device)
+    rows[0][:, part.reads[s, : t + 1]] = found.T
+    if skip:
+        rows[0, :, part.reads[s, t]] += part.D[channels]
+    return rows if each_channel else rows.mean(1)
 
 
 def _steps(part: RouteScan, s: int, channel: int | None, weights: str) -> tuple[Tensor, Tensor]:
