@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms, ImageSequence
 
 import vssm.data.image
-from vssm.data.image import UnreadableImage, open_image
+from vssm.data.image import UnreadableImage, open_image, read_image
 
 RED, GREEN, BLUE, GREY = (220, 30, 40), (20, 200, 60), (30, 60, 230), (120, 120, 120)
 
@@ -388,3 +388,45 @@ def test_a_transparent_entry_of_a_palette_in_every_depth(tmp_path, bit_depth):
 def test_a_large_16_bit_grey_without_transparency_is_as_before(tmp_path):
     (tmp_path / "a.png").write_bytes(png(2, 1, 16, 0, [packed([0, 40000], 16)]))
     assert np.asarray(open_image(tmp_path / "a.png", 1)).tolist() == [[0, 156]]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "gif", "bmp"])
+def test_a_file_in_memory_is_read_like_one_on_disk(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    PICTURE.crop((0, 0, 40, 30)).save(path, **({"exif": exif} if suffix in ("jpg", "png") else {}))
+    for channels in (1, 3):
+        found = read_image(path.read_bytes(), "a", channels, 16)
+        assert found.mode == {1: "L", 3: "RGB"}[channels]
+        assert np.array_equal(np.asarray(found), np.asarray(open_image(path, channels, 16)))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "up: empty file"),
+        (b"hello", "up: not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "up: not an image"),
+    ],
+    ids=["empty", "text", "eps"],
+)
+def test_memory_that_is_no_image(content, words):
+    with pytest.raises(UnreadableImage, match=words):
+        read_image(content, "up")
+
+
+def test_an_image_in_memory_of_too_many_pixels_is_not_decoded(monkeypatch):
+    content = io.BytesIO()
+    PICTURE.save(content, "PNG")
+    assert read_image(content.getvalue(), "up", max_pixels=1600).size == (40, 40)
+    monkeypatch.setattr(vssm.data.image, "_loaded", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UnreadableImage, match=r"^up: 40 x 40 pixels, more than 0.001599 million; make it smaller$"):
+        read_image(content.getvalue(), "up", max_pixels=1599)
+
+
+def test_a_cut_file_in_memory():
+    content = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(content, "PNG")
+    with pytest.raises(UnreadableImage, match=r"^up: "):
+        read_image(content.getvalue()[:900], "up")

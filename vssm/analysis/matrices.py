@@ -208,7 +208,7 @@ def _back_from_states(part: RouteScan, values: Tensor, weights: str) -> Tensor:
 
 
 def _doubled(z: Tensor, decay: Tensor) -> Tensor:
-    """z_t + decay_t z_{t+1} + decay_t decay_{t+1} z_{t+2} + ...: z (T, queries, E, N), overwritten
+    """z_t + decay_t z_{t+1} + decay_t decay_{t+1} z_{t+2} + ...: z (T, queries, E, N), overwritten.
 
     decay is (T - 1, E, N). After a pass z_t has the terms of twice as many steps, and `decay` reaches twice as far.
     """

@@ -5,6 +5,9 @@ Whatever a file holds, training and prediction read it through `open_image` and 
 
 import stat
 import struct
+from collections.abc import Generator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +24,7 @@ __all__ = [
     "is_turned",
     "open_image",
     "open_of_size",
+    "read_image",
 ]
 
 MODES = {1: "L", 3: "RGB"}
@@ -35,6 +39,8 @@ UPRIGHT = {
 }
 # Pillow's names of grey PNGs of 1, 2 and 4 bits, and their highest level.
 GREY_LEVELS = {"1": 1, "L;2": 3, "L;4": 15}
+# What is read from strangers: readers of Pillow that start no other program (EPS starts Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # How Pillow reports damage. Beside its own OSError these are what its readers raise on content they did not expect.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, struct.error)
 
@@ -61,10 +67,39 @@ def open_image(path: str | Path, channels: int = 3, min_side: int | None = None,
     Raises UnreadableImage: no such file, not a regular file, not an image, damaged, cut off, of values without an
     agreed meaning, or of more pixels than twice `PIL.Image.MAX_IMAGE_PIXELS`.
     """
+    _check_channels(channels)
+    with _readable(path):
+        return as_read(_decode(path, min_side, upright), channels, path)
+
+
+def read_image(
+    content: bytes, name: str, channels: int = 3, min_side: int | None = None, max_pixels: int | None = None
+) -> Image.Image:
+    """`open_image` of a file in memory that may be anybody's: of FORMATS only, and of at most `max_pixels` pixels.
+
+    `name` is for messages. Raises UnreadableImage as `open_image`; a file of too many pixels is not decoded.
+    """
+    _check_channels(channels)
+    with _readable(name):
+        if not content:
+            raise UnreadableImage(name, "empty file")
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                size = f"{image.width} x {image.height} pixels"
+                raise UnreadableImage(name, f"{size}, more than {max_pixels / 1e6:g} million; make it smaller")
+            return as_read(_loaded(image, min_side, upright=True), channels, name)
+
+
+def _check_channels(channels: int) -> None:
     if channels not in MODES:
         raise ValueError(f"image files are read with 1 or 3 channels, not {channels}")
+
+
+@contextmanager
+def _readable(path: str | Path) -> Generator[None, None, None]:
+    """Whatever Pillow raises inside becomes one UnreadableImage with the reason."""
     try:
-        return as_read(_decode(path, min_side, upright), channels, path)
+        yield
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -111,12 +146,17 @@ def _decode(path: str | Path, min_side: int | None, upright: bool) -> Image.Imag
     if found.st_size == 0:
         raise UnreadableImage(path, "empty file")
     with Image.open(path) as image:
-        if min_side is not None:
-            image.draft(None, (min_side, min_side))
-        _scale_transparent_colour(image)
-        image.load()
-        turn = UPRIGHT.get(_orientation(image)) if upright else None
-        return image if turn is None else image.transpose(turn)
+        return _loaded(image, min_side, upright)
+
+
+def _loaded(image: Image.Image, min_side: int | None, upright: bool) -> Image.Image:
+    """The pixels of an opened file, as `open_image` describes them."""
+    if min_side is not None:
+        image.draft(None, (min_side, min_side))
+    _scale_transparent_colour(image)
+    image.load()
+    turn = UPRIGHT.get(_orientation(image)) if upright else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _scale_transparent_colour(image: Image.Image) -> None:
