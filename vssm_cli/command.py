@@ -108,7 +108,7 @@ _EXTRA_OF: dict[str, str] = dict.fromkeys(
         "hotcoco",
     ),
     "train",
-)
+) | {"av": "video"}
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -14,7 +14,8 @@ from vssm_cli.parsing import Parser, UsageError, parse
 DESCRIPTION = """\
 Names what is in images, or finds and draws their objects or regions, by what the checkpoint was trained for. Takes
 files, folders (searched to the bottom), patterns in quotes ('photos/**/*.jpg'), or a list of names, one per line, on
-the standard input (-) or in a file. Preprocessing and class names come from the checkpoint.
+the standard input (-) or in a file. Of a video (mp4, mov, avi, webm, mkv, GIF, ...) that is named, each frame is an
+image, called VIDEO#NUMBER, from 0. Preprocessing and class names come from the checkpoint.
 The exit code is 1 when any file could not be read; the others are done all the same."""
 
 
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="side of the model's input, not the trained one"
     )
+    parser.add_argument("--every", type=int, metavar="N", help="each N-th frame of a video (default 1: all)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default 32)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads that read images (default: one per core)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
@@ -63,7 +65,7 @@ def _check(args: argparse.Namespace) -> None:
             "no images named: IMAGE|FOLDER|PATTERN, - for names on the standard input, or --from-file LIST"
         )
     if args.compare is not None:
-        for name in ("checkpoint", "model", "csv", "json_file"):
+        for name in ("checkpoint", "model", "csv", "json_file", "every"):
             if getattr(args, name) is not None:
                 raise UsageError(
                     f"--compare names both models and prints a table; it does not go with --{name.replace('_', '-')}"
@@ -74,7 +76,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out} is a file; pictures go into a folder")
     elif args.checkpoint is None and args.model is None:
         raise UsageError("nothing to predict with: --checkpoint RUN_DIR, or --model NAME for published weights")
-    for name in ("top_k", "image_size", "batch_size", "threads"):
+    for name in ("top_k", "image_size", "every", "batch_size", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -91,14 +93,14 @@ def _predict(args: argparse.Namespace) -> int:
         if args.compare is not None:
             return compare_models(args, names, stack)
         with console.status("loading the model"):
-            from vssm.data.sources import find_files
+            from vssm.data.sources import find_frames
             from vssm_cli.lines import print_speed
             from vssm_cli.predictions import open_writers
 
             predictor = _load(args)
             _check_task(args, predictor.task)
         began = time.perf_counter()
-        files = find_files(names)
+        files = find_frames(names, args.every or 1)
         found = predictor.predict_files(files, args.top_k, args.batch_size, args.threads)
         stack.callback(found.close)
         first = next(found, None)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 from rich.status import Status
@@ -21,7 +22,8 @@ from rich.text import Text
 
 from vssm._writing import replacing
 from vssm.data.files import plain_name, printable_name
-from vssm.data.image import open_image
+from vssm.data.image import as_read, open_image
+from vssm.data.video import FrameReader
 from vssm.inference.predict import Prediction
 from vssm.tasks.task import Task
 
@@ -34,13 +36,15 @@ class Writer(Protocol):
 
 class JsonLines:
     """{"path": ..., "classes": [{"name": ..., "probability": ...}, ...]} (or what else the task finds) or {"path": ...,
-    "error": ...} per line."""
+    "error": ...} per line; with "video" and "frame" for a frame of a video."""
 
     def __init__(self, stream: TextIO, task: Task, classes: Sequence[str]):
         self.stream, self.task, self.classes = stream, task, classes
 
     def write(self, prediction: Prediction) -> None:
         line: dict[str, object] = {"path": plain_name(prediction.path)}
+        if prediction.video is not None:
+            line |= {"video": plain_name(prediction.video), "frame": prediction.frame}
         if prediction.error is None:
             line |= self.task.plain(prediction.result, self.classes)
         else:
@@ -90,24 +94,34 @@ class ObjectsCsv:
 
 
 class Pictures:
-    """What was found, drawn on each image: a PNG of its name in a folder; the second of a name is NAME-2.png."""
+    """What was found, drawn on each image: a PNG of its name in a folder, VIDEO_NUMBER.png for a frame of a video; the
+    second of a name is NAME-2.png."""
 
     def __init__(self, folder: Path, task: Task, classes: Sequence[str]):
         self.folder, self.task, self.classes = folder, task, classes
         self.taken: set[Path] = set()
+        self.frames = FrameReader()
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, prediction: Prediction) -> None:
         if prediction.error is not None:
             return
-        drawn = self.task.draw(open_image(prediction.path), prediction.result, self.classes)
-        name, number = self.folder / f"{prediction.path.stem}.png", 1
+        image, stem = self._image(prediction)
+        drawn = self.task.draw(image, prediction.result, self.classes)
+        name, number = self.folder / f"{stem}.png", 1
         while name in self.taken:
             number += 1
-            name = self.folder / f"{prediction.path.stem}-{number}.png"
+            name = self.folder / f"{stem}-{number}.png"
         self.taken.add(name)
         with replacing(name) as new:
             drawn.save(new, "PNG")
+
+    def _image(self, prediction: Prediction) -> tuple[Image.Image, str]:
+        """Frames are decoded a second time: nothing of the size of a video waits in memory for its prediction."""
+        if prediction.video is None or prediction.frame is None:
+            return open_image(prediction.path), prediction.path.stem
+        found = self.frames.image(prediction.video, prediction.frame)
+        return as_read(found, 3, prediction.path), f"{prediction.video.stem}_{prediction.frame:05d}"
 
 
 class Lines:

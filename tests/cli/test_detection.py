@@ -96,6 +96,27 @@ def test_predict_draws_and_lists_objects(run, shapes, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
+def test_frames_of_an_animation_are_drawn(run, shapes, tmp_path, capsys):
+    """The same as the pictures of which it was made, at their names with the number; a second clip of that name too."""
+    images = sorted((shapes / "images" / "val").glob("*.png"))[:3]
+    stills, drawn = tmp_path / "stills", tmp_path / "drawn"
+    pages = [Image.open(path).convert("RGB") for path in images]
+    for name in ("clip.webp", "clip.apng"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], lossless=True)
+    argv = ["--checkpoint", str(run), "--device", "cpu", "--batch-size", "1"]
+    assert predict.main([*map(str, images), *argv, "--out", str(stills), "--json"]) == 0
+    expected = [json.loads(line)["objects"] for line in capsys.readouterr().out.splitlines()]
+    clips = [str(tmp_path / name) for name in ("clip.webp", "clip.apng")]
+    assert predict.main([*clips, *argv, "--every", "2", "--out", str(drawn), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["objects"] for line in lines] == [expected[0], expected[2]] * 2
+    assert [line["frame"] for line in lines] == [0, 2, 0, 2]
+    names = ["clip_00000.png", "clip_00002.png", "clip_00000-2.png", "clip_00002-2.png"]
+    assert sorted(path.name for path in drawn.iterdir()) == sorted(names)
+    for name, number in zip(names, (0, 2, 0, 2), strict=True):
+        assert (drawn / name).read_bytes() == (stills / images[number].name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

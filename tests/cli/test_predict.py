@@ -88,6 +88,42 @@ def test_lines_for_a_pipe(run, photos, capsys):
     assert all(row[2].endswith("%") for number, row in enumerate(rows) if number != 3)
 
 
+def test_frames_of_videos(run, photos, capsys):
+    """Each as the same picture in a file of its own; the frames before a cut, then one row that says so."""
+    from tests.data.test_video import write_animation, write_film
+
+    write_animation(photos / "clip.gif", [0, 60, 120, 180, 240])
+    cut = write_film(photos / "cut.mp4", movflags="faststart")
+    cut.write_bytes(cut.read_bytes()[:-500])
+    for number, level in ((0, 0), (2, 120), (4, 240)):
+        Image.new("RGB", (32, 24), (level, 0, 255 - level)).save(photos / f"{number}.png")
+    chosen = ["--checkpoint", str(run), "--top-k", "3", "--batch-size", "2", "--every", "2"]
+    argv = ["predict", "photos/clip.gif", "photos/cut.mp4", *(f"photos/{number}.png" for number in (0, 2, 4)), *chosen]
+    assert main([*argv, "--json", "--csv", "out.csv"]) == 1
+    shown = capsys.readouterr()
+    lines = [json.loads(line) for line in shown.out.splitlines()]
+    names = [line["path"] for line in lines]
+    assert names[:4] == [
+        "photos/clip.gif#00000",
+        "photos/clip.gif#00002",
+        "photos/clip.gif#00004",
+        "photos/cut.mp4#00000",
+    ]
+    frames, stills = lines[:3], lines[-3:]
+    assert [(line["video"], line["frame"]) for line in frames] == [("photos/clip.gif", n) for n in (0, 2, 4)]
+    assert [line["classes"] for line in frames] == [line["classes"] for line in stills] and "frame" not in stills[0]
+    *film, last = lines[3:-3]
+    assert [line["frame"] for line in film] == list(range(0, 2 * len(film), 2)) and len(film) >= 3
+    assert set(last) == {"path", "error"} and last["path"] == "photos/cut.mp4" and "truncated" in last["error"]
+    with Path("out.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+    assert f"{len(lines) - 1} images, 1 of {len(lines)} files could not be read" in shown.err
+    # A folder is searched for images: the animation is its first frame, as in training, and the film is none.
+    assert main(["predict", "photos", *chosen[:4], "--json"]) == 1
+    found = {line["path"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert "photos/cut.mp4" not in found and found["photos/clip.gif"]["classes"] == frames[0]["classes"]
+
+
 @pytest.mark.parametrize("how", ["-", "--from-file=-", "--from-file=list.txt"])
 def test_names_from_a_list(run, photos, capsys, monkeypatch, how):
     names = "photos/deep\nphotos/a.png\n"
@@ -123,6 +159,7 @@ WRONG = [
     (["a.png", "--json", "--csv", "-"], "--json and --csv both write to the standard output"),
     (["a.png", "--threads", "0"], "--threads must be at least 1"),
     (["a.png", "--image-size", "-3"], "--image-size must be at least 1"),
+    (["a.mp4", "--every", "0"], "--every must be at least 1"),
 ]
 
 
@@ -264,6 +301,7 @@ def test_compare_a_model_with_itself(run, photos, capsys):
 
 COMPARE_WRONG = [
     (["photos", "--compare", "A", "B", "--csv", "x.csv"], 2, "--compare names both models and prints a table"),
+    (["a.mp4", "--compare", "A", "B", "--every", "2"], 2, "it does not go with --every"),
     (["photos", "--out", "x.png", "--checkpoint", "A"], 2, "--out x.png is the picture of --compare A B"),
     (["photos", "--compare", "A"], 2, "expected 2 arguments"),
     (

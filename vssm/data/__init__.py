@@ -30,4 +30,5 @@ __all__ = [
     "splits",
     "transforms",
     "unreadable",
+    "video",
 ]

@@ -10,8 +10,9 @@ from typing import BinaryIO
 
 from vssm.data.files import image_files
 from vssm.data.image import UnreadableImage
+from vssm.data.video import Frame, frames, is_video
 
-__all__ = ["ListedName", "find_files", "listed_names"]
+__all__ = ["ListedName", "find_files", "find_frames", "listed_names"]
 
 
 def find_files(names: Iterable[str]) -> Iterator[Path | UnreadableImage]:
@@ -34,6 +35,20 @@ def find_files(names: Iterable[str]) -> Iterator[Path | UnreadableImage]:
             yield from _files_of(match)
         if empty:
             yield _not_found(name, "no file matches this pattern")
+
+
+def find_frames(names: Iterable[str], every: int = 1) -> Iterator[Path | UnreadableImage | Frame]:
+    """`find_files`, but of a video that is named or matches a pattern come its frames, each `every`-th.
+
+    Folders are searched for images only, and an animation (GIF, WebP) in one is its first frame, as in training.
+    """
+    for name in names:
+        in_folder = os.path.isdir(name)  # noqa: PTH112
+        for file in find_files([name]):
+            if not in_folder and isinstance(file, Path) and is_video(file):
+                yield from frames(file, every)
+            else:
+                yield file
 
 
 class ListedName(str):

@@ -13,8 +13,9 @@ from torch import nn
 
 from vssm.data.image import UnreadableImage
 from vssm.data.preprocess import Preparation, published_preprocess
-from vssm.data.sources import find_files
+from vssm.data.sources import find_frames
 from vssm.data.splits import Splits
+from vssm.data.video import Frame
 from vssm.inference.checkpoint import TrainedModel, at_size, is_ours, load_weights, read_checkpoint
 from vssm.inference.device import pick_device
 from vssm.inference.evaluate import Evaluation, Progress, evaluate
@@ -75,20 +76,21 @@ class Predictor:
         return replace(self, model=self.model.to(device))
 
     def predict(
-        self, images: Images, top_k: int = 5, batch_size: int = 32, threads: int | None = None
+        self, images: Images, top_k: int = 5, batch_size: int = 32, threads: int | None = None, every: int = 1
     ) -> Generator[Prediction, None, None]:
         """Yields one Prediction per image, in order: `classes` (name, probability), or the `error`.
 
-        `images` are files, folders and patterns (`vssm.data.sources.find_files`) or PIL images, one or many, found and
-        read as the predictions are asked for; `threads` (one per core) read ahead.
+        `images` are files, folders and patterns (`vssm.data.sources.find_frames`) or PIL images, one or many, found and
+        read as the predictions are asked for; `threads` (one per core) read ahead. Of a video each `every`-th frame is
+        an image.
         """
         if isinstance(images, str | PathLike | Image.Image):
             images = [images]
-        return self.predict_files(_found(images), top_k, batch_size, threads)
+        return self.predict_files(_found(images, every), top_k, batch_size, threads)
 
     def predict_files(
         self,
-        files: Iterable[Path | UnreadableImage | Image.Image],
+        files: Iterable[Path | UnreadableImage | Image.Image | Frame],
         top_k: int = 5,
         batch_size: int = 32,
         threads: int | None = None,
@@ -222,10 +224,10 @@ def load_predictor(checkpoint: str | Path | None, model_name: str | None = None)
 
 
 def _found(
-    images: Iterable[str | PathLike[str] | Image.Image],
-) -> Iterator[Path | UnreadableImage | Image.Image]:
+    images: Iterable[str | PathLike[str] | Image.Image], every: int
+) -> Iterator[Path | UnreadableImage | Image.Image | Frame]:
     for image in images:
         if isinstance(image, Image.Image):
             yield image
         else:
-            yield from find_files([str(image)])
+            yield from find_frames([str(image)], every)
