@@ -22,7 +22,8 @@ def measure(command: str, description: str, split: str, argv: list[str]) -> int:
     parser.add_argument(
         "--results",
         metavar="FILE",
-        help="detection: write what was found to a json in COCO's format; an interrupted evaluation goes on from it",
+        help="write what was found to a json: objects in COCO's format (detection), or the confusion matrix "
+        "(segmentation); with the same option an interrupted evaluation goes on where it stopped",
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of the table")
     asked = parse_settings(parser, argv)

@@ -58,12 +58,12 @@ def test_validate_per_class_and_results_that_go_on(run, tmp_path, capsys):
     about = {}
     from vssm.inference import results
 
-    def keep(self, file, about_, first=results.CocoResults.__init__):
+    def keep(self, file, about_, write, first=results.StoredResults.__init__):
         about.update(about_)
-        first(self, file, about_)
+        first(self, file, about_, write)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results.CocoResults, "__init__", keep)
+        patch.setattr(results.StoredResults, "__init__", keep)
         assert validate.main([*argv, "--results", str(file)]) == 0
     capsys.readouterr()
     of = [[row for row in rows if row["image_id"] == image] for image in (1, 2, 3, 4)]
@@ -74,7 +74,7 @@ def test_validate_per_class_and_results_that_go_on(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == printed
     assert json.loads(file.read_text()) == rows and not partial.exists()
     partial.write_text(json.dumps(about | {"weights": "other"}) + "\n")
-    with pytest.raises(ValueError, match=r"found\.json\.partial is of another checkpoint"):
+    with pytest.raises(ValueError, match=r"found\.json\.partial is of an evaluation with other weights; repeat that"):
         validate.main([*argv, "--results", str(file)])
 
 

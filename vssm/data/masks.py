@@ -83,6 +83,18 @@ class SemanticMasks(Dataset[object]):
         names = (os.fsencode(spelled(image.relative_to(self.folder).as_posix())) for image, _ in self.pairs)
         return hashlib.sha256(b"\0".join(names)).hexdigest()
 
+    def masks_fingerprint(self) -> str:
+        """The same for the same meaning of values and the same masks, as far as name, size and date tell."""
+        digest = hashlib.sha256(repr(self.mask_classes).encode())
+        for image, mask in self.pairs:
+            found = mask.stat()
+            digest.update(
+                f"{image.relative_to(self.folder)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode(
+                    errors="surrogateescape"
+                )
+            )
+        return digest.hexdigest()
+
     def with_images(self, images: Sequence[int] | NDArray[np.int64], transform: MaskTransform) -> "SemanticMasks":
         """The data set with some of its images only, by their positions in it, and another transform."""
         part = copy.copy(self)

@@ -18,7 +18,7 @@ from vssm.data.loaders import batches_within, evaluation_loader, normalised, siz
 from vssm.data.padded import PaddedImages
 from vssm.data.splits import Splits
 from vssm.data.unreadable import Unreadable, check_share
-from vssm.inference.results import CocoResults
+from vssm.inference.results import StoredResults
 from vssm.settings import PRECISIONS, DataSettings
 from vssm.tasks.task import Quality, Task
 
@@ -70,7 +70,7 @@ def evaluate(
     kind: str = "validation",
     progress: Progress | None = None,
     data: DataSettings | None = None,
-    results: CocoResults | None = None,
+    results: StoredResults | None = None,
 ) -> Evaluation:
     """Evaluates `model`, in the mode and on the device that it is in, on the images of `splits.val`.
 
@@ -80,7 +80,7 @@ def evaluate(
         details: above 0: metrics that cost memory per image too, with at most so many examples of mistakes
         kind: what the images are called in a message
         progress: called with (images done, planned) after each batch
-        results: detection: the file where the rows of each image go, and where those of an interrupted evaluation are
+        results: the file where the rows of each image go, and where those of an interrupted evaluation are
         data: how the network is applied, where the task has several ways: scales, windows
 
     Images that cannot be read are left out. Raises ValueError when they are more than half (TooManyUnreadable), when

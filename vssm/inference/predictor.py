@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from vssm.data.image import UnreadableImage
+from vssm.data.masks import SemanticMasks
 from vssm.data.preprocess import Preparation, published_preprocess
 from vssm.data.sources import find_frames
 from vssm.data.splits import Splits
@@ -20,13 +21,15 @@ from vssm.inference.checkpoint import TrainedModel, at_size, is_ours, load_weigh
 from vssm.inference.device import pick_device
 from vssm.inference.evaluate import Evaluation, Progress, evaluate
 from vssm.inference.predict import Prediction, predict
-from vssm.inference.results import CocoResults
+from vssm.inference.results import StoredResults
 from vssm.settings import DATA_NAMES, DataSettings
 from vssm.tasks import TASKS, find_task
 from vssm.tasks.classification import check_model_name, class_names, create_classifier
 from vssm.tasks.task import Task
 
 Images = str | PathLike[str] | Image.Image | Iterable[str | PathLike[str] | Image.Image]
+# Settings of how a network is applied to images.
+_APPLIED = ("test_scales", "test_flip", "test_window", "test_stride")
 _FILES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -120,8 +123,9 @@ class Predictor:
             split: "val", or "test" for FOLDER/test/CLASS/IMAGE
             batch_size, workers: those of the settings when not given
             limit_batches, precision, details, progress: as in `vssm.inference.evaluate.evaluate`
-            results: detection: a json file for what was found, in COCO's format. While it grows, FILE.partial has what
-                is done, and an evaluation that was interrupted goes on there
+            results: a json file for what was found: of detection in COCO's format, of segmentation the confusion
+                matrix. While it grows, FILE.partial has what is done, and an evaluation that was interrupted goes on
+                there
 
         Raises OSError or ValueError when the images are not there, are of other classes, or cannot be read.
         """
@@ -142,12 +146,13 @@ class Predictor:
             kind={"val": "validation", "test": "test"}[split],
             progress=progress,
             data=chosen,
-            results=None if results is None else self._results(Path(results), splits),
+            results=None if results is None else self._results(Path(results), splits, chosen, precision),
         )
 
-    def _results(self, file: Path, splits: Splits) -> CocoResults:
-        if self.task.name != "detection":
-            raise ValueError(f"COCO's json of results is for detection, not {self.task.name}; try vssm predict")
+    def _results(self, file: Path, splits: Splits, data: DataSettings, precision: str) -> StoredResults:
+        write = self.task.results_writer(self.classes)
+        if write is None:
+            raise ValueError(f"results are written for detection and segmentation, not {self.task.name}; vssm predict")
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
             digest.update(name.encode())
@@ -155,9 +160,11 @@ class Predictor:
         about = {
             "weights": digest.hexdigest(),
             "images": splits.fingerprints(),
-            "preprocess": splits.preprocess.as_dict(),
+            "masks": splits.val.masks_fingerprint() if isinstance(splits.val, SemanticMasks) else None,
+            "preprocessing": splits.preprocess.as_dict(),
+            "settings": {name: getattr(data, name) for name in _APPLIED} | {"precision": precision},
         }
-        return CocoResults(file, about)
+        return StoredResults(file, about, write)
 
     def _data(self, data: DataSettings | str | PathLike[str] | None) -> DataSettings:
         if isinstance(data, DataSettings):

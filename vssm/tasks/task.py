@@ -1,9 +1,9 @@
 """What a task is: everything that a training, an evaluation, a prediction or a report asks for that depends on it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from PIL import Image
 from torch import Tensor, nn
@@ -43,8 +43,16 @@ class Example:
     truth: Image.Image
 
 
+# Makes the file of `vssm validate --results` of what `Metrics.rows` had of each image that was evaluated.
+ResultsWriter = Callable[[TextIO, Iterable[Any]], None]
+
+
 class Metrics(Protocol):
-    """Gathers the answers to all batches of an evaluation, on the device where they are; an `nn.Module`."""
+    """Gathers the answers to all batches of an evaluation, on the device where they are; an `nn.Module`.
+
+    Where the task has a `results_writer`, `rows` is what JSON keeps of each image of the latest batch, and `update`
+    takes such rows for outputs, with the same figures in the end.
+    """
 
     def update(self, outputs: Any, batch: Batch) -> None: ...
 
@@ -143,6 +151,10 @@ class Task(Protocol):
 
     def results(self, outputs: Any, classes: Sequence[str], top_k: int) -> list[Any]:
         """The result for each image of a batch, from the outputs of `inference`; None for NaN or infinity."""
+        ...
+
+    def results_writer(self, classes: Sequence[str]) -> ResultsWriter | None:
+        """What `vssm validate --results` writes of an evaluation; None where there is no such file."""
         ...
 
     def summary(self, result: Any, classes: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """mIoU, aAcc and mAcc by hand, and beside torchmetrics and scikit-learn."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -85,6 +86,23 @@ def test_what_is_not_finite_is_wrong():
     assert quality.logged()["val_aacc"] == 0.5 and quality.iou.tolist() == [0.5, 0.5]
     assert quality.problem() is None
     assert measured([(wrong, truth)], 2).problem() == "NaN or infinity for every one of them"
+
+
+def test_rows_stand_for_outputs():
+    """Through JSON and back: the same figures, also of images without any finite value or any pixel that counts."""
+    pairs = [*random_pairs(4, [(6, 9), (3, 3)]), (torch.zeros(1, 2).byte(), torch.full((1, 2), 255).byte())]
+    outputs = [LabelMap(found, finite=number != 1) for number, (found, _) in enumerate(pairs)]
+    batch = Batch(None, [truth for _, truth in pairs])
+    metrics, again = SegmentationMetrics(4), SegmentationMetrics(4)
+    metrics.update(outputs, batch)
+    rows = json.loads(json.dumps(metrics.rows))
+    assert rows[1]["finite"] is False and {found for _, found, _ in rows[1]["confusion"]} == {4}
+    assert rows[2] == {"finite": True, "confusion": []}
+    again.update([rows[0], outputs[1], rows[2]], batch)
+    assert again.rows == rows
+    first, second = metrics.compute(), again.compute()
+    assert torch.equal(first.confusion, second.confusion) and first.logged() == second.logged()
+    assert (second.images, second.not_finite) == (3, 1)
 
 
 def test_what_cannot_be_compared():

@@ -1,6 +1,7 @@
 """Segmentation from folders to pictures: trained, resumed, evaluated and drawn with a nano network."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -92,6 +93,57 @@ def test_scales_mirrors_and_windows_of_an_evaluation(trained):
         )  # fmt: skip
         found = predictor.evaluate(replace(predictor.data, **changes), details=0).quality.confusion
         assert found.sum() == plain.sum() and not torch.equal(found, plain)
+
+
+def test_an_interrupted_evaluation_goes_on(trained, shapes, tmp_path, monkeypatch):
+    """Ctrl-C in the second of three images: the third command takes the first from the file, and ends with the same."""
+    root = tmp_path / "shapes"
+    shutil.copytree(shapes, root)
+    predictor = vssm.load(trained[0].last)
+    data = replace(predictor.data, root=str(root), batch_size=1)
+    whole = predictor.evaluate(data, results=tmp_path / "whole.json", details=0).quality
+    plain = json.loads((tmp_path / "whole.json").read_text())
+    assert plain == {
+        "images": 3, "not_finite": 0, "classes": list(predictor.classes), "confusion": whole.confusion.tolist(),
+    }  # fmt: skip
+    calls, forward = [], predictor.model.forward
+
+    def interrupted(images):
+        calls.append(images)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return forward(images)
+
+    monkeypatch.setattr(predictor.model, "forward", interrupted)
+    file, kept = tmp_path / "found.json", tmp_path / "found.json.partial"
+    with pytest.raises(KeyboardInterrupt):
+        predictor.evaluate(data, results=file, details=0)
+    assert len(kept.read_text().splitlines()) == 2 and not file.exists()
+    with kept.open("a") as stream:
+        stream.write('{"index": 1, "res')  # as a killed process leaves it
+    quality = predictor.evaluate(data, results=file, details=0).quality
+    assert len(calls) == 2 + 2  # the first image is not labelled again
+    assert torch.equal(quality.confusion, whole.confusion) and quality.logged() == whole.logged()
+    assert file.read_text() == (tmp_path / "whole.json").read_text() and not kept.exists()
+
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        predictor.evaluate(data, results=file, details=0)
+    others = {"settings": {"test_flip": True}, "preprocessing": {}, "masks": {}, "weights": {}}
+    for what, changes in others.items():
+        chosen, changed = predictor, replace(data, **changes)
+        if what == "preprocessing":
+            chosen = replace(predictor, preprocess=replace(predictor.preprocess, short_side=32))
+        if what == "masks":
+            mask = root / "masks" / "val" / "000001.png"
+            Image.fromarray(np.zeros_like(np.asarray(Image.open(mask)))).save(mask)
+        if what == "weights":
+            next(predictor.model.parameters()).data.add_(1)
+        with pytest.raises(ValueError, match=rf"found\.json\.partial is of an evaluation with other .*{what}"):
+            chosen.evaluate(changed, results=file, details=0)
+    kept.write_text(kept.read_text().replace("confusion", "confused", 1)[:-5] + "\n")
+    with pytest.raises(ValueError, match=r"found\.json\.partial is damaged"):
+        predictor.evaluate(data, results=file, details=0)
 
 
 def test_predictions_have_the_size_of_the_file(trained, shapes, tmp_path):

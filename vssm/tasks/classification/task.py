@@ -104,6 +104,9 @@ class ClassificationTask:
             for image in zip(labels, shares, strict=True)
         ]
 
+    def results_writer(self, classes: Sequence[str]) -> None:
+        """`vssm predict` lists classes."""
+
     def summary(self, result: Classes, classes: Sequence[str]) -> str:
         return ", ".join(f"{name} {probability:.1%}" for name, probability in result)
 

@@ -1,10 +1,11 @@
 """Detection as a task: boxes, and masks where the network and the data have them."""
 
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import torch
 from PIL import Image
@@ -24,13 +25,21 @@ from vssm.tasks.detection.networks import NETWORKS, create_detector
 from vssm.tasks.detection.transforms import DetectionTransform, EvaluationTransform
 from vssm.tasks.initial import load_initial
 from vssm.tasks.networks import TRIED, chosen_network
-from vssm.tasks.task import Example
+from vssm.tasks.task import Example, ResultsWriter
 
 if TYPE_CHECKING:
     from vssm.tasks.detection.metrics import DetectionMetrics, DetectionQuality
 
 SHORT_SIDE, LONG_SIDE = 800, 1333
 DRAWN = 0.5  # least score of an object that is drawn
+
+
+def write_results(stream: TextIO, images: Iterable[list[dict[str, Any]]]) -> None:
+    """COCO's json of results: a list of {image_id, category_id, bbox, score, segmentation}."""
+    stream.write("[")
+    for number, row in enumerate(row for rows in images for row in rows):
+        stream.write((",\n" if number else "") + json.dumps(row))
+    stream.write("]\n")
 
 
 def stack_images(pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, list[Any]]:
@@ -129,6 +138,9 @@ class DetectionTask:
 
     def results(self, outputs: Sequence[Detections], classes: Sequence[str], top_k: int) -> list[Detections | None]:
         return [one.to("cpu") if bool(one.boxes.isfinite().all()) else None for one in outputs]
+
+    def results_writer(self, classes: Sequence[str]) -> ResultsWriter:
+        return write_results
 
     def summary(self, result: Detections, classes: Sequence[str]) -> str:
         """Objects of `DRAWN` or more, counted by class, the most certain first."""

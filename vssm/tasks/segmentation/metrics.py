@@ -92,12 +92,15 @@ class Confusion(Metric):
         self.classes = classes
         self.add_state("counts", torch.zeros(classes, classes + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, found: Tensor, truth: Tensor) -> None:
-        """Labels of the same shape; pixels with the truth 255 are left out."""
+    def count(self, found: Tensor, truth: Tensor) -> Tensor:
+        """Of labels of the same shape; pixels with the truth 255 are left out."""
         valid = truth != IGNORED
         columns = self.classes + 1
         index = truth[valid].long() * columns + found[valid].long()
-        self.counts += torch.bincount(index, minlength=self.counts.numel()).view_as(self.counts)
+        return torch.bincount(index, minlength=self.counts.numel()).view_as(self.counts)
+
+    def update(self, counts: Tensor) -> None:
+        self.counts += counts
 
     def compute(self) -> Tensor:
         return self.counts
@@ -107,6 +110,9 @@ class SegmentationMetrics(nn.Module):
     """Gathers label maps with their truth, from all processes; what is kept does not grow with the number of images.
 
     With `details`, the label maps of so many images, evenly spaced over the split, are kept as examples.
+
+    rows: of each image of the latest batch, {finite, confusion: [[true, predicted, pixels], ...]}. An output may be
+    such a row too.
     """
 
     def __init__(self, classes: int, images: int = 0, details: int = 0):
@@ -116,26 +122,50 @@ class SegmentationMetrics(nn.Module):
         step = max(1, images // details) if details else 1
         self.kept = set(range(0, images, step)[:details])
         self.examples: list[Found] = []
+        self._latest: list[tuple[bool, Tensor]] = []
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for finite, counts in self._latest:
+            counts = counts.cpu()
+            places = counts.nonzero()
+            pixels = counts[places[:, 0], places[:, 1], None]
+            found.append({"finite": finite, "confusion": torch.cat([places, pixels], 1).tolist()})
+        return found
 
     @classmethod
     def of(cls, splits: Splits, details: int = 0) -> "SegmentationMetrics":
         return cls(len(splits.classes), size_of(splits.val), details)
 
-    def update(self, outputs: Sequence[LabelMap], batch: Batch) -> None:
+    def update(self, outputs: Sequence[LabelMap | dict[str, Any]], batch: Batch) -> None:
         """Images whose labels have another size than the output raise ValueError."""
         indices: list[int] = batch.indices.tolist() if len(batch.indices) else [-1] * len(outputs)
         targets: Sequence[Tensor] = batch.targets
+        self._latest = []
         for found, truth, index in zip(outputs, targets, indices, strict=True):
-            if found.labels.shape != truth.shape:
-                raise ValueError(
-                    f"labels of {list(truth.shape)} for an image that was labelled as {list(found.labels.shape)}"
-                )
-            none = torch.full_like(found.labels, self.confusion.classes)
-            self.confusion.update(found.labels if found.finite else none, truth)
+            finite, counts = self._counted(found, truth) if isinstance(found, LabelMap) else self._stored(found)
+            self._latest.append((finite, counts))
+            self.confusion.update(counts)
             self.images.update(1)
-            self.not_finite.update(0 if found.finite else 1)
-            if index in self.kept and found.finite:
+            self.not_finite.update(0 if finite else 1)
+            if index in self.kept and finite and isinstance(found, LabelMap):
                 self.examples.append(Found(index, found.labels.cpu()))
+
+    def _counted(self, found: LabelMap, truth: Tensor) -> tuple[bool, Tensor]:
+        if found.labels.shape != truth.shape:
+            raise ValueError(
+                f"labels of {list(truth.shape)} for an image that was labelled as {list(found.labels.shape)}"
+            )
+        none = torch.full_like(found.labels, self.confusion.classes)
+        return found.finite, self.confusion.count(found.labels if found.finite else none, truth)
+
+    def _stored(self, row: dict[str, Any]) -> tuple[bool, Tensor]:
+        counts = torch.zeros_like(self.confusion.counts)
+        if row["confusion"]:
+            true, found, pixels = torch.tensor(row["confusion"], device=counts.device).unbind(1)
+            counts[true, found] = pixels
+        return row["finite"], counts
 
     def compute(self) -> SegmentationQuality:
         counts: Any = self.confusion.compute()

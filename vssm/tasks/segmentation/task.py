@@ -1,10 +1,13 @@
 """Semantic segmentation as a task: a class for every pixel."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
 from PIL import Image
 from torch import nn
 
@@ -23,7 +26,7 @@ from vssm.tasks.segmentation.learner import Segmentation
 from vssm.tasks.segmentation.network import upernet
 from vssm.tasks.segmentation.splits import load_masks
 from vssm.tasks.segmentation.transforms import CropTransform, WholeTransform, stack
-from vssm.tasks.task import Example
+from vssm.tasks.task import Example, ResultsWriter
 
 if TYPE_CHECKING:
     from vssm.tasks.segmentation.metrics import SegmentationMetrics, SegmentationQuality
@@ -32,6 +35,21 @@ NETWORKS: dict[str, Factory] = {"upernet": upernet}
 WIDTHS = ("channels", "aux_channels", "drop_rate")  # what settings may name
 SHORT_SIDE, LONG_SIDE = 512, 2048
 NAMED = 5  # classes of a summary
+
+
+def write_confusion(classes: Sequence[str], stream: TextIO, images: Iterable[dict[str, Any]]) -> None:
+    """{images, not_finite, classes, confusion}: pixels (K, K + 1) of all images, true class by predicted class; the
+    last column has those of images for which the network gave NaN or infinity."""
+    confusion = np.zeros((len(classes), len(classes) + 1), np.int64)
+    done = not_finite = 0
+    for image in images:
+        done, not_finite = done + 1, not_finite + (not image["finite"])
+        for true, found, pixels in image["confusion"]:
+            confusion[true, found] += pixels
+    json.dump(
+        {"images": done, "not_finite": not_finite, "classes": list(classes), "confusion": confusion.tolist()}, stream
+    )
+    stream.write("\n")
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,9 @@ class SegmentationTask:
     def results(self, outputs: Sequence[LabelMap], classes: Sequence[str], top_k: int) -> list[LabelMap | None]:
         """The label map of each image, on the CPU; None for NaN or infinity."""
         return [LabelMap(one.labels.cpu()) if one.finite else None for one in outputs]
+
+    def results_writer(self, classes: Sequence[str]) -> ResultsWriter:
+        return partial(write_confusion, classes)
 
     def summary(self, result: LabelMap, classes: Sequence[str]) -> str:
         """The classes with the most pixels."""
