@@ -29,10 +29,10 @@ def check_annotated(layouts: Sequence[Layout], threads: int | None, as_json: boo
 def _inspect(layout: Layout, threads: int | None) -> AnnotatedInspection:
     console = Console(stderr=True)
     with console.status(f"reading annotations ({layout.kind})"):
-        datasets = load_annotated(layout)
+        loaded = load_annotated(layout)
     with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("reading images", total=sum(map(len, datasets.values())))
-        return inspect_annotated(layout, datasets, threads, lambda: progress.advance(bar))
+        bar = progress.add_task("reading images", total=sum(map(len, loaded.datasets.values())))
+        return inspect_annotated(layout, loaded, threads, lambda: progress.advance(bar))
 
 
 def _plain(inspection: AnnotatedInspection) -> dict[str, object]:
@@ -49,6 +49,7 @@ def _plain(inspection: AnnotatedInspection) -> dict[str, object]:
                 "split": split or None,
                 "repair": problem.repair,
                 "text": problem.text,
+                "count": problem.count,
                 "entries": list(problem.entries),
             }
             for split, problems in inspection.problems.items()
@@ -83,8 +84,8 @@ def _print(inspection: AnnotatedInspection, console: Console) -> None:
             if len(problem.entries) > 1 and problem.repair:
                 for entry in problem.entries[:SHOWN]:
                     print_line(console, f"  {entry}")
-                if len(problem.entries) > SHOWN:
-                    print_line(console, f"  and {len(problem.entries) - SHOWN} more")
+                if problem.count > SHOWN:
+                    print_line(console, f"  and {problem.count - SHOWN} more")
     if inspection.clean:
         print_line(
             console, "nothing to repair: every image and its annotations can be read, and no image is in two splits"

@@ -108,8 +108,14 @@ def test_files(root, capsys):
         assert found["in_several_splits", None]["entries"] == [f"{train / '000002.png'} = {val / '000000.png'}"]
         assert found["copies", None]["repair"] is False
     (train / "000005.png").unlink()
-    assert main(["check", str(root)]) == 1
-    assert "1 of 8 images of " in capsys.readouterr().err
+    # The others are looked at all the same; masks without their image make the split unusable.
+    code, shown = check(root, capsys, "--json")
+    assert code == 1
+    found, masks = problems(shown), problems(shown, 1)
+    assert found["missing_files", "train"]["entries"] == [str(train / "000005.png")]
+    assert found["unreadable", "train"]["count"] == found["size", "train"]["count"] == 1
+    assert "1 of 8 masks have no image of the same name" in masks["unusable", "train"]["text"]
+    assert [layout["images"] for layout in json.loads(shown)["layouts"]] == [{"train": 7, "val": 4}, {"val": 4}]
 
 
 def test_segmentations_and_classes(root, capsys):
@@ -162,7 +168,70 @@ def test_a_photo_that_is_annotated_as_stored(root, capsys):
 
 def test_a_json_that_cannot_be_read(root, capsys):
     (root / "annotations" / "instances_val.json").write_text('{"images": [')
-    assert main(["check", str(root)]) == 1
-    assert (
-        "instances_val.json, line 1, column 13, in element 0 of 'images': the file ends here" in capsys.readouterr().err
-    )
+    code, shown = check(root, capsys)
+    assert code == 1
+    assert "instances_val.json, line 1, column 13, in element 0 of 'images': the file ends here" in shown
+    assert "objects: " not in shown and "│ train │" not in shown and "┃ train ┃" in shown  # the other split is shown
+    (root / "annotations" / "instances_train.json").write_text("[]")
+    shutil.rmtree(root / "masks")
+    code, shown = check(root, capsys, "--json")
+    assert code == 1 and set(problems(shown)) == {("json", "train"), ("json", "val")}
+    assert "This is a list, as that of detection results" in problems(shown)["json", "train"]["text"]
+
+
+def test_all_faults_of_a_json(root, capsys, monkeypatch):
+    """Each with the position that the entry has in the file; what has no fault is looked at too."""
+    monkeypatch.setattr("vssm.data.problems.KEPT", 3)
+
+    def broken(data):
+        images, entries, categories = data["images"], data["annotations"], data["categories"]
+        entries[:] = [dict(entries[0], id=100 + number, image_id=images[2]["id"]) for number in range(20)]
+        entries[1].pop("bbox")
+        entries[2]["bbox"] = [1, 2, "3", 4]
+        entries[3]["image_id"] = "1"
+        entries[4] = "text"
+        entries[5]["bbox"] = [1, 2, -3, 4]
+        entries[6]["area"] = float("nan")
+        for number in (7, 8, 9, 10):
+            entries[number]["category_id"] = 77
+        entries[11]["bbox"] = [100, 100, 5, 5]
+        entries[12]["id"] = entries[13]["id"]
+        images[0].pop("width")
+        images[1]["id"] = images[2]["id"]
+        images[3]["id"] = 2**64
+        images[4]["file_name"] = "none.png"
+        categories[1]["name"] = ""
+        categories[2]["id"] = categories[0]["id"]
+
+    change(root, "val", lambda data: data["images"].extend([dict(data["images"][0], id=9) for _ in range(2)]))
+    change(root, "val", broken)
+    shutil.rmtree(root / "masks")
+    code, shown = check(root, capsys, "--json")
+    assert code == 1
+    found = {kind: one for (kind, split), one in problems(shown).items() if split == "val" and one["repair"]}
+    counts = {
+        "bad_image": 2, "doubled_image_ids": 2, "missing_files": 1, "bad_category": 2, "bad_annotation": 4,
+        "bad_box": 2, "unknown_category": 4, "box_outside": 1, "doubled_ids": 1,
+    }  # fmt: skip
+    assert {kind: one["count"] for kind, one in found.items()} == counts
+    assert found["bad_image"]["entries"] == [
+        "image 0 (id 1) has no width", f"image 3 (id {2**64}): id is {2**64}, more than 64 bits hold",
+    ]  # fmt: skip
+    assert found["bad_annotation"]["entries"] == [
+        "annotation 1 (id 101) has no bbox",
+        "annotation 2 (id 102): must be real number, not str",
+        "annotation 3 (id 103): 'str' object cannot be interpreted as an integer",
+    ]
+    assert [one.partition(" has")[0] for one in found["bad_box"]["entries"]] == [
+        "annotation 5 (id 105)",
+        "annotation 6 (id 106)",
+    ]
+    assert [one.partition(" have")[0] for one in found["unknown_category"]["entries"]] == [
+        f"annotation {number} (id {100 + number})" for number in (7, 8, 9)
+    ]
+    assert found["doubled_ids"]["entries"] == ["annotation 13 (id 113)"]
+    assert found["doubled_image_ids"]["entries"][0].startswith("images 1 and 2 (")
+    assert "train" not in {split for (_, split), one in problems(shown).items() if one["repair"]}
+    code, shown = check(root, capsys)
+    assert "val: annotations of categories that are not listed: 4 (first: annotation 7 (id 107) have" in shown
+    assert "  and 1 more" not in shown  # of three that are kept and one that is counted, all kept ones are shown

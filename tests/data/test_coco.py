@@ -10,6 +10,7 @@ from PIL import Image
 
 from vssm.data import coco, rle
 from vssm.data.coco import CocoInstances
+from vssm.data.coco_index import survey_index
 from vssm.data.image import UnreadableImage
 from vssm.data.jsonstream import BadJson
 
@@ -299,6 +300,33 @@ def test_files(data, write):
         CocoInstances(path, images, pair)
     with pytest.raises(FileNotFoundError, match="none does not exist; expected a folder with the images of"):
         CocoInstances(path, images / "none", pair)
+
+
+def test_a_survey_leaves_out_what_cannot_be_used(data, write):
+    """The objects of what is left are those that the file without the faulty entries has."""
+    path, images = write(data)
+    whole = CocoInstances(path, images, pair)
+    before = [whole.objects(position) for position in range(3)]
+    data["annotations"][1:1] = [annotation(20, bbox=(1, 2, 3, -4), area=1), {"id": 21}, annotation(22, category=4)]
+    data["images"].insert(0, {"id": 1, "file_name": "x.png", "width": 0, "height": 1})
+    path.write_text(json.dumps(data))
+    index, problems = survey_index(path)
+    assert [problem.kind for problem in problems[:4]] == ["bad_image", "bad_annotation", "bad_box", "unknown_category"]
+    dataset = CocoInstances(path, images, pair, surveyed=index)
+    assert dataset.names == whole.names and dataset.index.numbers.tolist() == [4, 0, 5, 6]
+    for position in range(3):
+        found, expected = dataset.objects(position), before[position]
+        assert np.array_equal(found.boxes, expected.boxes) and np.array_equal(found.ids, expected.ids)
+        assert found.segmentations == expected.segmentations  # read from their bytes in the file
+    (images / "deep" / "five.png").unlink()
+    dataset = CocoInstances(path, images, pair, surveyed=index)
+    assert dataset.names == ("nine.png", "empty.png") and dataset.problems[0].kind == "missing_files"
+    (absent,) = CocoInstances(path, images / "none", pair, surveyed=index).problems[:1]
+    assert absent.kind == "images_folder" and absent.entries == (f"{images / 'none'}, with 3 images",)
+    data["images"] = []
+    path.write_text(json.dumps(data))
+    index, problems = survey_index(path)
+    assert index is None and problems[0].entries == ("the list images is empty or missing",)
 
 
 def test_a_file_of_another_size(data, write):

@@ -22,6 +22,7 @@ __all__ = [
     "padded",
     "parallel",
     "preprocess",
+    "problems",
     "rle",
     "sampling",
     "shapes",

@@ -15,11 +15,12 @@ from torch.utils.data import Dataset
 
 from vssm._words import spelled
 from vssm.data import rle
-from vssm.data.coco_index import CocoIndex, Problem, missing_files, read_index
+from vssm.data.coco_index import CocoIndex, missing_files, read_index
 from vssm.data.files import printable_name
 from vssm.data.image import UnreadableImage, open_of_size
 from vssm.data.imagefolder import require_folder, some
 from vssm.data.jsonstream import read_element
+from vssm.data.problems import Faults, Problem
 from vssm.data.split import hold_out
 
 __all__ = ["CocoInstances", "ObjectTransform", "Objects"]
@@ -85,6 +86,7 @@ class CocoInstances(Dataset[object]):
         classes: the names and order of the labels; the json's own, in ascending order of category ids, when not given
         masks: objects without a segmentation are left out
         annotated: images without an object to learn (crowds are none) are left out
+        surveyed: the index of `survey_index`, for a json with faults: images without a file are left out, and a problem
 
     Labels are 0..K-1. `notes` are sentences on what was left out or is unusual; nothing is left out without one.
     Boxes outside of the image or without an area are no Objects; but they are among the `annotations` that evaluation
@@ -107,12 +109,14 @@ class CocoInstances(Dataset[object]):
         classes: Sequence[str] | None = None,
         masks: bool = False,
         annotated: bool = False,
+        surveyed: CocoIndex | None = None,
     ):
         self.folder, self.transform, self.with_masks = Path(folder), transform, masks
-        require_folder(self.folder, f"the images of {annotations}")
-        self.index = read_index(Path(annotations))
+        if surveyed is None:
+            require_folder(self.folder, f"the images of {annotations}")
+        self.index = read_index(Path(annotations)) if surveyed is None else surveyed
         missing = missing_files(self.folder, self.index.names)
-        if missing:
+        if missing and surveyed is None:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self.index.names)} images of {self.index.path} are not in {self.folder}: "
                 f"{some(list(map(printable_name, missing)))}; add the files, or remove their entries"
@@ -120,7 +124,11 @@ class CocoInstances(Dataset[object]):
         self.classes = self.index.classes if classes is None else tuple(classes)
         # From the labels of the file to those of `classes`; -1 for a class without objects that `classes` lacks.
         self.relabel = _relabel(self.index, self.classes)
-        self.images: NDArray[np.int64] = np.arange(len(self.index.names))
+        absent = set(missing)
+        self.images: NDArray[np.int64] = np.asarray(
+            [image for image, name in enumerate(self.index.names) if name not in absent], np.int64
+        )
+        self._faults = self._absent(missing)
         self._notes: tuple[str, ...] = ()
         if masks and not (self.index.masked & self._kept()).any():
             raise ValueError(
@@ -141,7 +149,7 @@ class CocoInstances(Dataset[object]):
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        return self.index.problems
+        return (*self._faults, *self.index.problems)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -313,6 +321,15 @@ class CocoInstances(Dataset[object]):
         if not isinstance(entry, dict) or cast(dict[str, Any], entry).get("id") != index.ids[row]:
             raise ValueError(f"{printable_name(index.path)} is not the file that it was at the start; start again")
         return cast(dict[str, Any], entry)
+
+    def _absent(self, missing: Sequence[str]) -> tuple[Problem, ...]:
+        faults = Faults(self.index.path.name, gather=True)
+        if missing and not self.folder.is_dir():
+            faults.add("images_folder", f"{printable_name(self.folder)}, with {len(missing)} images")
+            return faults.problems()
+        for name in missing:
+            faults.add("missing_files", printable_name(self.folder / name))
+        return faults.problems()
 
     def _leave_out_empty(self) -> None:
         rows = self._kept() & ~self.index.crowd

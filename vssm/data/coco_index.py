@@ -17,25 +17,15 @@ from numpy.typing import NDArray
 from vssm.data.files import printable_name
 from vssm.data.imagefolder import some
 from vssm.data.jsonstream import BadJson, Element, Unparsed, elements
+from vssm.data.problems import Faults, Problem
 
-__all__ = ["CocoIndex", "Problem", "missing_files", "read_index"]
+__all__ = ["CocoIndex", "missing_files", "read_index", "survey_index"]
 
 # COCO's own boxes reach over the border by fractions of a pixel.
 OVERHANG = 1.0
+# Of the table of annotations: integers by name, and how many others.
+COLUMNS, FLOATS = ("id", "image_id", "category_id", "start", "end", "number"), 5
 _SECTIONS = ("images", "annotations", "categories")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that is wrong in the file, or that a reader should know.
-
-    kind: a short name; text: a sentence with the first entry; entries: each of them; repair: not fit for training as is
-    """
-
-    kind: str
-    text: str
-    entries: tuple[str, ...]
-    repair: bool
 
 
 @dataclass(frozen=True)
@@ -88,52 +78,74 @@ def read_index(path: Path) -> CocoIndex:
     left out is counted in `problems`: boxes outside of the image or without an area, annotations of images that are not
     listed; and so is what is kept but worth knowing.
     """
-    tables = _Tables(path)
+    tables = _Tables(path, Faults(printable_name(path)))
+    tables.fill()
+    index = tables.index()
+    assert index is not None
+    return index
+
+
+def survey_index(path: Path) -> tuple[CocoIndex | None, tuple[Problem, ...]]:
+    """`read_index`, but faults are gathered, and entries that cannot be used are left out: the index of the others,
+    None where nothing can be used, and all problems. Raises OSError."""
+    tables = _Tables(path, Faults(printable_name(path), gather=True))
+    index = None
     try:
-        for element in elements(path, _SECTIONS, unparsed="segmentation"):
-            tables.add(element)
+        tables.fill()
     except BadJson as error:
-        if "an object {...} was expected, got '['" in str(error):
-            raise BadJson(
-                f"{error}. This is a list, as that of detection results; expected a COCO instances file with "
-                "images, annotations and categories"
-            ) from None
-        raise
-    return tables.index()
+        tables.faults.add("json", str(error))
+    else:
+        index = tables.index()
+    return index, tables.faults.problems() if index is None else index.problems
 
 
 @dataclass
 class _Tables:
     path: Path
+    faults: Faults
+    image_numbers: list[int] = field(default_factory=list[int])
     image_ids: list[int] = field(default_factory=list[int])
     names: list[str] = field(default_factory=list[str])
     sides: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     categories: dict[int, str] = field(default_factory=dict[int, str])
-    integers: "array[int]" = field(default_factory=lambda: array("q"))  # id, image_id, category_id, start, end of each
+    integers: "array[int]" = field(default_factory=lambda: array("q"))  # COLUMNS of each
     floats: "array[float]" = field(default_factory=lambda: array("d"))  # box and area of each
     flags: bytearray = field(default_factory=bytearray)  # crowd 1, masked 2, area missing 4, polygons left out 8
 
+    def fill(self) -> None:
+        try:
+            for element in elements(self.path, _SECTIONS, unparsed="segmentation"):
+                self.add(element)
+        except BadJson as error:
+            if "an object {...} was expected, got '['" in str(error):
+                raise BadJson(
+                    f"{error}. This is a list, as that of detection results; expected a COCO instances file with "
+                    "images, annotations and categories"
+                ) from None
+            raise
+
     def add(self, element: Element) -> None:
         if element.number < 0:
-            raise ValueError(f"{printable_name(self.path)}: {element.section} must be a list")
+            self.faults.add("sections", f"{element.section} must be a list")
+            return
+        kind = f"bad_{_SINGULAR[element.section]}"
         try:
             if element.section == "annotations":
                 self.annotation(element)
             elif element.section == "images":
-                self.image(element.value)
+                self.image(element)
             else:
                 self.category(element.value)
         except KeyError as error:
-            raise ValueError(f"{self.entry(element)} has no {error.args[0]}") from None
+            self.faults.add(kind, f"{_named(element)} has no {error.args[0]}")
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{self.entry(element)}: {error}") from None
+            # What was written of the entry before it failed.
+            del self.integers[len(COLUMNS) * len(self.flags) :]
+            del self.floats[FLOATS * len(self.flags) :]
+            self.faults.add(kind, f"{_named(element)}: {error}")
 
-    def entry(self, element: Element) -> str:
-        value: Any = element.value
-        named = cast(dict[str, Any], value) if isinstance(value, dict) else dict[str, Any]()
-        return f"{printable_name(self.path)}: {_SINGULAR[element.section]} {element.number} (id {named.get('id')})"
-
-    def image(self, value: dict[str, Any]) -> None:
+    def image(self, element: Element) -> None:
+        value: dict[str, Any] = element.value
         identity, name, width, height = value["id"], value["file_name"], value["width"], value["height"]
         _integer("id", identity)
         if not isinstance(name, str) or not name:
@@ -141,6 +153,7 @@ class _Tables:
         for side, what in ((width, "width"), (height, "height")):
             if _integer(what, side) < 1:
                 raise ValueError(f"{what} is {side}; it must be at least 1")
+        self.image_numbers.append(element.number)
         self.image_ids.append(identity)
         self.names.append(name)
         self.sides.append((width, height))
@@ -169,21 +182,26 @@ class _Tables:
             if usable < len(lengths) or not lengths:
                 flags = flags | 8 if usable else flags & ~2 | 8 * bool(lengths)
         # array refuses what is not an integer, or not a number.
-        self.integers.extend((value["id"], value["image_id"], value["category_id"], element.start, element.end))
+        ids = value["id"], value["image_id"], value["category_id"]
+        self.integers.extend((*ids, element.start, element.end, element.number))
         self.floats.extend((x, y, width, height, area))
         self.flags.append(flags)
 
-    def index(self) -> CocoIndex:
-        self._check_sections()
-        integers = np.frombuffer(self.integers, np.int64).reshape(-1, 5)
-        floats = np.frombuffer(self.floats, np.float64).reshape(-1, 5)
+    def index(self) -> CocoIndex | None:
+        """None where a list is empty."""
+        if not self._has_sections():
+            return None
+        integers = np.frombuffer(self.integers, np.int64).reshape(-1, len(COLUMNS))
+        floats = np.frombuffer(self.floats, np.float64).reshape(-1, FLOATS)
         flags = np.frombuffer(self.flags, np.uint8)
-        image_ids = np.asarray(self.image_ids, np.int64)
-        sides = np.asarray(self.sides, np.int64)
-        self._refuse_doubled_images(image_ids)
-        self._refuse_bad_boxes(integers, floats)
         category_ids = tuple(sorted(self.categories))
-        labels = self._labels(integers, np.asarray(category_ids, np.int64))
+        labels, known = self._labels(integers, np.asarray(category_ids, np.int64))
+        good = self._good_boxes(integers, floats) & known
+        if not good.all():
+            integers, floats, flags, labels = integers[good], floats[good], flags[good], labels[good]
+        chosen = self._single_images(np.asarray(self.image_ids, np.int64))
+        image_ids = np.asarray(self.image_ids, np.int64)[chosen]
+        sides = np.asarray(self.sides, np.int64)[chosen]
 
         order = np.argsort(image_ids, kind="stable")
         found = np.minimum(np.searchsorted(image_ids, integers[:, 1], sorter=order), len(image_ids) - 1)
@@ -200,7 +218,7 @@ class _Tables:
         index = CocoIndex(
             path=self.path,
             image_ids=image_ids,
-            names=tuple(self.names),
+            names=tuple(self.names[image] for image in cast(list[int], chosen.tolist())),
             widths=sides[:, 0].copy(),
             heights=sides[:, 1].copy(),
             category_ids=category_ids,
@@ -213,62 +231,76 @@ class _Tables:
             crowd=(flags[rows] & 1).astype(np.bool_),
             masked=(flags[rows] & 2).astype(np.bool_),
             usable=usable,
-            numbers=rows,
+            numbers=integers[rows, 5],
             starts=integers[rows, 3],
             ends=integers[rows, 4],
             problems=(),
         )
-        self._refuse_nothing_to_learn(index)
+        self._check_objects(index)
         over = np.maximum(boxes[:, :2] + boxes[:, 2:] - limits, -boxes[:, :2]).max(1, initial=0.0)
-        found = _Finder(index, integers, listed).find(outside, empty, usable & (over > OVERHANG), flags[rows])
-        object.__setattr__(index, "problems", tuple(found))
+        found = _Finder(index, integers, rows, listed).find(outside, empty, usable & (over > OVERHANG), flags[rows])
+        object.__setattr__(index, "problems", (*self.faults.problems(), *found))
         return index
 
-    def _check_sections(self) -> None:
+    def _has_sections(self) -> bool:
+        complete = True
         for section, rows in (("images", self.names), ("categories", self.categories), ("annotations", self.flags)):
             if not rows:
                 hint = ": there are no objects to learn or to evaluate with" if section == "annotations" else ""
-                raise ValueError(f"{printable_name(self.path)}: the list {section} is empty or missing{hint}")
+                self.faults.add("sections", f"the list {section} is empty or missing{hint}")
+                complete = False
+        return complete
 
-    def _refuse_doubled_images(self, image_ids: NDArray[np.int64]) -> None:
+    def _single_images(self, image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions of images whose id was not there before."""
         twice = _repeated(image_ids)
-        if len(twice):
-            number = int(twice[0])
-            earlier = self.image_ids.index(self.image_ids[number])
-            raise ValueError(
-                f"{printable_name(self.path)}: images {earlier} and {number} ({self.names[earlier]}, "
-                f"{self.names[number]}) have the same id {self.image_ids[number]}; give every image its own"
+        first = (
+            {self.image_ids[position]: position for position in reversed(range(len(image_ids)))} if len(twice) else {}
+        )
+        for position in cast(list[int], np.sort(twice).tolist()):
+            earlier = first[self.image_ids[position]]
+            self.faults.add(
+                "doubled_image_ids",
+                f"images {self.image_numbers[earlier]} and {self.image_numbers[position]} ({self.names[earlier]}, "
+                f"{self.names[position]}) have the same id {self.image_ids[position]}; give every image its own",
             )
+        return np.setdiff1d(np.arange(len(image_ids)), twice)
 
-    def _refuse_bad_boxes(self, integers: NDArray[np.int64], floats: NDArray[np.float64]) -> None:
-        bad = ~np.isfinite(floats).all(1) | (floats[:, 2:] < 0).any(1)
-        if bad.any():
-            number = int(bad.argmax())
-            box, area = floats[number, :4].tolist(), float(floats[number, 4])
-            raise ValueError(
-                f"{printable_name(self.path)}: annotation {number} (id {integers[number, 0]}) has the bbox {box} and "
-                f"the area {area:g}; a bbox is [x, y, width, height] in pixels, with sides and an area of 0 or more"
+    def _good_boxes(self, integers: NDArray[np.int64], floats: NDArray[np.float64]) -> NDArray[np.bool_]:
+        bad = np.asarray(~np.isfinite(floats).all(1) | (floats[:, 2:] < 0).any(1))
+        for row in np.flatnonzero(bad).tolist():
+            box, area = floats[row, :4].tolist(), float(floats[row, 4])
+            self.faults.add(
+                "bad_box",
+                f"annotation {integers[row, 5]} (id {integers[row, 0]}) has the bbox {box} and the area {area:g}; a "
+                "bbox is [x, y, width, height] in pixels, with sides and an area of 0 or more",
             )
+        return ~bad
 
-    def _labels(self, integers: NDArray[np.int64], category_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _labels(
+        self, integers: NDArray[np.int64], category_ids: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The label of each annotation, and whether its category is listed."""
         labels = np.minimum(np.searchsorted(category_ids, integers[:, 2]), len(category_ids) - 1)
-        unknown = category_ids[labels] != integers[:, 2]
-        if unknown.any():
-            number = int(unknown.argmax())
-            listed = some([str(identity) for identity in category_ids.tolist()], 8)
-            raise ValueError(
-                f"{printable_name(self.path)}: annotation {number} (id {integers[number, 0]}) and "
-                f"{int(unknown.sum()) - 1} more have a category_id that is not listed, {integers[number, 2]}; "
-                f"categories have {listed}. Evaluators would leave them out: add the category or remove them"
+        unknown = np.asarray(category_ids[labels] != integers[:, 2])
+        listed = some([str(identity) for identity in category_ids.tolist()], 8)
+        for row in np.flatnonzero(unknown).tolist():
+            more = "" if self.faults.gather else f" and {int(unknown.sum()) - 1} more"
+            self.faults.add(
+                "unknown_category",
+                f"annotation {integers[row, 5]} (id {integers[row, 0]}){more} have a category_id that is not listed, "
+                f"{integers[row, 2]}; categories have {listed}. Evaluators would leave them out: add the category or "
+                "remove them",
             )
-        return labels
+        return labels, ~unknown
 
-    def _refuse_nothing_to_learn(self, index: CocoIndex) -> None:
+    def _check_objects(self, index: CocoIndex) -> None:
         if not (index.usable & ~index.crowd).any():
             total, crowds = len(index.ids), int(index.crowd.sum())
-            raise ValueError(
-                f"{printable_name(self.path)}: there is no object to learn or to evaluate with: of {total} annotations "
-                f"of listed images {crowds} are crowds, the other boxes are outside of their image or without an area"
+            self.faults.add(
+                "nothing_to_learn",
+                f"there is no object to learn or to evaluate with: of {total} annotations of listed images {crowds} "
+                "are crowds, the other boxes are outside of their image or without an area",
             )
 
 
@@ -276,6 +308,7 @@ class _Tables:
 class _Finder:
     index: CocoIndex
     integers: NDArray[np.int64]
+    order: NDArray[np.int64]  # the row of `integers` that each annotation of the index has
     listed: NDArray[np.bool_]
 
     def find(
@@ -346,22 +379,22 @@ class _Finder:
             f", bbox {index.boxes[row].tolist()}, {index.names[image]}"
             for row, image in zip(rows.tolist(), images.tolist())
         ]
-        return self._numbers(kind, index.numbers[rows], what, then, more, repair)
+        return self._numbers(kind, self.order[rows], what, then, more, repair)
 
     def _numbers(
         self,
         kind: str,
-        numbers: NDArray[np.int64],
+        rows: NDArray[np.int64],
         what: str,
         then: str,
         more: Sequence[str] | None = None,
         repair: bool = True,
     ) -> Iterator[Problem]:
-        if not len(numbers):
+        if not len(rows):
             return
         entries = tuple(
-            f"annotation {number} (id {self.integers[number, 0]}){more[position] if more else ''}"
-            for position, number in enumerate(cast(list[int], numbers.tolist()))
+            f"annotation {self.integers[row, 5]} (id {self.integers[row, 0]}){more[position] if more else ''}"
+            for position, row in enumerate(cast(list[int], rows.tolist()))
         )
         text = f"{what}: {len(entries)} (first: {entries[0]})"
         yield Problem(kind, f"{text}; {then}" if then else text, entries, repair)
@@ -382,9 +415,17 @@ def _lengths(segmentation: Any) -> list[int]:
 _SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
 
 
+def _named(element: Element) -> str:
+    value: Any = element.value
+    entry = cast(dict[str, Any], value) if isinstance(value, dict) else dict[str, Any]()
+    return f"{_SINGULAR[element.section]} {element.number} (id {entry.get('id')})"
+
+
 def _integer(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name} is {value!r}, not an integer")
+    if abs(value) >= 1 << 63:
+        raise ValueError(f"{name} is {value}, more than 64 bits hold")
     return value
 
 

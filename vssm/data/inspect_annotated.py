@@ -12,7 +12,7 @@ import numpy as np
 
 from vssm._words import spelled
 from vssm.data.coco import CocoInstances
-from vssm.data.coco_index import CocoIndex, Problem
+from vssm.data.coco_index import CocoIndex, survey_index
 from vssm.data.files import printable_name
 from vssm.data.image import UnreadableImage
 from vssm.data.imagefolder import some
@@ -21,8 +21,9 @@ from vssm.data.layouts import Layout
 from vssm.data.mask_classes import IGNORED
 from vssm.data.masks import SemanticMasks
 from vssm.data.parallel import map_ahead
+from vssm.data.problems import Problem
 
-__all__ = ["AnnotatedInspection", "inspect_annotated", "load_annotated"]
+__all__ = ["AnnotatedInspection", "LoadedSplits", "inspect_annotated", "load_annotated"]
 
 # Kinds of problems, in the order in which they are told, with what stands before their number.
 _KINDS = {
@@ -59,32 +60,47 @@ class AnnotatedInspection:
         return not any(problem.repair for problems in self.problems.values() for problem in problems)
 
 
-def load_annotated(layout: Layout) -> dict[str, CocoInstances | SemanticMasks]:
-    """The splits of a layout for detection or segmentation.
+@dataclass
+class LoadedSplits:
+    """The splits of a layout for detection or segmentation, and the problems of those that are unusable."""
 
-    Raises OSError or ValueError where a json or a folder cannot be used at all, as CocoInstances and SemanticMasks do.
-    """
-    datasets: dict[str, CocoInstances | SemanticMasks] = {}
+    datasets: dict[str, CocoInstances | SemanticMasks] = field(default_factory=dict[str, CocoInstances | SemanticMasks])
+    unusable: dict[str, tuple[Problem, ...]] = field(default_factory=dict[str, tuple[Problem, ...]])
+
+
+def load_annotated(layout: Layout) -> LoadedSplits:
+    """Faults of a COCO json are problems, and what has none is loaded; a split of masks with faults is unusable.
+    Raises OSError for a json that cannot be opened."""
+    found = LoadedSplits()
     for split, source in layout.splits.items():
-        if layout.kind == "coco":
-            assert source.annotations is not None
-            datasets[split] = CocoInstances(source.annotations, source.images, _as_is)
+        if layout.kind != "coco":
+            try:
+                found.datasets[split] = SemanticMasks.of(layout, split, _as_is)
+            except (OSError, ValueError) as error:
+                found.unusable[split] = (Problem("unusable", str(error), (str(error),), True),)
+            continue
+        assert source.annotations is not None
+        index, problems = survey_index(source.annotations)
+        if index is None:
+            found.unusable[split] = problems
         else:
-            datasets[split] = SemanticMasks.of(layout, split, _as_is)
-    return datasets
+            found.datasets[split] = CocoInstances(source.annotations, source.images, _as_is, surveyed=index)
+    return found
 
 
 def inspect_annotated(
     layout: Layout,
-    datasets: dict[str, CocoInstances | SemanticMasks],
+    loaded: LoadedSplits,
     threads: int | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> AnnotatedInspection:
     """Reads every image of `load_annotated` with its annotations, by default with one thread per core; `progress` is
     called after each."""
     threads = threads or os.cpu_count() or 1
-    first = next(iter(datasets.values()))
-    result = AnnotatedInspection(layout, first.classes)
+    datasets = loaded.datasets
+    first = next(iter(datasets.values()), None)
+    result = AnnotatedInspection(layout, () if first is None else first.classes)
+    result.problems |= {split: list(problems) for split, problems in loaded.unusable.items()}
     digests: dict[bytes, list[tuple[str, Path]]] = defaultdict(list)
     for split, dataset in datasets.items():
         entries: dict[str, list[str]] = defaultdict(list)
