@@ -30,3 +30,18 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that matplotlib wrote to a file so far."""
+    from matplotlib.figure import Figure
+
+    written, save = [], Figure.savefig
+
+    def record(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        written.append(self)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return written

@@ -5,6 +5,7 @@
 from vssm.analysis.activation import ActivationMaps, activation_map, diagonal_map
 from vssm.analysis.complexity import Complexity, complexity
 from vssm.analysis.matrices import linear_attention, mixing_matrix, scan_matrix
+from vssm.analysis.parts import NoSuchPart
 from vssm.analysis.receptive_field import ReceptiveField, effective_receptive_field
 from vssm.analysis.scans import blocks, scan_of
 from vssm.analysis.states import MemoryDecay, StateMaps, memory_decay, state_maps, time_invariant_kernel
@@ -13,6 +14,7 @@ __all__ = [
     "ActivationMaps",
     "Complexity",
     "MemoryDecay",
+    "NoSuchPart",
     "ReceptiveField",
     "StateMaps",
     "activation_map",

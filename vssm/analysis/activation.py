@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from vssm.analysis.matrices import mixing_rows
 from vssm.analysis.scans import BlockName, BlockScan, scan_of
 
-__all__ = ["ActivationMaps", "activation_map", "activation_of", "diagonal_map", "normalise", "without_adaptors"]
+__all__ = [
+    "ActivationMaps",
+    "activation_map",
+    "activation_of",
+    "diagonal_map",
+    "diagonal_of",
+    "normalise",
+    "without_adaptors",
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ def activation_map(
             dt; "decay": w alone.
         skip: add D at the query itself (of "scan" only).
 
-    IndexError for a query, block or channel that is not there, with the valid choices.
+    NoSuchPart for a query, block or channel that is not there, with the valid choices.
     """
     return activation_of(scan_of(model, image, block), query, weights, channel, skip)
 
@@ -88,7 +96,13 @@ def diagonal_map(
 
     Without fusion the decay has no part in it, and "qk" and "decayed_qk" are the same.
     """
-    scan = scan_of(model, image, block)
+    return diagonal_of(scan_of(model, image, block), weights, channel, skip)
+
+
+def diagonal_of(
+    scan: BlockScan, weights: str = "decayed_qk", channel: int | None = None, skip: bool = False
+) -> ActivationMaps:
+    """`diagonal_map` for a scan that was read already."""
     rows = [_diagonal(mixing_rows(scan, None, k, channel, weights, skip)) for k in range(len(scan.routes))]
     combined = None if scan.cascade else _diagonal(mixing_rows(scan, None, None, channel, weights, skip))
     return _maps(scan, None, rows, combined)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vssm.analysis.frozen import transposed
+from vssm.analysis.parts import NoSuchPart
 from vssm.analysis.scans import BlockName, BlockScan, RouteScan, scan_of
 
 __all__ = ["WEIGHTS", "linear_attention", "mixing_matrix", "mixing_rows", "scan_matrix"]
@@ -87,7 +88,7 @@ def mixing_matrix(
         (L, L) in float64, L pixels of the map that is scanned (for Vim with its class token). With the defaults and a
         channel c, M u[c] is the output y[c] of the scan: `scan_of(model, image, block)` has u of every route, and y.
 
-    Raises IndexError for a block, route or channel that is not there, ValueError for other values, and for the cascade
+    Raises NoSuchPart for a block, route or channel that is not there, ValueError for other values, and for the cascade
     without a route: it scans twice with a norm between.
 
     Memory is that of one matrix, whatever the number of channels: `mixing_rows` gives a large one in parts.
@@ -137,7 +138,7 @@ def mixing_rows(
         raise ValueError(f"the cascade scans rows, then columns, with a norm between, so choose a route: {names}")
     E, N = scan.routes[0].A.shape
     if channel is not None and not 0 <= channel < E:
-        raise IndexError(f"block {scan.name} scans {E} channels, 0 to {E - 1}; there is no channel {channel}")
+        raise NoSuchPart(f"block {scan.name} scans {E} channels, 0 to {E - 1}; there is no channel {channel}")
     L = scan.size[0] * scan.size[1]
     queries = range(L) if queries is None else queries
     wide = L * len(scan.routes) if scan.fused is not None or scan.merged is not None or scan.direct is not None else 1

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vssm.analysis.parts import NoSuchPart
+
 __all__ = ["THRESHOLDS", "ReceptiveField", "Square", "effective_receptive_field", "feature_map"]
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
@@ -130,7 +132,7 @@ def effective_receptive_field(
 
 
 def feature_map(model: nn.Module, x: Tensor, stage: int = -1) -> Tensor:
-    """The feature map (B, C, h, w) of a stage. ValueError and IndexError as `effective_receptive_field`."""
+    """The feature map (B, C, h, w) of a stage. ValueError and NoSuchPart as `effective_receptive_field`."""
     found = _feature_maps(getattr(model, "backbone", model), x, stage)
     maps = list(found) if isinstance(found, list | tuple) else [found]
     if not maps or any(not isinstance(f, Tensor) or f.dim() != 4 for f in maps):
@@ -140,7 +142,7 @@ def feature_map(model: nn.Module, x: Tensor, stage: int = -1) -> Tensor:
             "a model of timm's, or one that returns (B, C, h, w)"
         )
     if not -len(maps) <= stage < len(maps):
-        raise IndexError(f"there is no stage {stage}: the model has {len(maps)} feature maps, 0 to {len(maps) - 1}")
+        raise NoSuchPart(f"there is no stage {stage}: the model has {len(maps)} feature maps, 0 to {len(maps) - 1}")
     return maps[stage]
 
 
@@ -157,7 +159,7 @@ def _target(target: tuple[int, int] | None, grid: tuple[int, ...]) -> tuple[int,
         return rows // 2, columns // 2
     row, column = target
     if not (0 <= row < rows and 0 <= column < columns):
-        raise IndexError(f"target ({row}, {column}) is outside of the feature map, which has {rows} x {columns} pixels")
+        raise NoSuchPart(f"target ({row}, {column}) is outside of the feature map, which has {rows} x {columns} pixels")
     return row, column
 
 

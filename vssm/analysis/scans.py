@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssm.analysis.frozen import Linear, convolution_of, frozen
+from vssm.analysis.parts import NoSuchPart
 from vssm.nn.adaptor import AdaptorS
 from vssm.nn.bimamba import BidirectionalMamba
 from vssm.nn.ss2d import SS2D
@@ -85,10 +86,10 @@ class BlockScan:
     cascade: bool = False
 
     def position(self, query: tuple[int, int]) -> int:
-        """The raster position of the patch (row, column). IndexError outside of the grid."""
+        """The raster position of the patch (row, column). NoSuchPart outside of the grid."""
         (rows, columns), (row, column) = self.grid, query
         if not (0 <= row < rows and 0 <= column < columns):
-            raise IndexError(
+            raise NoSuchPart(
                 f"query ({row}, {column}) is outside of the map of block {self.name}, which has {rows} x {columns} "
                 f"patches: row 0 to {rows - 1}, column 0 to {columns - 1}"
             )
@@ -102,10 +103,10 @@ class BlockScan:
         return x.unflatten(-1, self.grid)
 
     def find_route(self, route: int) -> int:
-        """The route's number, if there is one. IndexError with the valid choices."""
+        """The route's number, if there is one. NoSuchPart with the valid choices."""
         if not isinstance(route, int) or not 0 <= route < len(self.routes):
             names = ", ".join(f"{i} ({found.name})" for i, found in enumerate(self.routes))
-            raise IndexError(f"block {self.name} has no route {route!r}; choose {names}")
+            raise NoSuchPart(f"block {self.name} has no route {route!r}; choose {names}")
         return route
 
 
@@ -126,7 +127,7 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 def find_block(model: nn.Module, block: BlockName | None) -> tuple[str, nn.Module]:
     """The name of a block and its mixer. None: the middle of what VMamba's figures show, block 1 of the third stage,
-    or the middle block of a network without stages. IndexError with the valid choices."""
+    or the middle block of a network without stages. NoSuchPart with the valid choices."""
     found = blocks(model)
     names = list(found)
     if block is None:
@@ -136,7 +137,7 @@ def find_block(model: nn.Module, block: BlockName | None) -> tuple[str, nn.Modul
     if isinstance(block, int) and -len(names) <= block < len(names):
         block = names[block]
     if block not in found:
-        raise IndexError(
+        raise NoSuchPart(
             f"there is no block {block!r}; the network has {', '.join(names)}, or by number 0 to {len(names) - 1}"
         )
     return str(block), found[str(block)]
@@ -147,7 +148,7 @@ def scan_of(model: nn.Module, image: Tensor, block: BlockName | None = None) -> 
     """Run the model on one image (C, H, W) or (1, C, H, W), as far as one block, and keep what its scan read.
 
     The model is left as it was; it should be in evaluation mode. Raises ValueError for a batch, and for a model without
-    scans, IndexError for a block that is not there.
+    scans, NoSuchPart for a block that is not there.
     """
     image = image[None] if image.dim() == 3 else image
     if image.dim() != 4 or image.shape[0] != 1:

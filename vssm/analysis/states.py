@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from vssm.analysis.activation import without_adaptors
 from vssm.analysis.matrices import mixing_rows
+from vssm.analysis.parts import NoSuchPart
 from vssm.analysis.scans import BlockName, BlockScan, scan_of
 
-__all__ = ["MemoryDecay", "StateMaps", "memory_decay", "state_maps", "states_of", "time_invariant_kernel"]
+__all__ = ["MemoryDecay", "StateMaps", "decay_of", "memory_decay", "state_maps", "states_of", "time_invariant_kernel"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class StateMaps:
         return self.before.mean((1, 2)), self.after.mean((1, 2))
 
     def channel(self, channel: int) -> tuple[Tensor, Tensor]:
-        """Both of one channel, averaged over its states, (K, rows, columns) each. IndexError with the valid choices."""
+        """Both of one channel, averaged over its states, (K, rows, columns) each. NoSuchPart with the valid choices."""
         channels = self.before.shape[1]
         if not 0 <= channel < channels:
-            raise IndexError(f"there is no channel {channel}: block {self.block} has 0 to {channels - 1}")
+            raise NoSuchPart(f"there is no channel {channel}: block {self.block} has 0 to {channels - 1}")
         return self.before[:, channel].mean(1), self.after[:, channel].mean(1)
 
 
@@ -87,11 +88,16 @@ def memory_decay(
         weights: what is weighed, see `vssm.analysis.mixing_rows`; the skip D has no part in it.
     """
     scan = scan_of(model, image, block)
+    return decay_of(scan if adaptors else without_adaptors(scan), weights=weights)
+
+
+def decay_of(scan: BlockScan, route: int | None = None, weights: str = "scan") -> MemoryDecay:
+    """`memory_decay` for a scan that was read already; of one route (then K = 1), or of all."""
     if scan.cascade or scan.class_token is not None:
         raise ValueError("distances need every route on the image's grid: not the cascade scan, and no class token")
-    scan = scan if adaptors else without_adaptors(scan)
-    found = [_decay(scan, k, weights) for k in range(len(scan.routes))]
-    return MemoryDecay(tuple(part.name for part in scan.routes), *(torch.stack(x) for x in zip(*found, strict=True)))
+    routes = range(len(scan.routes)) if route is None else [scan.find_route(route)]
+    found = [_decay(scan, k, weights) for k in routes]
+    return MemoryDecay(tuple(scan.routes[k].name for k in routes), *(torch.stack(x) for x in zip(*found, strict=True)))
 
 
 def _decay(scan: BlockScan, k: int, weights: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,8 +32,11 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e6e8eb",
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
 }
 DPI = 130
+VECTORS = (".pdf", ".svg")
 NO_CHANGE: Mapping[str, Any] = {}
 
 
@@ -45,7 +48,8 @@ def drawing(
     colors: int | None = None,
     style: Mapping[str, Any] = NO_CHANGE,
 ) -> Iterator[Figure]:
-    """A figure of `size` inches in this style; it becomes the PNG `path` when the block ends without an error.
+    """A figure of `size` inches in this style; it becomes the file `path` when the block ends without an error: vectors
+    for the endings .pdf and .svg, else a PNG.
 
     colors: of a palette, for drawings without photographs: 256 are enough for them, in less than half of the bytes.
     style: what this picture has otherwise.
@@ -53,6 +57,7 @@ def drawing(
     Raises:
         OSError: the file cannot be written; an older one is left as it was.
     """
+    vectors = path.suffix.lower() in VECTORS
     changed: dict[Any, Any] = {**STYLE, **style}
     with rc_context(changed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -60,8 +65,8 @@ def drawing(
         FigureCanvasAgg(figure)  # asked for, so that the backend of the process plays no part
         yield figure
         with replacing(path) as new:
-            if colors is None:
-                figure.savefig(new, format="png")
+            if colors is None or vectors:
+                figure.savefig(new, format=path.suffix[1:].lower() if vectors else "png")
             else:
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format="png")

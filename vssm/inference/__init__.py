@@ -5,4 +5,4 @@ Importing this package is light; `vssm.inference.run_dir` needs the standard lib
 
 # Modules, imported when asked for.
 # pyright: reportUnsupportedDunderAll=false
-__all__ = ["checkpoint", "compare", "device", "evaluate", "predict", "predictor", "results", "run_dir"]
+__all__ = ["checkpoint", "compare", "device", "evaluate", "predict", "predictor", "results", "run_dir", "subject"]
