@@ -21,6 +21,7 @@ __all__ = [
     "masks",
     "padded",
     "parallel",
+    "photographs",
     "preprocess",
     "problems",
     "rle",

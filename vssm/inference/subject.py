@@ -88,7 +88,7 @@ def read_subject(source: Source, image_size: int | None = None, seed: int = 0) -
 
 def untrained(source: Source, image_size: int | None = None, seed: int = 0) -> Subject:
     """The network of a source as it is built, before any training: its weights are drawn with `seed`."""
-    torch.manual_seed(seed)
+    torch.random.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     if source.weights is not None and (source.name is None or is_ours(source.weights)):
         stored = read_checkpoint(source.weights)
         network = find_task(stored.settings.task).create_model(
