@@ -25,6 +25,7 @@ ALLOWED = {
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "inference"},
     "figures": {"data", "analysis", "inference"},
     "report": {"tasks", "data", "analysis", "inference", "figures"},
+    "lens": {"models", "tasks", "data", "analysis", "inference", "figures"},
 }
 # What the command line needs to parse.
 KNOWN = sys.stdlib_module_names | {"jsonargparse", "docstring_parser", "vssm", "vssm_cli"}

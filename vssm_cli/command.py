@@ -25,6 +25,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on test images",
     "report": "write one page on how good runs are and where they fail",
     "predict": "classify an image, or a folder of images",
+    "lens": "look inside models on a local web page",
     "models": "list the models by name and size",
     "table": "show a table of the papers next to what is counted and measured here",
     "erf": "draw how much of the image models see: effective receptive fields",
@@ -112,7 +113,7 @@ _EXTRA_OF: dict[str, str] = dict.fromkeys(
         "hotcoco",
     ),
     "train",
-) | {"av": "video"}
+) | {"av": "video", "starlette": "lens", "uvicorn": "lens"}
 
 
 def _dispatch(arguments: list[str]) -> int:
