@@ -18,7 +18,7 @@ from vssm_cli.parsing import Stop, UsageError, describe, nearest, print_error
 
 COMMANDS = {
     "check": "find damaged, duplicate and misplaced images before a training",
-    "labels": "convert the annotations of YOLO, Pascal VOC and LabelMe to COCO json, and cut large images into tiles",
+    "labels": "convert annotations of YOLO, Pascal VOC, LabelMe or COCO to COCO json, and cut large images into tiles",
     "make-shapes": "generate images of textured shapes with boxes, masks and classes, to try things on",
     "fit": "train a model on a folder of images, or on the bundled digits",
     "validate": "evaluate a checkpoint on the validation images",

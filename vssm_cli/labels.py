@@ -1,4 +1,4 @@
-"""vssm labels: annotations of other tools as COCO json."""
+"""vssm labels: annotations of other tools, or a COCO json itself, as COCO json; large images cut into tiles."""
 
 import argparse
 from pathlib import Path
@@ -6,15 +6,17 @@ from pathlib import Path
 from vssm_cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
-Reads the annotations in SRC (YOLO txt, Pascal VOC xml or LabelMe json) and writes them into OUT as COCO json:
+Reads the annotations in SRC (YOLO txt, Pascal VOC xml, LabelMe or COCO json) and writes them into OUT as COCO json:
 annotations/instances_train.json, train/, and the same for val and test. Prints how many there are, what was assumed,
 and what COCO json cannot hold."""
-FORMATS = ("yolo", "voc", "labelme")
+FORMATS = ("yolo", "voc", "labelme", "coco")
 
 
 def main(argv: list[str]) -> int:
     parser = Parser("labels", DESCRIPTION)
-    parser.add_argument("source", metavar="SRC", help="folder with images and their annotations, or a YOLO data.yaml")
+    parser.add_argument(
+        "source", metavar="SRC", help="folder with images and their annotations, a YOLO data.yaml, or a COCO json"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to create; it must be empty if it exists")
     parser.add_argument("--format", choices=FORMATS, help="format of SRC (default: found from its files)")
     parser.add_argument(

@@ -25,11 +25,16 @@ MAX_JSON = 1 << 28
 
 @dataclass
 class Labelled:
-    """An object: its class, its box x, y, width, height in pixels, and its segmentation where it has one."""
+    """An object: its class, its box x, y, width, height in pixels, and its segmentation where it has one.
+
+    crowd: it stands for many objects; area: as annotated, where it is not to be that of the mask or the box
+    """
 
     name: str
     box: Box
     segmentation: Segmentation | None = None
+    crowd: bool = False
+    area: float | None = None
 
 
 @dataclass

@@ -37,12 +37,13 @@ class Tiling:
                 yield Window(x, y, min(self.size, width), min(self.size, height))
 
     def cut(self, one: Labelled, window: Window) -> Labelled | None:
-        """The object in a window, in the window's coordinates; None where too little of it is there."""
-        segmentation = one.segmentation
+        """The object in a window, in the window's coordinates; None where too little of it is there. Of a crowd, in
+        which no detection counts, every part is kept."""
+        segmentation, visible = one.segmentation, 0.0 if one.crowd else self.visible
         if segmentation is None:
             box = _cut_box(one.box, window)
             share = 0.0 if box is None else box[2] * box[3] / (one.box[2] * one.box[3])
-            return Labelled(one.name, box) if box and share >= self.visible else None
+            return Labelled(one.name, box, crowd=one.crowd) if box and share >= visible else None
         if _cut_box(one.box, window) is None:
             return None
         if isinstance(segmentation, dict):
@@ -50,13 +51,13 @@ class Tiling:
             part = mask[window.y : window.y + window.height, window.x : window.x + window.width]
             share = part.sum() / max(mask.sum(), 1)
             encoded = rle.encode(part)
-            found = Labelled(one.name, rle.box(encoded), encoded)
+            found = Labelled(one.name, rle.box(encoded), encoded, one.crowd)
         else:
             polygons = [cut for polygon in segmentation if len(cut := _cut_polygon(polygon, window)) >= 6]
             polygons = [polygon for polygon in polygons if polygon_area(polygon) > 0]
             share = sum(map(polygon_area, polygons)) / max(sum(map(polygon_area, segmentation)), 1e-9)
-            found = Labelled(one.name, box_around(polygons), polygons) if polygons else one
-        return found if share >= max(self.visible, 1e-9) else None
+            found = Labelled(one.name, box_around(polygons), polygons, one.crowd) if polygons else one
+        return found if share >= max(visible, 1e-9) else None
 
 
 def _starts(length: int, size: int, overlap: int) -> list[int]:

@@ -148,11 +148,13 @@ class _Writer:
                 "category_id": 1 + self.labels[one.name],
                 "bbox": [round(value, 3) for value in one.box],
                 "area": round(one.box[2] * one.box[3], 3),
-                "iscrowd": 0,
+                "iscrowd": int(one.crowd),
             }
             if one.segmentation is not None:
                 found["segmentation"] = one.segmentation
                 found["area"] = rle.area(rle.of_segmentation(one.segmentation, height, width))
+            if one.area is not None:
+                found["area"] = one.area
             self.annotations.append(found)
 
     def coco(self) -> dict[str, Any]:
