@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import runpy
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -42,6 +44,23 @@ def test_predict_image(run, weights, tmp_path, capsys):
     names = run("predict_image.py", tmp_path / "photo.jpg", "--model", "vmamba_nano", "--weights", weights)
     assert len(names) == 5 and names[0].startswith("cock")
     assert "tensors from" in capsys.readouterr().out
+
+
+def test_class_activation(run, weights, tmp_path, capsys):
+    """Three panels of 32 x 32: the picture, Grad-CAM on it, and relevance, whose sum is printed."""
+    out = tmp_path / "maps.png"
+    panels = run("class_activation.py", "--weights", weights, "--out", out)
+    shown = capsys.readouterr().out
+    found = re.search(r"cock: logit (.+) = (.+) of pixels \+ (.+) of biases", shown)
+    logit, pixels, biases = map(float, found.groups())
+    assert logit == pytest.approx(pixels + biases, abs=2e-3) and logit == pytest.approx(9, abs=0.5)
+    written = torch.from_numpy(numpy.array(Image.open(out)))
+    assert written.shape == (32, 96, 3) and torch.equal(written, torch.from_numpy(panels))
+    picture, heat, relevance = written.split(32, 1)
+    assert (picture != heat).any() and relevance.float().std() > 10
+    Image.new("RGB", (60, 40), (0, 90, 200)).save(tmp_path / "photo.jpg")
+    run("class_activation.py", tmp_path / "photo.jpg", "--model", "vim_nano", "--cls", 3, "--out", out)
+    assert "tiger shark" in capsys.readouterr().out
 
 
 def test_fpn_neck(run):

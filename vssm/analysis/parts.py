@@ -4,4 +4,4 @@ __all__ = ["NoSuchPart"]
 
 
 class NoSuchPart(ValueError, IndexError):
-    """A block, route, channel, stage or patch that a model does not have; the message names those it has."""
+    """A block, route, channel, stage, patch or class that a model does not have; the message names those it has."""
