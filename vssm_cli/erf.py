@@ -20,6 +20,15 @@ random weights; for a checkpoint, random weights and the trained ones stand side
 model become its course over a training (VMamba's figure 10). Works for any timm model with feature maps."""
 
 DEFAULT = ["vmamba_tiny", "spatial_mamba_tiny"]
+# Of VMamba's figure 6 and Spatial-Mamba's, but for HiViT, which timm does not have.
+PAPER = [
+    "resnet50",
+    "convnext_tiny",
+    "swin_tiny_patch4_window7_224",
+    "deit_small_patch16_224",
+    "vim_small",
+    *DEFAULT,
+]
 IMAGES, PAPER_IMAGES = 4, 50
 SIZE = 1024
 
@@ -37,6 +46,8 @@ def main(argv: list[str]) -> int:
     if args is None:
         return 0
     check_arguments(args)
+    if args.paper and args.models is DEFAULT:
+        args.models = PAPER
     if args.count is not None and args.count < 1:
         raise UsageError(f"--count must be at least 1, not {args.count}")
 
@@ -71,7 +82,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--count", type=int, metavar="N", help=f"images at most ({IMAGES}; with --paper {PAPER_IMAGES})"
     )
-    parser.add_argument("--paper", action="store_true", help=f"as in the papers: {PAPER_IMAGES} images")
+    parser.add_argument("--paper", action="store_true", help=f"as in the papers: seven models, {PAPER_IMAGES} images")
     return parser
 
 
@@ -105,9 +116,10 @@ def _print(console, subject: "Subject", field: "ReceptiveField") -> None:
 
     areas = ", ".join(f"{square.threshold:.0%} in {square.share:.1%}" for square in field.squares())
     skipped = f", {field.skipped} skipped" if field.skipped else ""
+    images = "1 image" if field.images == 1 else f"{field.images} images"
     height, width = field.map.shape
     print_line(console, f"{subject.architecture}, {subject.weights}: {areas} of the image")
-    print_line(console, f"  {height}x{width}, {field.images} images{skipped}")
+    print_line(console, f"  {height}x{width}, {images}{skipped}")
 
 
 def _draw(groups: dict[str, list[Cell]], trained: bool, args: argparse.Namespace) -> None:
@@ -119,14 +131,14 @@ def _draw(groups: dict[str, list[Cell]], trained: bool, args: argparse.Namespace
     else:
         rows = list(_by_model(groups, trained))
     fields = [cell.field for cells in groups.values() for cell in cells]
-    counts = sorted({field.images for field in fields})
+    fewest, most = (pick(field.images for field in fields) for pick in (min, max))
+    images = "1 image" if most == 1 else f"{most} images" if fewest == most else f"{fewest} to {most} images"
     skipped = sum(field.skipped for field in fields)
     height, width = fields[0].map.shape
     stage = "last stage" if args.stage == -1 else f"stage {args.stage}"
     caption = (
         f"Gradient of the centre of the {stage}'s map with respect to the image, relu'd, summed over colours, averaged "
-        f"over {' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} images of {height}x{width} ({skipped} "
-        f"skipped), to the power 0.2, over its largest value. Below each: share of the image in the smallest central "
+        f"over {images} of {height}x{width} ({skipped} skipped), to the power 0.2, over its largest value. Below each: share of the image in the smallest central "
         f"square that holds 20 / 30 / 50 / 99 % of the sum. Random weights: seed {args.seed}."
     )
     draw_panels(rows, Path(args.out), "Effective receptive fields", caption, "contribution (power 0.2)", FIELD)
@@ -154,4 +166,4 @@ def _panel(cell: Cell, title: str) -> "Panel":
 
 
 def _short(title: str) -> str:
-    return title if len(title) <= 30 else f"{title[:29]}…"
+    return title if len(title) <= 25 else f"{title[:24]}…"
