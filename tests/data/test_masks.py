@@ -1,5 +1,8 @@
 """Semantic masks: what their values mean in each layout, and one error for each thing that is wrong."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -97,9 +100,14 @@ def test_cityscapes(tmp_path):
     assert [dataset.classes[label] for label in (0, 1, 18, 16)] == ["road", "sidewalk", "bicycle", "train"]
     evaluated = [value for value, label in sorted(CITYSCAPES.values.items()) if label != 255]
     assert evaluated == [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
-    assert [CITYSCAPES.values[value] for value in evaluated] == list(range(19)) and set(range(34)) < set(
-        CITYSCAPES.values
+    assert [CITYSCAPES.values[value] for value in evaluated] == list(range(19))
+    assert set(CITYSCAPES.values) == {*range(34), 255}
+    # The order of train ids in cityscapesScripts, helpers/labels.py.
+    names = (
+        "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, "
+        "rider, car, truck, bus, train, motorcycle, bicycle"
     )
+    assert ", ".join(CITYSCAPES.names) == names
 
 
 def test_pascal_voc(tmp_path):
@@ -146,6 +154,54 @@ def test_kinds_of_masks(tmp_path):
         read_mask(path)
     with pytest.raises(UnreadableImage, match="No such file"):
         read_mask(tmp_path / "none.png")
+
+
+def grey_png(values, bits):
+    """A PNG of grey levels of less than 8 bits, which Pillow does not write."""
+    rows = b""
+    for row in values:
+        digits = "".join(format(value, f"0{bits}b") for value in row)
+        digits += "0" * (-len(digits) % 8)
+        rows += bytes([0, *(int(digits[start : start + 8], 2) for start in range(0, len(digits), 8))])
+    head = struct.pack(">IIBBBBB", len(values[0]), len(values), bits, 0, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+
+
+def test_values_are_those_of_the_file(tmp_path):
+    """Few bits, which programs that make PNGs smaller choose, and other maxima of PGM: Pillow shows them scaled."""
+    path = tmp_path / "mask.png"
+    for bits in (1, 2, 4):
+        values = [[0, 1, (1 << bits) - 1], [1, 0, (1 << bits) // 2]]
+        path.write_bytes(grey_png(values, bits))
+        assert read_mask(path).tolist() == values, bits
+    for highest in (2, 20, 255, 300, 65535):
+        values = [[0, 1, 2], [highest, highest // 2, 1]]
+        size = 1 if highest < 256 else 2
+        content = b"".join(value.to_bytes(size, "big") for row in values for value in row)
+        (tmp_path / "mask.pgm").write_bytes(f"P5 3 2 {highest}\n".encode() + content)
+        assert read_mask(tmp_path / "mask.pgm").tolist() == values, highest
+        text = " ".join(str(value) for row in values for value in row)
+        (tmp_path / "mask.pgm").write_text(f"P2 3 2 {highest}\n{text}\n")
+        assert read_mask(tmp_path / "mask.pgm").tolist() == values, highest
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_indices_of_a_palette(tmp_path, bits):
+    """Whatever the colours are, also grey ones in another order."""
+    values = (np.arange(6).reshape(2, 3) % (1 << bits)).astype(np.uint8)
+    image = Image.fromarray(values).convert("P")
+    image.putdata(values.ravel().tolist())
+    image.putpalette([200, 200, 200, 10, 10, 10] + [value for n in range(2, 256) for value in (n, 9, 255 - n)])
+    for name in ("mask.png", "mask.gif", "mask.tif"):
+        image.save(tmp_path / name, **({"bits": bits} if name.endswith("png") else {}))
+        found = read_mask(tmp_path / name)
+        with Image.open(tmp_path / name) as stored:
+            assert stored.mode == "P" and found.tolist() == np.asarray(stored).tolist(), name
+        if not name.endswith("gif"):  # Pillow orders a GIF's palette anew
+            assert found.tolist() == values.tolist(), name
 
 
 def test_16_bits(plain):

@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,6 +198,7 @@ def read_mask(path: Path, coloured: bool = False) -> NDArray[Any]:
                     f"a mask must have one integer per pixel (8 or 16 bits, or a palette), this one is {mode}; for "
                     f"masks in RGB name the colours in {CLASSES_FILE}, a class per line: R G B,NAME",
                 )
+            highest = _highest_value(image)
             values = np.asarray(image)
     except UnreadableImage:
         raise
@@ -213,7 +214,20 @@ def read_mask(path: Path, coloured: bool = False) -> NDArray[Any]:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise UnreadableImage(path, f"a mask with values from {low} to {high}; they must be in 0..65535")
+    if highest is not None:
+        values = np.round(values * (highest / (255 if values.dtype == np.uint8 else 65535))).astype(np.uint16)
     return values.astype(np.uint16, copy=False) if values.dtype != np.uint8 else values
+
+
+def _highest_value(image: Image.Image) -> int | None:
+    """The highest value that a file stores, where Pillow scales its values to 255 or 65535: grey of 2 or 4 bits, and
+    PGM with another maximum. None where values come as they are stored."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    arguments: Any = tiles[0][3] if tiles else ""
+    listed = cast(tuple[Any, ...], arguments) if isinstance(arguments, tuple) else (arguments,)
+    if image.format == "PPM":
+        return listed[-1] if isinstance(listed[-1], int) else None
+    return {"L;2": 3, "L;4": 15}.get(str(listed[0])[:3])
 
 
 def _labels_of_colours(path: Path, colours: NDArray[np.uint8], classes: MaskClasses) -> NDArray[np.uint8]:
