@@ -124,7 +124,9 @@ class Task(Protocol):
         """How an image becomes the input of a network that starts to train. Raises ValueError for an unknown name."""
         ...
 
-    def train_transform(self, settings: DataSettings, preprocess: Preparation) -> Transform: ...
+    def train_transform(self, settings: Settings, preprocess: Preparation) -> Transform:
+        """Makes a sample of an image and its target, with what `settings.model` learns of it."""
+        ...
 
     def load_splits(
         self,

@@ -61,7 +61,7 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     trainer = create_trainer(settings)  # refuses a missing GPU or an unknown precision before anything is read
     if settings.log == "csv+tensorboard":
         tensorboard.require()
-    splits = task.load_splits(settings.data, preprocess, task.train_transform(settings.data, preprocess))
+    splits = task.load_splits(settings.data, preprocess, task.train_transform(settings, preprocess))
     L.seed_everything(settings.seed, verbose=False)
     model = task.create_model(
         chosen, len(splits.classes), splits.preprocess.channels, pretrained=chosen.pretrained and weights

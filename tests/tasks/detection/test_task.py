@@ -85,3 +85,24 @@ def test_a_transformer_trains_by_the_same_way(shapes, tmp_path, network):
     # the best pairs of a query and a class
     assert found.error is None and len(found.result) == 8 * 5 and bool(torch.isfinite(found.result.boxes).all())
     assert json.dumps(TASK.plain(found.result, predictor.classes))
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "masks"),
+    [
+        (None, {}, True),
+        ("mask_rcnn", {"masks": False}, False),
+        ("cascade_mask_rcnn", {}, True),
+        ("cascade_mask_rcnn", {"masks": False}, False),
+        ("rt_detr_v2", {}, False),
+        ("d_fine", {}, False),
+    ],
+)
+@pytest.mark.parametrize("augment", [True, False])
+def test_targets_have_masks_where_the_network_learns_them(network, arguments, masks, augment):
+    chosen = Settings(task="detection")
+    chosen.model = ModelSettings("vmamba_nano", network=network, network_args=arguments)
+    chosen.data = DataSettings("coco", root=".", augment=augment, hflip=0.25, image_size=40)
+
+    transform = TASK.train_transform(chosen, TASK.preprocess(chosen.data, "vmamba_nano"))
+    assert transform.masks is masks and transform.flip == (0.25 if augment else 0)

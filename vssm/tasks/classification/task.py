@@ -58,9 +58,9 @@ class ClassificationTask:
         check_model_name(model_name)
         return preprocess_for(settings, model_name)
 
-    def train_transform(self, settings: DataSettings, preprocess: Preparation) -> Transform:
+    def train_transform(self, settings: Settings, preprocess: Preparation) -> Transform:
         assert isinstance(preprocess, Preprocess)
-        return train_transform(settings, preprocess)
+        return train_transform(settings.data, preprocess)
 
     def load_splits(
         self,

@@ -47,6 +47,13 @@ def create_detector(settings: ModelSettings, classes: int, pretrained: bool = Fa
     return factory(settings.name, classes, **common, **given)
 
 
+def learns_masks(settings: ModelSettings) -> bool:
+    """Whether the network of these settings has a mask head, and so needs masks to train."""
+    _, factory = chosen_network(NETWORKS, settings)
+    parameter = inspect.signature(factory).parameters.get("masks")
+    return parameter is not None and bool(settings.network_args.get("masks", parameter.default))
+
+
 def _counted(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """The configurations of proposals and stages with other counts than their own."""
     counts = {name: arguments[name] for name in _COUNTS if name in arguments}

@@ -21,7 +21,7 @@ from vssm.tasks.classification.model import check_image_size, check_model_name
 from vssm.tasks.detection.detections import Detections
 from vssm.tasks.detection.drawing import Shape, draw_objects
 from vssm.tasks.detection.learner import Detection
-from vssm.tasks.detection.networks import NETWORKS, create_detector
+from vssm.tasks.detection.networks import NETWORKS, create_detector, learns_masks
 from vssm.tasks.detection.transforms import DetectionTransform, EvaluationTransform
 from vssm.tasks.initial import load_initial
 from vssm.tasks.networks import TRIED, chosen_network
@@ -86,11 +86,12 @@ class DetectionTask:
         short = settings.image_size or SHORT_SIDE
         return KeepRatio(short, settings.max_side or round(short * LONG_SIDE / SHORT_SIDE))
 
-    def train_transform(self, settings: DataSettings, preprocess: Preparation) -> Transform:
+    def train_transform(self, settings: Settings, preprocess: Preparation) -> Transform:
         assert isinstance(preprocess, KeepRatio)
-        if not settings.augment:
-            return DetectionTransform(preprocess)
-        return DetectionTransform(preprocess, tuple(settings.train_sides), settings.hflip, settings.random_crop)
+        data, masks = settings.data, learns_masks(settings.model)
+        if not data.augment:
+            return DetectionTransform(preprocess, masks=masks)
+        return DetectionTransform(preprocess, tuple(data.train_sides), data.hflip, data.random_crop, masks)
 
     def load_splits(
         self,
@@ -115,15 +116,13 @@ class DetectionTask:
     def learner(self, model: nn.Module, settings: Settings, splits: Splits) -> Detection:
         from vssm.data.coco import CocoInstances
 
-        train, has_masks = splits.train, bool(getattr(model, "has_masks", False))
-        if isinstance(train, CocoInstances) and isinstance(train.transform, DetectionTransform):
-            if has_masks and not train.has_masks:
-                name, _ = chosen_network(NETWORKS, settings.model)
-                raise ValueError(
-                    f"{train.index.path}: not every object has a segmentation, and {name} learns masks; train boxes "
-                    "alone with --model.network_args.masks false"
-                )
-            train.transform.masks = has_masks
+        train = splits.train
+        if isinstance(train, CocoInstances) and learns_masks(settings.model) and not train.has_masks:
+            name, _ = chosen_network(NETWORKS, settings.model)
+            raise ValueError(
+                f"{train.index.path}: not every object has a segmentation, and {name} learns masks; train boxes "
+                "alone with --model.network_args.masks false"
+            )
         return Detection(model)
 
     def inference(self, model: nn.Module, data: DataSettings | None = None) -> Callable[[Any], Any]:

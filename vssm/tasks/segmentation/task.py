@@ -87,9 +87,9 @@ class SegmentationTask:
         short = settings.image_size or SHORT_SIDE
         return KeepRatio(short, settings.max_side or round(short * LONG_SIDE / SHORT_SIDE), multiple=1)
 
-    def train_transform(self, settings: DataSettings, preprocess: Preparation) -> Transform:
+    def train_transform(self, settings: Settings, preprocess: Preparation) -> Transform:
         assert isinstance(preprocess, KeepRatio)
-        return CropTransform.of(preprocess, settings)  # type: ignore[return-value] (of an image and its labels)
+        return CropTransform.of(preprocess, settings.data)  # type: ignore[return-value] (of an image and its labels)
 
     def load_splits(
         self,
