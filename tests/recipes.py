@@ -1,6 +1,8 @@
-"""The papers' recipes of detection and segmentation, from one table: `python -m tests.recipes` writes them again."""
+"""The papers' recipes, from one table for each task: `python -m tests.recipes` writes them again."""
 
 from pathlib import Path
+
+from tests import classification_recipes
 
 RECIPES = Path(__file__).parents[1] / "vssm" / "recipes"
 
@@ -120,9 +122,11 @@ def texts() -> dict[str, str]:
         f"detection/{network}_{model}_{schedule}.yaml": detector(network, model, schedule)
         for network, model, schedule in DETECTORS
     }
+    found |= classification_recipes.texts()
     return found | {f"segmentation/upernet_{model}_160k.yaml": segmentation(model) for model in SEGMENTATION}
 
 
 if __name__ == "__main__":
     for name, text in texts().items():
+        (RECIPES / name).parent.mkdir(exist_ok=True)
         (RECIPES / name).write_text(text, encoding="utf-8")

@@ -1,3 +1,4 @@
+import ast
 import inspect
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import yaml
 
 from vssm._yaml import read_yaml
 from vssm.settings import Settings, TrainerSettings
-from vssm.settings import __file__ as settings_file
+from vssm_cli import LIGHT
 from vssm_cli.settings import recipes
 
 
@@ -43,6 +44,7 @@ def test_unknown_settings_are_named(plain, name):
         ("data", "image_size", -8, "data.image_size is -8"),
         ("data", "crop_pct", 0, r"data.crop_pct is 0; it must be in \(0, 1\]"),
         ("optim", "lr", 0.0, r"optim.lr is 0.0; it must be in \(0, inf\)"),
+        ("optim", "lr_batch", 0, r"optim.lr_batch is 0; it must be in \[1, inf\)"),
         ("optim", "lr", float("nan"), "optim.lr is nan"),
         ("optim", "ema_decay", 1.0, r"optim.ema_decay is 1.0; it must be in \[0, 1\)"),
         ("optim", "betas", (0.9, 1.5), r"optim.betas are \(0.9, 1.5\)"),
@@ -115,13 +117,12 @@ def test_recipes_are_valid(name):
 def test_settings_need_the_standard_library_only():
     """The command loads this file by its path, before anything heavy: `vssm` itself would import torch."""
     code = """
-import importlib.util, sys
+import sys
 before = set(sys.modules)
-spec = importlib.util.spec_from_file_location("settings_alone", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-module.Settings(seed=3).check()
-print(sorted({name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))
+import vssm_cli
+sys.modules["vssm.settings"].Settings(seed=3).check()
+print(sorted(set(sys.modules) - before - set(sys.stdlib_module_names) - {"vssm_cli"}))
 """
-    run = subprocess.run([sys.executable, "-c", code, settings_file], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = [name for name in ast.literal_eval(run.stdout) if name.partition(".")[0] not in sys.stdlib_module_names]
+    assert found == sorted(f"vssm.{name}" for name in LIGHT)

@@ -32,8 +32,9 @@ def announce(console: Console, experiment) -> None:
         "images": f"{size_of(splits.train)} to train, {size_of(splits.val)} to validate, "
         f"{len(splits.classes)} classes, {size}",
         "training": f"{settings.trainer.max_epochs} epochs of {planned.steps_per_epoch} steps, {planned.steps} in all, "
-        f"lr {settings.optim.lr:g}, seed {settings.seed}",
+        f"{_lr(settings.optim, planned)}, seed {settings.seed}",
         "batch": _batch_line(settings, planned),
+        "memory": _memory_line(settings.data.batch_size, planned),
         "kernels": kernels(device=planned.device),
     }
     if "train" in counts:
@@ -75,6 +76,22 @@ def _batch_line(settings, planned) -> str:
         parts.append(f"{planned.devices} devices")
     total = f" = {planned.images_per_step}" if len(parts) > 1 else ""
     return f"{' x '.join(parts)}{total} per step, {planned.precision} on {planned.device}"
+
+
+def _lr(optim, planned) -> str:
+    if optim.lr_batch is None:
+        return f"lr {optim.lr:g}"
+    return f"lr {optim.lr:g} for {optim.lr_batch}, here {planned.lr:.3g} for {planned.images_per_step}"
+
+
+def _memory_line(batch_size: int, planned) -> str:
+    """An estimate, for one device."""
+    state = f"{planned.state_bytes / 2**30:.2f} GiB for weights, gradients, optimizer and averages"
+    if planned.activation_bytes is None:
+        return f"{state}; that of activations depends on the images"
+    total = (planned.state_bytes + planned.activation_bytes) / 2**30
+    activations = f"{planned.activation_bytes / 2**30:.2f} for the activations of {batch_size} images"
+    return f"about {total:.2f} GiB per device: {state}, {activations}"
 
 
 def _balance_line(classes: tuple[str, ...], counts: list[int], weights, counted: str) -> str:

@@ -86,6 +86,15 @@ def test_metrics_rows(whole):
     assert float(found[5]["lr"]) == pytest.approx(3e-3)
 
 
+def test_the_learning_rate_is_scaled_by_the_images_per_step(tmp_path):
+    """16 images in 2 batches of a step: a quarter of the rates for 128."""
+    settings = tiny_settings()
+    settings.optim.lr_batch, settings.trainer.accumulate_grad_batches = 128, 2
+    _, found, _ = train(tmp_path / "run", settings)
+    rates = [float(row["lr"]) for row in found if row["train_loss"]]
+    assert rates[0] == pytest.approx(1e-6 / 4) and max(rates) == pytest.approx(3e-3 / 4)
+
+
 def test_checkpoint_is_plain_and_complete(whole):
     path, found, last = whole
     assert last["vssm"]["classes"] == list("0123456789")

@@ -9,7 +9,7 @@ import vssm  # noqa: F401 (registers the models)
 from vssm.settings import OptimSettings
 from vssm.tasks.detection import mask_rcnn
 from vssm.tasks.segmentation import upernet
-from vssm.train.optim import create_optimizer, create_schedule, learning_rate, warmup_cosine
+from vssm.train.optim import create_optimizer, create_schedule, learning_rate, scaled, warmup_cosine
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,14 @@ def test_groups_of_weight_decay():
     for name, parameter in model.named_parameters():
         free = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
         assert decay[id(parameter)] == (0.0 if free else 0.3), name
+
+
+def test_rates_are_scaled_by_the_batch():
+    settings = OptimSettings(lr=1e-3, lr_batch=1024, warmup_lr=1e-6, min_lr=1e-5, weight_decay=0.3)
+    found = scaled(settings, 256)
+    assert (found.lr, found.warmup_lr, found.min_lr) == pytest.approx((2.5e-4, 2.5e-7, 2.5e-6), rel=1e-12)
+    assert found.weight_decay == 0.3 and settings.lr == 1e-3
+    assert scaled(OptimSettings(), 256) == OptimSettings()
 
 
 @pytest.mark.parametrize("name", ["vmamba_nano", "vanilla_vmamba_tiny", "spatial_mamba_nano"])

@@ -55,6 +55,9 @@ def test_announcement():
     assert "3 epochs of 1 steps, 3 in all" in text
     assert "16 images x 4 batches accumulated = 64 per step, 32-true on cpu" in text
     assert "kernels" in text
+    assert ", lr 0.003, seed 0" in text
+    assert "GiB for weights, gradients, optimizer and averages, " in text
+    assert " for the activations of 16 images" in text
     assert [line.split() for line in text.splitlines() if line.startswith("8 ")] == [["8", "139", "35"]]
 
 
@@ -63,3 +66,10 @@ def test_many_classes_are_summed_up(monkeypatch):
     text = shown(tiny_settings())
     assert "139 to 146 training images each, median 144.5; fewest 8, most 1" in text
     assert "\n8 " not in text
+
+
+def test_the_learning_rate_by_the_linear_rule():
+    settings = tiny_settings()
+    settings.optim.lr, settings.optim.lr_batch = 1e-3, 1024
+    settings.trainer.accumulate_grad_batches = 4
+    assert "lr 0.001 for 1024, here 6.25e-05 for 64, seed 0" in shown(settings)

@@ -12,7 +12,7 @@ from vssm.data.batches import Batch
 from vssm.data.sampling import seed_all
 from vssm.settings import Settings
 from vssm.tasks.task import Learner, Metrics
-from vssm.train.optim import create_optimizer, create_schedule
+from vssm.train.optim import create_optimizer, create_schedule, scaled
 
 
 class TrainingModule(L.LightningModule):
@@ -75,7 +75,9 @@ class TrainingModule(L.LightningModule):
         self.metrics.reset()
 
     def configure_optimizers(self):
-        trainer, optim = self.trainer, self.settings.optim
+        trainer = self.trainer
+        images = self.settings.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        optim = scaled(self.settings.optim, images)
         per_epoch = math.ceil(trainer.datamodule.train_batches / trainer.accumulate_grad_batches)  # type: ignore[attr-defined]
         total = per_epoch * self.settings.trainer.max_epochs
         if trainer.max_steps >= 0:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
@@ -42,6 +43,16 @@ def learning_rate(
         return optim.lr * optim.gamma**passed
     left = max(0.0, 1 - (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return optim.min_lr + (optim.lr - optim.min_lr) * left**optim.power
+
+
+def scaled(settings: OptimSettings, images_per_step: int) -> OptimSettings:
+    """The linear rule (Goyal et al. 2017, section 2.1), where `lr_batch` asks for it: lr, warmup_lr and min_lr times
+    images_per_step / lr_batch, images_per_step being those of all devices and accumulated batches together."""
+    if settings.lr_batch is None:
+        return settings
+    factor = images_per_step / settings.lr_batch
+    rates = {name: getattr(settings, name) * factor for name in ("lr", "warmup_lr", "min_lr")}
+    return replace(settings, **rates, lr_batch=None)
 
 
 def create_optimizer(model: nn.Module, settings: OptimSettings, fused: bool | None = None) -> torch.optim.AdamW:

@@ -3,8 +3,13 @@
 import math
 from dataclasses import dataclass
 
+import torch
+
+from vssm.analysis.memory import activation_bytes, state_bytes
 from vssm.analysis.one_image import multiply_adds
+from vssm.settings import PRECISIONS
 from vssm.train.fit import Experiment
+from vssm.train.optim import scaled
 from vssm.train.temperature import AnnealTemperature
 from vssm.train.trainer import create_trainer
 
@@ -13,7 +18,9 @@ from vssm.train.trainer import create_trainer
 class Plan:
     """steps: optimizer steps in all, of `images_per_step` images each on all `devices` together. `multiply_adds` of one
     image, or `not_counted` has the reason why there are none. `temperature`: the initial one of the dynamic
-    convolutions, where there are any."""
+    convolutions, where there are any. lr: the peak, scaled to the images per step. state_bytes, activation_bytes: of
+    memory per device, for weights, gradients, optimizer and averages, and for the activations of a batch; the latter is
+    None where it is not estimated (detection, segmentation)."""
 
     parameters: int
     trainable: int
@@ -27,6 +34,9 @@ class Plan:
     steps: int
     images_per_step: int
     temperature: float | None
+    lr: float
+    state_bytes: int
+    activation_bytes: int | None
 
 
 def plan(experiment: Experiment) -> Plan:
@@ -38,6 +48,7 @@ def plan(experiment: Experiment) -> Plan:
     steps_per_epoch = math.ceil(batches / accumulated)
     steps = steps_per_epoch * settings.trainer.max_epochs
     macs, reason = multiply_adds(model, experiment.splits.preprocess.input_size)
+    images = settings.data.batch_size * accumulated * trainer.world_size
     cooled = AnnealTemperature(model, settings.optim.temperature_epochs)
     return Plan(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -50,6 +61,22 @@ def plan(experiment: Experiment) -> Plan:
         batches_per_epoch=batches,
         steps_per_epoch=steps_per_epoch,
         steps=steps if trainer.max_steps < 0 else min(steps, trainer.max_steps),
-        images_per_step=settings.data.batch_size * accumulated * trainer.world_size,
+        images_per_step=images,
         temperature=cooled.present if cooled.modules else None,
+        lr=scaled(settings.optim, images).lr,
+        state_bytes=state_bytes(model, averaged=settings.optim.ema_decay > 0),
+        activation_bytes=_activations(experiment),
     )
+
+
+def _activations(experiment: Experiment) -> int | None:
+    """Of a batch; None for networks that need targets in training, and for those that a trial does not suit."""
+    settings = experiment.settings
+    if settings.task != "classification":
+        return None
+    dtype = getattr(torch, PRECISIONS[settings.trainer.precision])
+    try:
+        per_image = activation_bytes(experiment.model, experiment.splits.preprocess.input_size, dtype)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        return None  # the model's own affair: an estimate is no reason to refuse it
+    return per_image * settings.data.batch_size
