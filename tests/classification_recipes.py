@@ -26,8 +26,8 @@ class Recipe:
 
 
 VMAMBA_NOTES = (
-    "The paper refers to Swin for augmentation and clipping, and names no precision; here they are those of the official "
-    "configuration.",
+    "The paper refers to Swin for augmentation and clipping, and names no precision; here they are those of the "
+    "official configuration.",
 )
 SPATIAL_NOTES = (
     "MESA, from the official code: soft cross entropy with the averaged model from epoch 75, a quarter; the paper "
