@@ -133,6 +133,46 @@ def test_a_network_is_grouped_as_its_backbone(network):
     assert heads == {1.0} and min(inside[name][0] for name in stages) < 0.6
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 12, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 1, 1)}),
+        ("convnext_atto", {"dims": (8, 8, 8, 8), "depths": (1, 1, 2, 1)}),
+        ("resnet18", {}),
+        ("efficientnet_lite0", {}),
+    ],
+)
+def test_a_backbone_that_timm_took_apart_is_grouped_as_the_whole(name, arguments):
+    """Its names differ by a first dot; the stem (of ResNet an alternative of a pattern) is below all, and what the
+    model excepts from weight decay (Swin's table of positions) is excepted."""
+    model = upernet(name, 3, channels=8, aux_channels=4, backbone_args=arguments)
+    whole = timm.create_model(name, **arguments)
+    settings = OptimSettings(lr=1.0, layer_decay=0.5, weight_decay=0.3)
+    found, expected = (
+        {n: (groups[id(p)]["lr"], groups[id(p)]["weight_decay"]) for n, p in net.named_parameters()}
+        for net in (model, whole)
+        for groups in [{id(p): g for g in create_optimizer(net, settings).param_groups for p in g["params"]}]
+    )
+    prefix = "backbone.net."
+    theirs = {n if prefix + n in found else n.replace(".", "_", 1): value for n, value in expected.items()}
+    inside = {n.removeprefix(prefix): value for n, value in found.items() if n.startswith(prefix)}
+    assert len(inside) > 20 and inside.keys() <= theirs.keys()
+    assert len({inside[n][0] / theirs[n][0] for n in inside}) == 1
+    assert {n: decay for n, (_, decay) in inside.items()} == {n: theirs[n][1] for n in inside}
+    assert {lr for n, (lr, _) in found.items() if not n.startswith("backbone.")} == {1.0}
+    stem = next(iter(inside))
+    assert inside[stem][0] == min(lr for lr, _ in found.values()) < 0.2
+    plain = create_optimizer(model, OptimSettings(weight_decay=0.3))
+    assert sum(len(group["params"]) for group in plain.param_groups) == len(found)
+
+
+def test_a_backbone_without_named_layers_is_refused():
+    model = upernet("poolformer_s12", 3, channels=8, aux_channels=4)
+    create_optimizer(model, OptimSettings())
+    with pytest.raises(ValueError, match=r"optim.layer_decay: poolformer_s12 does not name its layers"):
+        create_optimizer(model, OptimSettings(layer_decay=0.5))
+
+
 def test_layer_decay_needs_layers():
     with pytest.raises(ValueError, match=r"optim.layer_decay: nothing in Linear names its layers"):
         create_optimizer(torch.nn.Linear(2, 2), OptimSettings(layer_decay=0.5))

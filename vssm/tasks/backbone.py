@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from vssm.models import NAMES
@@ -35,6 +36,45 @@ class NormedMaps(nn.Module):
         if len(self.out_norms):
             maps = [norm(y) for norm, y in zip(self.out_norms, maps)]
         return [y.permute(0, 3, 1, 2).contiguous() for y in maps]
+
+
+class ListedMaps(NormedMaps):
+    """`NormedMaps` of a feature extractor for which timm took the model apart, and with it what the model knows of its
+    layers. There the first dot of the model's names may be an underscore: `layers_0.blocks` for `layers.0.blocks`."""
+
+    def __init__(self, net: Any, norms: bool, name: str, arguments: Mapping[str, Any]):
+        super().__init__(net, norms)
+        self.name = name
+        self.arguments = {key: value for key, value in arguments.items() if key not in _OF_FEATURES}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """As timm's models have it. Raises ValueError for one that has not."""
+        whole = self._whole()
+        if not hasattr(whole, "group_matcher"):
+            raise ValueError(f"optim.layer_decay: {self.name} does not name its layers (group_matcher); leave it out")
+        return {part: _in_list(pattern) for part, pattern in whole.group_matcher(coarse=coarse).items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters, as timm's models have it; none for one that has not."""
+        whole = self._whole()
+        named: set[str] = whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else set()
+        own = {name for name, _ in self.named_parameters()}
+        return own & {f"net.{spelled}" for name in named for spelled in (name, name.replace(".", "_", 1))}
+
+    def _whole(self) -> Any:
+        with torch.device("meta"):  # for its names: without memory for weights
+            return timm.create_model(self.name, **self.arguments)
+
+
+_OF_FEATURES = ("features_only", "pretrained", "out_indices")
+
+
+def _in_list(pattern: Any) -> Any:
+    """A pattern of a matcher, or a list of them, for the names below `net`."""
+    if isinstance(pattern, str):
+        inner = pattern.removeprefix("^").replace("|^", "|").replace(r"\.", "[._]", 1)
+        return rf"^net\.(?:{inner})"
+    return [(_in_list(one), order) for one, order in pattern]
 
 
 def create_backbone(
@@ -71,7 +111,9 @@ def create_backbone(
     if out_norms is None:
         kinds = [type(module) for module in net.modules()]
         out_norms = any(issubclass(k, nn.LayerNorm) for k in kinds) and nn.BatchNorm2d not in kinds
-    return NormedMaps(net, out_norms)
+    if hasattr(net, "model"):  # whole, it names its layers itself
+        return NormedMaps(net, out_norms)
+    return ListedMaps(net, out_norms, name, options)
 
 
 def as_backbone(backbone: str | nn.Module, pretrained: bool, arguments: Mapping[str, Any] | None) -> nn.Module:

@@ -110,7 +110,8 @@ class _Grouped(nn.Module):
 
         def inside(pattern: Any) -> Any:
             if isinstance(pattern, str):
-                return "^" + re.escape(self.prefix) + pattern.removeprefix("^")
+                inner = pattern.removeprefix("^").replace("|^", "|")
+                return f"^{re.escape(self.prefix)}(?:{inner})"
             return [(inside(one), order) for one, order in pattern]
 
         matcher = cast(Any, self.layered).group_matcher(coarse=coarse)
