@@ -118,6 +118,7 @@ def classifier(model: str, recipe: Recipe) -> str:
         "  mixup: 0.8",
         "  cutmix: 1.0",
     ]
+    lines += [f"  repeats: {recipe.repeats}"] if recipe.repeats > 1 else []
     lines += [
         "optim:",
         "  lr: 1.0e-3",
@@ -132,6 +133,8 @@ def classifier(model: str, recipe: Recipe) -> str:
         f"  ema_decay: {recipe.ema_decay}",
         "  ema_warmup: false",
     ]
+    if recipe.mesa:
+        lines += [f"  mesa_weight: {recipe.mesa}", "  mesa_start_epoch: 75"]
     lines += [
         "trainer:",
         "  max_epochs: 300",

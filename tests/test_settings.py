@@ -42,6 +42,7 @@ def test_unknown_settings_are_named(plain, name):
         ("trainer", "max_steps", 0, "trainer.max_steps is 0; it must be at least 1, or -1"),
         ("data", "batch_size", 0, r"data.batch_size is 0; it must be in \[1, inf\)"),
         ("data", "image_size", -8, "data.image_size is -8"),
+        ("data", "repeats", 0, r"data.repeats is 0; it must be in \[1, inf\)"),
         ("data", "crop_pct", 0, r"data.crop_pct is 0; it must be in \(0, 1\]"),
         ("optim", "lr", 0.0, r"optim.lr is 0.0; it must be in \(0, inf\)"),
         ("optim", "lr_batch", 0, r"optim.lr_batch is 0; it must be in \[1, inf\)"),
@@ -126,3 +127,10 @@ print(sorted(set(sys.modules) - before - set(sys.stdlib_module_names) - {"vssm_c
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found = [name for name in ast.literal_eval(run.stdout) if name.partition(".")[0] not in sys.stdlib_module_names]
     assert found == sorted(f"vssm.{name}" for name in LIGHT)
+
+
+def test_equal_copies_are_refused():
+    settings = Settings()
+    settings.data.repeats, settings.data.augment = 3, False
+    with pytest.raises(ValueError, match=r"data.repeats is 3 with data.augment false: the copies would be equal"):
+        settings.check()

@@ -50,6 +50,7 @@ _RANGES = {
     "data.test_stride": "[1, inf)",
     "data.batch_size": "[1, inf)",
     "data.workers": "[0, inf)",
+    "data.repeats": "[1, inf)",
     "data.scale": "(0, 1]",
     "data.hflip": "[0, 1]",
     "data.color_jitter": "[0, inf)",
@@ -73,6 +74,11 @@ _RANGES = {
     "optim.min_lr": "[0, inf)",
     "optim.label_smoothing": "[0, 1)",
     "optim.ema_decay": "[0, 1)",
+    "optim.mesa_weight": "[0, inf)",
+    "optim.mesa_start_epoch": "[0, inf)",
+    "optim.mesa_temperature": "(0, inf)",
+    "optim.distill_weight": "(0, 1]",
+    "optim.distill_temperature": "(0, inf)",
     "optim.temperature_epochs": "[0, inf)",
     "trainer.max_epochs": "[1, inf)",
     "trainer.num_nodes": "[1, inf)",
@@ -98,7 +104,8 @@ _TASKS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("data.auto_augment", "data.random_erasing", "data.erase_mode", "data.mixup", "data.cutmix", "data.mixup_prob",
          "data.mixup_switch_prob", "data.class_weights", "data.crop_pct", "data.scale", "data.color_jitter",
-         "data.interpolation"),
+         "data.interpolation", "data.repeats", "optim.mesa_weight", "optim.mesa_start_epoch", "optim.mesa_temperature",
+         "optim.distill_teacher", "optim.distill_weight", "optim.distill_temperature", "optim.distill_kind"),
         ("classification",),
     ),
     **dict.fromkeys(
@@ -131,6 +138,29 @@ def _check_task(settings: Any) -> None:
             raise ValueError(f"{name} is {value}; it has a meaning for task {' and '.join(tasks)} only")
 
 
+def _check_extras(settings: Any) -> None:
+    optim = settings.optim
+    for name, wanted in (("mesa_weight", optim.mesa_weight > 0), ("validate_raw", optim.validate_raw)):
+        if wanted and optim.ema_decay == 0:
+            raise ValueError(
+                f"optim.{name} is {getattr(optim, name)} with optim.ema_decay 0; there are no averaged weights then: "
+                "set a decay, for example 0.9999"
+            )
+    if optim.mesa_weight > 0 and optim.mesa_start_epoch >= settings.trainer.max_epochs:
+        raise ValueError(
+            f"optim.mesa_start_epoch is {optim.mesa_start_epoch} of trainer.max_epochs {settings.trainer.max_epochs}, "
+            "so MESA would never begin; set it lower, or optim.mesa_weight 0"
+        )
+    if settings.data.repeats > 1 and not settings.data.augment:
+        raise ValueError(
+            f"data.repeats is {settings.data.repeats} with data.augment false: the copies would be equal; leave one out"
+        )
+    if optim.distill_teacher is None:
+        for name in ("distill_weight", "distill_temperature", "distill_kind"):
+            if getattr(optim, name) != getattr(type(optim)(), name):
+                raise ValueError(f"optim.{name} is {getattr(optim, name)} without a teacher; set optim.distill_teacher")
+
+
 def check(settings: Any) -> None:
     """Of a `Settings`. Raises ValueError naming the first value that makes no sense, alone or beside the others."""
     for name, interval in _RANGES.items():
@@ -139,6 +169,7 @@ def check(settings: Any) -> None:
         if value is not None and not _is_within(value, interval):
             raise ValueError(f"{name} is {value}; it must be in {interval}")
     _check_task(settings)
+    _check_extras(settings)
     low, high = [*settings.data.resize_range, 0, 0][:2]
     if len(settings.data.resize_range) != 2 or not 0 < low <= high:
         raise ValueError(f"data.resize_range is {settings.data.resize_range}; expected two factors, the smaller first")

@@ -82,6 +82,8 @@ class DataSettings:
         test_stride: step of the sliding window; two thirds of its side when not given (segmentation)
         batch_size: images per step and device
         workers: processes that load images; 0 loads in the main process
+        repeats: copies of an image in an epoch, each augmented in its own way; an epoch is as long as before, so it has
+            that much fewer images (repeated augmentation)
         augment: vary the training images at random
         scale: smallest share of an image's area that a random crop keeps
         hflip: probability of a horizontal flip
@@ -120,6 +122,7 @@ class DataSettings:
     test_stride: int | None = None
     batch_size: int = 64
     workers: int = 0
+    repeats: int = 1
     augment: bool = True
     scale: float = 0.08
     hflip: float = 0.5
@@ -161,6 +164,15 @@ class OptimSettings:
         label_smoothing: label smoothing of the cross entropy
         ema_decay: decay of the averaged weights that are validated and saved; 0 turns it off
         ema_warmup: let the decay of step t be at most (1 + t) / (10 + t); false: the same decay at every step
+        validate_raw: validate the weights of the latest step beside the averaged ones (val_top1_raw, ...): a second
+            forward of each image
+        mesa_weight: weight of MESA's loss, the cross entropy with the answers of the averaged weights; 0 turns it off
+        mesa_start_epoch: epochs before that loss begins
+        mesa_temperature: temperature of both softmaxes in that loss
+        distill_teacher: a classifier whose answers are learnt too: a model with published weights, NAME=FILE, or a run
+        distill_weight: share of the loss that is the teacher's; the rest is that of the labels
+        distill_temperature: temperature of both softmaxes (soft)
+        distill_kind: soft: KL divergence from the teacher's probabilities; hard: cross entropy with its first class
         temperature_epochs: epochs over which the temperature of dynamic convolutions falls to 1; 0 leaves it alone
     """
 
@@ -182,6 +194,14 @@ class OptimSettings:
     label_smoothing: float = 0.1
     ema_decay: float = 0.9999
     ema_warmup: bool = True
+    validate_raw: bool = False
+    mesa_weight: float = 0.0
+    mesa_start_epoch: int = 5
+    mesa_temperature: float = 1.0
+    distill_teacher: str | None = None
+    distill_weight: float = 0.5
+    distill_temperature: float = 1.0
+    distill_kind: Literal["soft", "hard"] = "soft"
     temperature_epochs: float = 10.0
 
 

@@ -37,6 +37,7 @@ def announce(console: Console, experiment) -> None:
         "memory": _memory_line(settings.data.batch_size, planned),
         "kernels": kernels(device=planned.device),
     }
+    rows |= _teachers(settings.optim)
     if "train" in counts:
         rows["classes"] = _balance_line(splits.classes, counts["train"], weights, task.counted)
     if planned.temperature is not None:
@@ -82,6 +83,16 @@ def _lr(optim, planned) -> str:
     if optim.lr_batch is None:
         return f"lr {optim.lr:g}"
     return f"lr {optim.lr:g} for {optim.lr_batch}, here {planned.lr:.3g} for {planned.images_per_step}"
+
+
+def _teachers(optim) -> dict[str, str]:
+    found = {}
+    if optim.distill_teacher is not None:
+        kind = "hard" if optim.distill_kind == "hard" else f"soft at temperature {optim.distill_temperature:g}"
+        found["teacher"] = f"{optim.distill_teacher}, {optim.distill_weight:g} of the loss, {kind}"
+    if optim.mesa_weight > 0:
+        found["MESA"] = f"from epoch {optim.mesa_start_epoch + 1}, weight {optim.mesa_weight:g}"
+    return found
 
 
 def _memory_line(batch_size: int, planned) -> str:

@@ -71,3 +71,23 @@ def test_processes_share_the_samples(length):
     assert len({i for shard in shards for i in shard}) == 12
     whole = [i for rank in range(3) for i in ShardSampler(length, rank, 3)]
     assert sorted(whole) == list(range(length))
+
+
+def test_repeated_augmentation():
+    """Copies follow each other, an epoch is as long as before, and a start in its middle gives the rest."""
+    whole = list(ResumableSampler(12, 0, epoch=1, repeats=3))
+    assert [key[2:] for key in whole] == [(), (1,), (2,)] * 4
+    images = [key[1] for key in whole]
+    assert images == [i for i in images[::3] for _ in range(3)] and len(set(images)) == 4
+    assert images[::3] == [i for _, i in ResumableSampler(12, 0, epoch=1)][:4]
+    assert list(ResumableSampler(12, 0, epoch=1, start=5, repeats=3)) == whole[5:]
+    shards = [list(ResumableSampler(14, 0, rank=rank, world=3, repeats=3)) for rank in range(3)]
+    assert [len(shard) for shard in shards] == [4, 4, 4]
+    assert [key for turn in zip(*shards, strict=True) for key in turn] == list(ResumableSampler(14, 0, repeats=3))[:12]
+
+
+def test_copies_of_an_image_vary():
+    samples = SeededSamples(Noise(), 0)
+    first, second, again = samples.__getitems__([(0, 5), (0, 5, 1), (0, 5, 1)])
+    assert torch.equal(second, again) and not torch.equal(first, second)
+    assert torch.equal(first, samples[0, 5])

@@ -43,7 +43,8 @@ def seed_all(*key: int) -> None:
 
 
 class SeededSamples(Dataset[Any]):
-    """A data set whose random augmentation of sample `index` in `epoch` is always the same; keys are (epoch, index).
+    """A data set whose random augmentation of sample `index` in `epoch` is always the same; keys are (epoch, index), or
+    (epoch, index, copy) for a further copy of an image in an epoch, which is augmented in another way.
 
     An image that cannot be read comes as an Unreadable with another sample, drawn from (seed, epoch, index) too.
     """
@@ -54,15 +55,15 @@ class SeededSamples(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
+    def __getitem__(self, key: tuple[int, ...]) -> Any:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
+    def __getitems__(self, keys: list[tuple[int, ...]]) -> list[Any]:
         with generators_kept():
             return [self._sample(*key) for key in keys]
 
-    def _sample(self, epoch: int, index: int) -> Any:
-        seed_all(self.seed, epoch, index)
+    def _sample(self, epoch: int, index: int, *copy: int) -> Any:
+        seed_all(self.seed, epoch, index, *copy)
         try:
             return self.dataset[index]
         except UnreadableImage as error:
@@ -81,17 +82,23 @@ class SeededSamples(Dataset[Any]):
         return None
 
 
-class ResumableSampler(Sampler[tuple[int, int]]):
+class ResumableSampler(Sampler[tuple[int, ...]]):
     """A shuffle per epoch, split over `world` processes, that can start in the middle of an epoch.
 
     Yields (epoch, index). `start` samples of this process are left out in `epoch` only: the next `set_epoch` clears
     it. The length is always that of the whole epoch, so that progress and schedules do not change on a resume.
+
+    With `repeats` R each image follows R times in a row, as (epoch, index), (epoch, index, 1), ..., and the processes
+    take turns, so that copies come to different ones (Hoffer et al. 2020; the order is DeiT's). The length stays: an
+    epoch has one R-th of the images.
     """
 
-    def __init__(self, length: int, seed: int, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1):
+    def __init__(
+        self, length: int, seed: int, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1, repeats: int = 1
+    ):
         self.total = length // world if world > 1 else length
         self.samples, self.seed, self.epoch, self.start = length, seed, epoch, start
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.repeats = rank, world, repeats
 
     def __len__(self) -> int:
         return self.total
@@ -100,11 +107,13 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         epoch = self.epoch
         generator = torch.Generator().manual_seed(hash((self.seed, epoch)) & 0xFFFF_FFFF)
-        order = torch.randperm(self.samples, generator=generator)[self.rank :: self.world][: self.total]
-        return iter([(epoch, int(index)) for index in order[self.start :].numpy()])
+        order = torch.randperm(self.samples, generator=generator).numpy()
+        places = range(self.rank, self.samples, self.world)[: self.total][self.start :]
+        split = (divmod(place, self.repeats) for place in places)
+        return iter([(epoch, int(order[image]), copy) if copy else (epoch, int(order[image])) for image, copy in split])
 
 
 class ShardSampler(Sampler[int]):

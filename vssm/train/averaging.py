@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from vssm.train.module import TrainingModule
 
 Pair = tuple[Tensor, Tensor]
 
@@ -29,6 +31,16 @@ class AverageWeights(WeightAveraging):
         super().__init__()
         self.decay, self.warmup = decay, warmup
         self._listed: tuple[list[Pair], list[Pair]] | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """A copy of the module in training with the averaged weights, in evaluation mode; while a validation runs, with
+        the weights of the latest step instead: Lightning exchanges them."""
+        assert self._average_model is not None
+        return self._average_model.module
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.module.to(pl_module.device).eval()  # strategies differ in when they move a module to its device
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,3 +75,23 @@ def _pairs(average: nn.Module, model: nn.Module) -> tuple[list[Pair], list[Pair]
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return itertools.chain(module.named_parameters(), module.named_buffers())
+
+
+class ValidateRaw(Callback):
+    """Validates the weights of the latest step too, in the same pass: every metric gets a second with `_raw`."""
+
+    def __init__(self, averages: AverageWeights):
+        self.averages = averages
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if trainer.state.fn == "fit":
+            pl_module.beside = (cast(TrainingModule, self.averages.module),)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        for raw in pl_module.beside:
+            found = raw.metrics.compute().logged()
+            pl_module.log_dict({f"{name}_raw": value for name, value in found.items()})
+            raw.metrics.reset()
+        pl_module.beside = ()

@@ -68,6 +68,7 @@ class Loaders(L.LightningDataModule):
             start=done * settings.batch_size if done < self.train_batches else 0,
             rank=trainer.global_rank,
             world=trainer.world_size,
+            repeats=settings.repeats,
         )
         return training_loader(
             self._train_images,

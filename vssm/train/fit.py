@@ -21,13 +21,15 @@ from vssm.settings import Settings
 from vssm.tasks import find_task
 from vssm.tasks.task import Task
 from vssm.train import tensorboard
-from vssm.train.averaging import AverageWeights
+from vssm.train.averaging import AverageWeights, ValidateRaw
 from vssm.train.callbacks import SaveCheckpoints, WriteMetrics
 from vssm.train.datamodule import Loaders
 from vssm.train.environment import environment
 from vssm.train.freeze import freeze
+from vssm.train.guidance import LearnFromAverage, LearnFromTeacher
 from vssm.train.module import TrainingModule
 from vssm.train.stopping import StopAtNonFinite, StopEarly
+from vssm.train.teacher import Teacher, load_teacher
 from vssm.train.temperature import AnnealTemperature
 from vssm.train.tensorboard import TensorBoard
 from vssm.train.trainer import asked_for, create_trainer
@@ -43,6 +45,7 @@ class Experiment:
     splits: Splits
     module: TrainingModule
     loaders: Loaders
+    teacher: Teacher | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -62,6 +65,8 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     if settings.log == "csv+tensorboard":
         tensorboard.require()
     splits = task.load_splits(settings.data, preprocess, task.train_transform(settings, preprocess))
+    named = settings.optim.distill_teacher
+    teacher = None if named is None else load_teacher(named, splits.classes, splits.preprocess)
     L.seed_everything(settings.seed, verbose=False)
     model = task.create_model(
         chosen, len(splits.classes), splits.preprocess.channels, pretrained=chosen.pretrained and weights
@@ -87,7 +92,7 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     module = TrainingModule(learner, metrics, settings, description, frozen_norms, task.inference(model, settings.data))
     loaders = Loaders(splits, settings.data, settings.seed, task.collate)
     loaders.check(trainer)
-    return Experiment(settings, task, splits, module, loaders)
+    return Experiment(settings, task, splits, module, loaders, teacher)
 
 
 def fit(
@@ -134,9 +139,18 @@ def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
     temperature = temperature_of(experiment)
     if temperature is not None:
         found.append(temperature)  # before the averages, which copy it
+    if experiment.teacher is not None:
+        found.append(LearnFromTeacher(experiment.teacher, settings.optim))
+    columns = list(task.columns)
     if settings.optim.ema_decay > 0:
-        found.append(AverageWeights(settings.optim.ema_decay, settings.optim.ema_warmup))
-    found.append(WriteMetrics(run, task.columns, board, temperature))
+        averages = AverageWeights(settings.optim.ema_decay, settings.optim.ema_warmup)
+        found.append(averages)
+        if settings.optim.mesa_weight > 0:
+            found.append(LearnFromAverage(averages, settings.optim))
+        if settings.optim.validate_raw:
+            found.append(ValidateRaw(averages))
+            columns += [f"{name}_raw" for name in task.columns]
+    found.append(WriteMetrics(run, columns, board, temperature))
     if settings.early_stopping is not None:
         found.append(StopEarly(task.monitor, settings.early_stopping))
     return [*found, SaveCheckpoints(run, task.monitor, settings.save_every_n_steps)]

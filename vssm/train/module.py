@@ -39,6 +39,7 @@ class TrainingModule(L.LightningModule):
         self.description = description
         self.frozen_norms = tuple(frozen_norms)
         self._infer = (infer or learner.model,)  # in a tuple: the weights stand in a checkpoint once
+        self.beside: tuple[TrainingModule, ...] = ()  # modules of other weights that are validated on the same batches
         self.latest_loss: Tensor | None = None
         self.latest_outputs: Any = None
         self.train()  # Lightning keeps the modes that it finds
@@ -69,6 +70,8 @@ class TrainingModule(L.LightningModule):
         if len(batch.targets) > 0:  # else none of the batch could be read
             (infer,) = self._infer
             self.metrics.update(infer(self._laid_out(batch.images)), batch)
+        for other in self.beside:
+            other.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.metrics.compute().logged())

@@ -64,9 +64,15 @@ def plan(experiment: Experiment) -> Plan:
         images_per_step=images,
         temperature=cooled.present if cooled.modules else None,
         lr=scaled(settings.optim, images).lr,
-        state_bytes=state_bytes(model, averaged=settings.optim.ema_decay > 0),
+        state_bytes=state_bytes(model, averaged=settings.optim.ema_decay > 0) + _teacher_bytes(experiment),
         activation_bytes=_activations(experiment),
     )
+
+
+def _teacher_bytes(experiment: Experiment) -> int:
+    if experiment.teacher is None:
+        return 0
+    return sum(parameter.numel() * parameter.element_size() for parameter in experiment.teacher.model.parameters())
 
 
 def _activations(experiment: Experiment) -> int | None:

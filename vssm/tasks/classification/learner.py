@@ -1,12 +1,14 @@
 """The loss that a classifier is trained with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssm.tasks.classification.mixing import Mixing
+
+Guide = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def balanced_weights(counts: Sequence[int]) -> Tensor:
@@ -23,6 +25,7 @@ class Classification(nn.Module):
     With targets y (B, K) (one-hot for labels), class weights w and smoothing e, the loss is the mean over the batch of
     sum_c w_c y_c [(1 - e) (-log p_c) + e/K sum_k (-log p_k)]: each image counts by the weight of its class, also for
     what smoothing spreads over the others, and a blend of two images counts as the same blend of their losses.
+    `guides` change the loss in turn: what each gives for (loss, images, logits).
     """
 
     class_weights: Tensor | None
@@ -38,6 +41,7 @@ class Classification(nn.Module):
         self.model = model
         self.label_smoothing = label_smoothing
         self.mixing = mixing
+        self.guides: list[Guide] = []
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def training_step(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +49,10 @@ class Classification(nn.Module):
         if self.mixing is not None:
             images, targets = self.mixing(images, targets)
         logits = self.model(images)
-        return self.loss(logits, targets), logits
+        loss = self.loss(logits, targets)
+        for guide in self.guides:
+            loss = guide(loss, images, logits)
+        return loss, logits
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits (B, K); targets: labels (B,) or distributions (B, K)."""
