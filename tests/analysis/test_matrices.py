@@ -158,12 +158,44 @@ def test_one_row_is_that_of_the_matrix(name, weights):
     kind, options = MODELS.get(name, ("vmamba_nano", SMALL | {"scan": "cascade"}))
     model = shaken(vssm.create_model(kind, **options)).double().eval()
     scan = scan_of(model, image(1, (3, 32, 48) if "vim" not in kind else (3, 32, 32), torch.float64), -1)
-    for route in range(len(scan.routes)):
+    for route in {0, len(scan.routes) - 1}:
         for channel, each in ((None, False), (None, True), (5, False)):
             whole = torch.cat(list(mixing_rows(scan, None, route, channel, weights, each_channel=each)))
             for at in (0, 17, len(whole) - 1):
                 (row,) = mixing_rows(scan, [at], route, channel, weights, each_channel=each)
                 torch.testing.assert_close(row[0], whole[at], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("weights", ["scan", "qk", "decayed_qk", "decay"])
+@pytest.mark.parametrize(
+    "name", ["vmamba + sasf", "spatial mamba", "dynamic", "deformable", "local attention", "vim + sasf"]
+)
+def test_columns_give_the_same_matrix_as_rows(name, weights):
+    scan = scan_of(network(name), image(1, (3, 32, 32), torch.float64), -1)
+    assert_columns_are_rows(scan, weights)
+
+
+@pytest.mark.parametrize("kinds", ["t", "s", "ts", "parallel"])
+def test_columns_give_the_same_matrix_as_rows_with_adaptors(kinds):
+    model = network("vmamba")
+    add_adaptors(
+        model, temporal="t" in kinds and kinds != "parallel", parallel=kinds == "parallel", spatial=kinds != "t"
+    )
+    shaken(model).double().eval()
+    assert_columns_are_rows(scan_of(model, image(1, (3, 32, 48), torch.float64), "1.1"), "scan")
+
+
+def assert_columns_are_rows(scan, weights):
+    L = scan.size[0] * scan.size[1]
+    for route, channel, skip in (
+        (None, None, True),
+        (0, None, False),
+        (len(scan.routes) - 1, 3, True),
+        (None, 3, False),
+    ):
+        (columns,) = mixing_rows(scan, None, route, channel, weights, skip)
+        rows = torch.cat(list(mixing_rows(scan, range(L), route, channel, weights, skip)))
+        torch.testing.assert_close(columns, rows, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -248,7 +280,9 @@ def test_queries_and_chunks(monkeypatch):
     scan = scan_of(model, x, "1.1")
     whole = torch.cat(list(mixing_rows(scan)))
     monkeypatch.setattr("vssm.analysis.matrices.CHUNK", 1)
-    one_by_one = list(mixing_rows(scan))
+    monkeypatch.setattr("vssm.analysis.columns.CHUNK", 1)
+    torch.testing.assert_close(torch.cat(list(mixing_rows(scan))), whole)
+    one_by_one = list(mixing_rows(scan, range(len(whole))))
     assert len(one_by_one) == len(whole)
     torch.testing.assert_close(torch.cat(one_by_one), whole)
     torch.testing.assert_close(torch.cat(list(mixing_rows(scan, [5, 2]))), whole[[5, 2]])

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -260,3 +261,25 @@ def test_the_cascade_is_seen_route_by_route(tmp_path, sample, monkeypatch):
         assert client.ask("click", **ASK, query=[1, 1])["combined"] is None
         assert "choose a route: 0 (rows forwards)" in client.refused("rows", **ASK)
         assert len(client.ask("rows", **ASK, route=2)) == 64 * 64 + 8 * 64
+
+
+def test_a_click_does_not_wait_for_a_receptive_field(sample, monkeypatch):
+    """The network is busy then; a scan that was read before is there all the same."""
+    with Client(samples={"noise": sample}) as client:
+        client.ask("block", **ASK)
+        running, may_end = threading.Event(), threading.Event()
+        measure = looks.effective_receptive_field
+        monkeypatch.setattr(
+            looks, "effective_receptive_field", lambda *args: running.set() or (may_end.wait(30) and measure(*args))
+        )
+        field = threading.Thread(target=lambda: client.ask("field", **ASK, query=[0, 0]))
+        field.start()
+        try:
+            assert running.wait(30)
+            click = threading.Thread(target=lambda: client.ask("click", **ASK, query=[0, 0]))
+            click.start()
+            click.join(20)
+            assert not click.is_alive() and not may_end.is_set()
+        finally:
+            may_end.set()
+            field.join()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from vssm.analysis.columns import matrix_by_columns, steps
 from vssm.analysis.frozen import transposed
 from vssm.analysis.parts import NoSuchPart
 from vssm.analysis.scans import BlockName, BlockScan, RouteScan, scan_of
@@ -22,6 +23,8 @@ __all__ = ["WEIGHTS", "linear_attention", "mixing_matrix", "mixing_rows", "scan_
 WEIGHTS = ("scan", "qk", "decayed_qk", "decay")
 # Elements of float64 that the states of a chunk of queries may have: 64 MB.
 CHUNK = 1 << 23
+# Pixels up to which the whole matrix with fusion is computed by columns, all at once: 128 MB.
+WHOLE = 4096
 # Elements of one step below which the time of a loop goes into its steps, and doubling (log T passes) is faster.
 NARROW = 256
 
@@ -129,6 +132,8 @@ def mixing_rows(
     Yields:
         (queries, L), or (queries, E, L), in float64, in raster order.
 
+    Without `queries`, a matrix with fusion or adaptors of up to WHOLE pixels comes at once, computed by columns.
+
     A row is the transposed scan of C at its pixel, run backwards in time: about T steps for a whole chunk of rows.
     """
     _check_weights(weights)
@@ -140,8 +145,13 @@ def mixing_rows(
     if channel is not None and not 0 <= channel < E:
         raise NoSuchPart(f"block {scan.name} scans {E} channels, 0 to {E - 1}; there is no channel {channel}")
     L = scan.size[0] * scan.size[1]
+    dense = scan.fused is not None or scan.merged is not None or scan.direct is not None
+    if queries is None and dense and not each_channel and L <= WHOLE:
+        skip = skip and weights == "scan"
+        yield matrix_by_columns(scan, numbers, route is None and skip, channel, weights, skip)
+        return
     queries = range(L) if queries is None else queries
-    wide = L * len(scan.routes) if scan.fused is not None or scan.merged is not None or scan.direct is not None else 1
+    wide = L * len(scan.routes) if dense else 1
     step = max(1, CHUNK // (E * N * wide))
     for first in range(0, len(queries), step):
         chosen = torch.as_tensor(queries[first : first + step], device=scan.y.device)
@@ -191,7 +201,7 @@ def _before_fusion(scan: BlockScan, read: Tensor, weights: str) -> Tensor:
 def _back_from_states(part: RouteScan, values: Tensor, weights: str) -> Tensor:
     """The transposed scan: z_t = v_t + exp(dt_{t+1} A) z_{t+1},  row_t = <b_t, z_t>;  v (queries, E, N, L)."""
     at = part.reads[0]
-    decay, b = _steps(part, 0, None, weights)
+    decay, b = steps(part, 0, None, weights)
     values = values[..., at].permute(3, 0, 1, 2).contiguous()
     if values[0].numel() <= NARROW:
         row = (_doubled(values, decay[1:]) * b[:, None]).sum(-1)
@@ -233,7 +243,7 @@ def _back_from_pixels(part: RouteScan, chosen: Tensor, channel, weights: str, sk
     place[part.writes.flatten()] = torch.arange(S * T, device=part.u.device)
     sequence, time = place[chosen] // T, place[chosen] % T
     for s in sequence.unique().tolist():
-        decay, b = _steps(part, s, channel, weights)
+        decay, b = steps(part, s, channel, weights)
         mine = (sequence == s).nonzero()[:, 0]
         mine = mine[time[mine].argsort(descending=True)]
         starts = time[mine].tolist()
@@ -263,7 +273,7 @@ def _back_from_pixel(part: RouteScan, chosen: Tensor, channel, weights: str, ski
     """The same for one query, in closed form: <C_i, exp(A (dt_{j+1} + ... + dt_i)) b_j>, without a loop."""
     s, t = (int(x) for x in (part.writes == chosen).nonzero()[0])
     channels = slice(None) if channel is None else slice(channel, channel + 1)
-    _, b = _steps(part, s, channel, weights)
+    _, b = steps(part, s, channel, weights)
     dt = part.dt[s, : t + 1, channels]
     apart = dt.flip(0).cumsum(0).flip(0) - dt
     w = torch.ones_like(b[: t + 1]) if weights == "qk" else torch.exp(apart[..., None] * part.A[channels])
@@ -274,18 +284,6 @@ def _back_from_pixel(part: RouteScan, chosen: Tensor, channel, weights: str, ski
     if skip:
         rows[0, :, part.reads[s, t]] += part.D[channels]
     return rows if each_channel else rows.mean(1)
-
-
-def _steps(part: RouteScan, s: int, channel: int | None, weights: str) -> tuple[Tensor, Tensor]:
-    """exp(dt A) and b of every step (T, E, N) of one sequence, as `weights` has them."""
-    chosen = slice(None) if channel is None else slice(channel, channel + 1)
-    decay = torch.exp(part.dt[s, :, chosen, None] * part.A[chosen])
-    if weights == "qk":
-        decay = torch.ones_like(decay)
-    if weights == "scan":
-        return decay, part.b[s, :, chosen]
-    b = torch.ones_like(decay) if weights == "decay" else part.B[s, :, None].expand_as(decay)
-    return decay, b
 
 
 def _check_weights(weights: str) -> None:

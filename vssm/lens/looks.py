@@ -125,11 +125,12 @@ class Looks:
         rows, columns = scan.grid
         if query is None and rows * columns > WHOLE:
             raise Refused(f"the matrix of {rows} x {columns} patches is too large to be sent; ask for one row of it")
-        asked = [query] if query is not None else [(y, x) for y in range(rows) for x in range(columns)]
 
         def found() -> Tensor:
-            places = [scan.position(one) for one in asked]
-            return torch.cat(list(mixing_rows(scan, places, route, channel, weights, skip=False)))
+            if query is not None:
+                return next(mixing_rows(scan, [scan.position(query)], route, channel, weights, skip=False))
+            patches = [scan.position((y, x)) for y in range(rows) for x in range(columns)]
+            return torch.cat(list(mixing_rows(scan, None, route, channel, weights, skip=False)))[patches]
 
         return quantised(scan.on_image(_asked(found)).flatten(1))
 
@@ -160,13 +161,21 @@ class Looks:
     def _scan(self, image: str, choice: Choice, block: str) -> BlockScan:
         network, key = self.networks.get(choice), (image, choice, block)
         found = self._input(image, choice, network)
+        kept = self._find_scan(key)  # without the network, which may be busy with a receptive field
+        if kept is not None:
+            return kept
         with network.lock:  # a second request for the same scan waits for the first
-            with self._lock:
-                if key in self._scans:
-                    self._scans.move_to_end(key)
-                    return self._scans[key]
+            kept = self._find_scan(key)
+            if kept is not None:
+                return kept
             scan = _asked(lambda: scan_of(network.predictor.model, found.x, block))
             return _kept(self._lock, self._scans, key, scan, KEPT_SCANS)
+
+    def _find_scan(self, key: tuple[str, Choice, str]) -> BlockScan | None:
+        with self._lock:
+            if key in self._scans:
+                self._scans.move_to_end(key)
+            return self._scans.get(key)
 
 
 def _kept(lock: Lock, kept: OrderedDict, key: Any, value: Any, most: int) -> Any:

@@ -1,5 +1,6 @@
 """The server of `vssm lens`: one page and a few questions in JSON, on the loopback only."""
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -74,8 +75,10 @@ def create_app(
         return JSONResponse(await run_in_threadpool(looks.add, content))
 
     routes = [Route("/", show), Route("/api/choices", choices), Route("/api/images", upload, methods=["POST"])]
+    turn = asyncio.Lock()
     for path, answer in _answers(looks).items():
-        routes.append(Route(f"/api/{path}", _question(answer), methods=["POST"]))
+        endpoint = _question(answer, turn if path in ("rows", "field") else None, always=path == "field")
+        routes.append(Route(f"/api/{path}", endpoint, methods=["POST"]))
     return Starlette(
         routes=routes,
         middleware=[Middleware(OnlyFromHere, headers=_headers(page.decode()))],
@@ -118,9 +121,21 @@ def _answers(looks: Looks) -> dict[str, Callable[[Ask], Any]]:
     }
 
 
-def _question(answer: Callable[[Ask], Any]) -> Callable[[Request], Awaitable[Response]]:
+def _question(
+    answer: Callable[[Ask], Any], turn: asyncio.Lock | None = None, always: bool = True
+) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint. With `turn`, only one of those that share it runs at a time, so that a click finds the processor
+    free; unless `always`, a question about one patch does not wait for it."""
+
     async def endpoint(request: Request) -> Response:
-        found = await run_in_threadpool(answer, Ask.of(await _body(request, MAX_QUESTION)))
+        ask = Ask.of(await _body(request, MAX_QUESTION))
+        if turn is None or (ask.has_query and not always):
+            found = await run_in_threadpool(answer, ask)
+        else:
+            async with turn:
+                if await request.is_disconnected():  # the page has asked for something else meanwhile
+                    return Response(status_code=499)
+                found = await run_in_threadpool(answer, ask)
         if isinstance(found, bytes):
             return Response(found, media_type="application/octet-stream")
         return JSONResponse(found)
