@@ -105,7 +105,8 @@ _TASKS_OF: dict[str, tuple[str, ...]] = {
         ("data.auto_augment", "data.random_erasing", "data.erase_mode", "data.mixup", "data.cutmix", "data.mixup_prob",
          "data.mixup_switch_prob", "data.class_weights", "data.crop_pct", "data.scale", "data.color_jitter",
          "data.interpolation", "data.repeats", "optim.mesa_weight", "optim.mesa_start_epoch", "optim.mesa_temperature",
-         "optim.distill_teacher", "optim.distill_weight", "optim.distill_temperature", "optim.distill_kind"),
+         "optim.distill_teacher", "optim.distill_weight", "optim.distill_temperature", "optim.distill_kind",
+         "model.adaptors"),
         ("classification",),
     ),
     **dict.fromkeys(
@@ -136,6 +137,15 @@ def _check_task(settings: Any) -> None:
         value = getattr(getattr(settings, section), key)
         if kinds and settings.task not in tasks and value != getattr(getattr(usual, section), key):
             raise ValueError(f"{name} is {value}; it has a meaning for task {' and '.join(tasks)} only")
+
+
+def _check_adaptors(model: Any) -> None:
+    if not set(model.adaptors) <= {"t", "s"} or len(set(model.adaptors)) != len(model.adaptors):
+        raise ValueError(f"model.adaptors is {model.adaptors}; expected t, s, or both once")
+    if "base" in model.freeze and len(model.freeze) > 1:
+        raise ValueError(f"model.freeze is {model.freeze}; base leaves adaptors, norms and classifier: it stands alone")
+    if "base" in model.freeze and not model.adaptors:
+        raise ValueError("model.freeze is base without adaptors to train; add them with model.adaptors t,s")
 
 
 def _check_extras(settings: Any) -> None:
@@ -170,6 +180,7 @@ def check(settings: Any) -> None:
             raise ValueError(f"{name} is {value}; it must be in {interval}")
     _check_task(settings)
     _check_extras(settings)
+    _check_adaptors(settings.model)
     low, high = [*settings.data.resize_range, 0, 0][:2]
     if len(settings.data.resize_range) != 2 or not 0 < low <= high:
         raise ValueError(f"data.resize_range is {settings.data.resize_range}; expected two factors, the smaller first")

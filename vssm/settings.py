@@ -29,7 +29,9 @@ class ModelSettings:
         pretrained: start from the authors' published weights
         init_from: start from this checkpoint (official .pth, .safetensors, or one of ours)
         head: what to do with the checkpoint's classifier: take it, or start a new one
-        freeze: parameters that do not train, by patterns over their names, for example "stem.* stages.0.*"
+        adaptors: Mamba-Adaptor's adaptors to add around every SSM: t (of states), s (of maps), or t,s for both
+        freeze: parameters that do not train, by patterns over their names, for example "stem.* stages.0.*"; base: all
+            but adaptors, norms and classifier
         drop_path: rate of stochastic depth; the model's own when not given
         compile: train through torch.compile; needs a C++ compiler, and minutes at the start
         channels_last: keep images and convolution weights in channels-last memory
@@ -43,6 +45,7 @@ class ModelSettings:
     pretrained: bool = False
     init_from: str | None = None
     head: Literal["strict", "reset"] = "strict"
+    adaptors: list[Literal["t", "s"]] = field(default_factory=list)
     freeze: list[str] = field(default_factory=list)
     drop_path: float | None = None
     compile: bool = False

@@ -27,6 +27,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--model", metavar="NAME", help="model of a checkpoint that vssm fit did not write; alone: published weights"
     )
+    parser.add_argument(
+        "--adaptors",
+        metavar="FILE",
+        help="adaptors.safetensors of a run with --model.freeze base, for the base in --checkpoint that it started from",
+    )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to show per image (default 5)")
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="side of the model's input, not the trained one"
@@ -65,7 +70,7 @@ def _check(args: argparse.Namespace) -> None:
             "no images named: IMAGE|FOLDER|PATTERN, - for names on the standard input, or --from-file LIST"
         )
     if args.compare is not None:
-        for name in ("checkpoint", "model", "csv", "json_file", "every"):
+        for name in ("checkpoint", "model", "adaptors", "csv", "json_file", "every"):
             if getattr(args, name) is not None:
                 raise UsageError(
                     f"--compare names both models and prints a table; it does not go with --{name.replace('_', '-')}"
@@ -133,7 +138,12 @@ def _load(args: argparse.Namespace):
     from vssm.inference.predictor import load_predictor
 
     device = pick_device(args.device)
-    predictor = load_predictor(args.checkpoint, args.model)
+    if args.adaptors is None:
+        predictor = load_predictor(args.checkpoint, args.model)
+    else:
+        from vssm.inference.adapted import load_adapted
+
+        predictor = load_adapted(args.adaptors, args.checkpoint, args.model)
     if args.image_size is not None:
         predictor = predictor.at_size(args.image_size)
     return predictor.to(device)

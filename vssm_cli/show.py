@@ -38,6 +38,8 @@ def announce(console: Console, experiment) -> None:
         "kernels": kernels(device=planned.device),
     }
     rows |= _teachers(settings.optim)
+    if settings.model.adaptors:
+        rows["adaptors"] = f"{', '.join(settings.model.adaptors)} around every SSM; {_share(planned)}"
     if "train" in counts:
         rows["classes"] = _balance_line(splits.classes, counts["train"], weights, task.counted)
     if planned.temperature is not None:
@@ -59,6 +61,11 @@ def _model_line(name: str, planned) -> str:
     if planned.multiply_adds is None:
         return f"{line}, multiply-adds not counted ({planned.not_counted})"
     return f"{line}, {planned.multiply_adds / 1e9:.3f} G multiply-adds"
+
+
+def _share(planned) -> str:
+    share = planned.trainable / planned.parameters
+    return f"{planned.trainable:,} of {planned.parameters:,} parameters train, {share:.2%}"
 
 
 def _start_line(model) -> str:

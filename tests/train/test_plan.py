@@ -73,3 +73,12 @@ def test_the_learning_rate_by_the_linear_rule():
     settings.optim.lr, settings.optim.lr_batch = 1e-3, 1024
     settings.trainer.accumulate_grad_batches = 4
     assert "lr 0.001 for 1024, here 6.25e-05 for 64, seed 0" in shown(settings)
+
+
+def test_adaptors_and_teachers_are_announced():
+    settings = tiny_settings()
+    settings.model.adaptors, settings.model.freeze = ["t", "s"], ["base"]
+    settings.optim.mesa_weight, settings.optim.mesa_start_epoch = 1.5, 2
+    text = shown(settings)
+    assert "adaptors  t, s around every SSM; " in text and " parameters train, " in text
+    assert "MESA      from epoch 3, weight 1.5" in text

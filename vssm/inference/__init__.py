@@ -5,4 +5,15 @@ Importing this package is light; `vssm.inference.run_dir` needs the standard lib
 
 # Modules, imported when asked for.
 # pyright: reportUnsupportedDunderAll=false
-__all__ = ["checkpoint", "compare", "device", "evaluate", "predict", "predictor", "results", "run_dir", "subject"]
+__all__ = [
+    "adapted",
+    "checkpoint",
+    "compare",
+    "device",
+    "evaluate",
+    "predict",
+    "predictor",
+    "results",
+    "run_dir",
+    "subject",
+]

@@ -14,6 +14,7 @@ from vssm.data.preprocess import Preparation, Preprocess, stored_preprocess
 from vssm.inference.run_dir import checkpoint_file
 from vssm.settings import Settings
 from vssm.tasks import find_task
+from vssm.tasks.adaptors import attach_adaptors
 from vssm.weights import load_checkpoint
 from vssm.weights.match import check_match
 from vssm.weights.read import read_content
@@ -58,6 +59,7 @@ class TrainedModel:
         """The network with its weights, in evaluation mode."""
         task = find_task(self.settings.task)
         model = task.create_model(self.settings.model, len(self.classes), self.preprocess.channels)
+        attach_adaptors(model, self.settings.model.adaptors)
         self.load_into(model)
         return model.eval()
 

@@ -57,6 +57,11 @@ class RunDir:
     def best(self) -> Path:
         return self.checkpoints / "best.ckpt"
 
+    @property
+    def adaptors(self) -> Path:
+        """What was trained around a frozen base; there only when it was."""
+        return self.checkpoints / "adaptors.safetensors"
+
     @classmethod
     def create(cls, path: str | Path) -> "RunDir":
         run = cls(path)

@@ -3,7 +3,7 @@
 import csv
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class SaveCheckpoints(Checkpoint):
-    """last.ckpt at the end of each epoch (and every `every_n_steps` inside it), best.ckpt by the highest `monitor`."""
+    """last.ckpt at the end of each epoch (and every `every_n_steps` inside it), best.ckpt by the highest `monitor`;
+    `on_best` is called after each of the latter."""
 
-    def __init__(self, run: RunDir, monitor: str, every_n_steps: int = 0):
+    def __init__(self, run: RunDir, monitor: str, every_n_steps: int = 0, on_best: Callable[[], object] | None = None):
+        self.on_best = on_best
         self.run, self.monitor, self.every_n_steps = run, monitor, every_n_steps
         self.best_score = -float("inf")
         self._validated = False
@@ -67,6 +69,8 @@ class SaveCheckpoints(Checkpoint):
         if improved and trainer.is_global_zero:
             with replacing(self.run.best) as new:
                 shutil.copyfile(self.run.last, new)
+            if self.on_best is not None:
+                self.on_best()
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score}

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import lightning as L
 import torch
@@ -15,17 +16,19 @@ from torch._dynamo.exc import TorchDynamoException
 
 from vssm._version import __version__
 from vssm.data.splits import Splits
+from vssm.inference.adapted import describe_adaptors
 from vssm.inference.checkpoint import FORMAT, check_unchanged, read_checkpoint
 from vssm.inference.run_dir import RunDir, checkpoint_file, is_first_process
 from vssm.settings import Settings
 from vssm.tasks import find_task
+from vssm.tasks.adaptors import attach_adaptors
 from vssm.tasks.task import Task
 from vssm.train import tensorboard
 from vssm.train.averaging import AverageWeights, ValidateRaw
 from vssm.train.callbacks import SaveCheckpoints, WriteMetrics
 from vssm.train.datamodule import Loaders
 from vssm.train.environment import environment
-from vssm.train.freeze import freeze
+from vssm.train.freeze import BASE, freeze
 from vssm.train.guidance import LearnFromAverage, LearnFromTeacher
 from vssm.train.module import TrainingModule
 from vssm.train.stopping import StopAtNonFinite, StopEarly
@@ -34,6 +37,7 @@ from vssm.train.temperature import AnnealTemperature
 from vssm.train.tensorboard import TensorBoard
 from vssm.train.trainer import asked_for, create_trainer
 from vssm.train.unreadable import CountUnreadable
+from vssm.weights.adaptors import save_adaptors
 
 
 @dataclass
@@ -75,6 +79,7 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
         file = None if chosen.init_from is None else checkpoint_file(chosen.init_from)
         notes = task.load_initial(model, file, chosen.head)
         splits = replace(splits, notes=(*splits.notes, *notes))
+    attach_adaptors(model, chosen.adaptors)
     if chosen.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task.check_model(model, chosen.name, splits.preprocess.input_size, len(splits.classes))
@@ -141,7 +146,7 @@ def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
         found.append(temperature)  # before the averages, which copy it
     if experiment.teacher is not None:
         found.append(LearnFromTeacher(experiment.teacher, settings.optim))
-    columns = list(task.columns)
+    columns, averages = list(task.columns), None
     if settings.optim.ema_decay > 0:
         averages = AverageWeights(settings.optim.ema_decay, settings.optim.ema_warmup)
         found.append(averages)
@@ -153,7 +158,18 @@ def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
     found.append(WriteMetrics(run, columns, board, temperature))
     if settings.early_stopping is not None:
         found.append(StopEarly(task.monitor, settings.early_stopping))
-    return [*found, SaveCheckpoints(run, task.monitor, settings.save_every_n_steps)]
+    on_best = None
+    if BASE in settings.model.freeze:
+        on_best = partial(_save_adaptors, experiment, run, averages)
+    return [*found, SaveCheckpoints(run, task.monitor, settings.save_every_n_steps, on_best)]
+
+
+def _save_adaptors(experiment: Experiment, run: RunDir, averages: AverageWeights | None) -> None:
+    """What training changed, of the weights that best.ckpt has."""
+    module = experiment.module if averages is None else averages.module
+    splits, settings = experiment.splits, experiment.settings
+    about = describe_adaptors(settings.model, splits.classes, splits.preprocess)
+    save_adaptors(module.task.model, run.adaptors, about)  # type: ignore[union-attr]
 
 
 def temperature_of(experiment: Experiment) -> AnnealTemperature | None:

@@ -7,16 +7,23 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from vssm._words import nearest
+from vssm.nn.attach import freeze_base
+
+BASE = "base"
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """Freezes the parameters whose names match one of the glob `patterns`, such as `stem.*` or `*.A_log`.
+    """Freezes the parameters whose names match one of the glob `patterns`, such as `stem.*` or `*.A_log`. The pattern
+    `base`, by itself, freezes all but adaptors, norms and classifier (`vssm.freeze_base`).
 
     Returns the norms whose running statistics have to stay too: those with all parameters frozen, or whose statistics
     match a pattern by name (`*.running_mean`). It is up to the caller to keep them in evaluation mode.
 
     Raises ValueError for a pattern that matches nothing, naming the nearest names, and when nothing is left to train.
     """
+    if list(patterns) == [BASE]:
+        freeze_base(model)
+        return []  # the norms train
     named = dict(model.named_parameters())
     names = [*named, *(name for name, _ in model.named_buffers())]
     for pattern in patterns:

@@ -31,9 +31,9 @@ _ADAPTOR = re.compile(r"(^|\.)adaptor_[st]\.")
 _MAX_CONFIG = 1000
 
 
-def save_adaptors(model: nn.Module, path: str | Path) -> Path:
+def save_adaptors(model: nn.Module, path: str | Path, about: Mapping[str, str] | None = None) -> Path:
     """Write adaptors, what else trains (`requires_grad`) and the buffers to a .safetensors file, with a fingerprint of
-    the base.
+    the base, and `about` beside it in the file's metadata.
 
     The file takes its place at the end, or not at all. Raises ValueError for a model without adaptors, or one whose
     base is not frozen: then the whole model is the thing to save.
@@ -49,7 +49,12 @@ def save_adaptors(model: nn.Module, path: str | Path) -> Path:
     tensors = {name: p for name, p in parameters.items() if name not in frozen} | dict(model.named_buffers())
     persistent = model.state_dict().keys()
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items() if name in persistent}
-    metadata = {"format": _FORMAT, "model": _name(model), "base": _mark(frozen), "adaptors": json.dumps(config)}
+    metadata = dict(about or {}) | {
+        "format": _FORMAT,
+        "model": _name(model),
+        "base": _mark(frozen),
+        "adaptors": json.dumps(config),
+    }
     with replacing(path) as new:
         save_file(tensors, new, metadata)
     return path
