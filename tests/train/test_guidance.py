@@ -12,7 +12,7 @@ from vssm.data.preprocess import Preprocess
 from vssm.inference.checkpoint import read_checkpoint
 from vssm.inference.predictor import Predictor
 from vssm.tasks.classification import create_classifier
-from vssm.train.fit import build
+from vssm.train.fit import build, fit
 from vssm.train.guidance import LearnFromAverage, LearnFromTeacher, distillation_loss, soft_cross_entropy
 from vssm.train.teacher import Teacher
 
@@ -97,7 +97,8 @@ def test_resume_is_exact_and_teachers_are_not_saved(teacher, tmp_path):
     assert resumed_rows == whole_rows
     for entry in ("state_dict", "current_model_state"):
         same_tensors(resumed[entry], whole[entry])
-    own = build(everything(teacher), weights=False).model.state_dict()
+    experiment = build(everything(teacher), weights=False)
+    own = experiment.model.state_dict()
     assert set(whole["state_dict"]) == {f"task.model.{name}" for name in own}
     # The weights of the latest step, validated in the same pass:
     stored = read_checkpoint(run.last)
@@ -107,6 +108,13 @@ def test_resume_is_exact_and_teachers_are_not_saved(teacher, tmp_path):
         for name in ("val_loss", "val_top1", "val_top5"):
             assert float(whole_rows[-1][name + suffix]) == pytest.approx(found[name], abs=1e-6)
     assert whole_rows[-1]["val_loss"] != whole_rows[-1]["val_loss_raw"]
+    # Another teacher would not go on as before:
+    assert stored.teacher == experiment.teacher.fingerprint()
+    with torch.no_grad():
+        experiment.teacher.model.head.fc.bias[0] += 1
+    experiment.module.description["teacher"] = experiment.teacher.fingerprint()
+    with pytest.raises(ValueError, match="was trained with another teacher"):
+        fit(experiment, run, resume=True)
 
 
 def test_a_teacher_gets_its_own_normalisation():

@@ -28,7 +28,7 @@ class TrainedModel:
     """What a checkpoint of `vssm fit` knows: the settings, the classes, the preprocessing, the (averaged) weights.
 
     `images` counts the images of each class that it was trained and validated on, `fingerprints` stand for their names;
-    both are empty when it has none.
+    both are empty when it has none. `teacher` stands for the weights of the model that it learnt from.
     """
 
     file: Path
@@ -38,6 +38,7 @@ class TrainedModel:
     weights: dict[str, Tensor]
     images: dict[str, list[int]]
     fingerprints: dict[str, str]
+    teacher: str | None = None
 
     def changed(self, settings: Settings) -> "TrainedModel":
         """The same under other settings, with the image size, interpolation and crop that they change."""
@@ -92,6 +93,7 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
             _without_prefix(file_content["state_dict"]),
             about.get("images", {}),
             about.get("fingerprints", {}),
+            about.get("teacher"),
         )
     except KeyError as error:
         raise ValueError(f"{file} lacks {error.args[0]!r}; {_versions(about)}") from error
@@ -132,6 +134,10 @@ def check_unchanged(stored: TrainedModel, description: dict[str, Any], model: nn
                 f"{stored.file} was trained with as many {split} images, but of other names (some were renamed or "
                 f"replaced since); {remedy}"
             )
+    if stored.teacher != description.get("teacher"):
+        raise ValueError(
+            f"{stored.file} was trained with another teacher than optim.distill_teacher now has weights of; {remedy}"
+        )
     stored.check_fits(model)
 
 

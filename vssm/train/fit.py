@@ -92,6 +92,8 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
         "preprocess": splits.preprocess.as_dict(),
         "settings": settings.as_dict(),
     }
+    if teacher is not None:
+        description["teacher"] = teacher.fingerprint()
     frozen_norms = freeze(model, chosen.freeze)
     learner, metrics = task.learner(model, settings, splits), task.metrics(splits)
     module = TrainingModule(learner, metrics, settings, description, frozen_norms, task.inference(model, settings.data))

@@ -1,5 +1,7 @@
 """Another classifier as a teacher: which one, and how it takes the images of its student."""
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,14 @@ class Teacher:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (own.mean, own.std))
         student_mean, student_std = (torch.tensor(values).view(-1, 1, 1) for values in (students.mean, students.std))
         self.factor, self.shift = student_std / std, (student_mean - mean) / std
+
+    def fingerprint(self) -> str:
+        """Of its weights: a resumed run needs the very same."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> "Teacher":
         self.model = self.model.to(device)
