@@ -30,6 +30,7 @@ ALLOWED = {
 # What the command line needs to parse.
 KNOWN = sys.stdlib_module_names | {"jsonargparse", "docstring_parser", "vssm", "vssm_cli"}
 HEAVY = {"lightning", "matplotlib", "triton", "sklearn", "transformers", "jsonargparse", "torchmetrics", "rich", "onnx"}
+HEAVY |= {"vssm.ops.self_check"}
 
 
 def _layer(path):

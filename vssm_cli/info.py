@@ -4,7 +4,8 @@ from vssm._version import __version__
 from vssm_cli.parsing import Parser, parse
 
 DESCRIPTION = (
-    "Shows which device, core library and instruction set, and which implementation of each operator run here."
+    "Shows which device, core library and instruction set, and which implementation of each operator run here. With "
+    "--self-test, also whether they compute right."
 )
 
 
@@ -12,6 +13,12 @@ def main(argv: list[str]) -> int:
     parser = Parser("info", DESCRIPTION)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
+    parser.add_argument(
+        "--self-test",
+        action="store_true",
+        help="run every operator on every path of this machine, in every dtype, and compare values and gradients with "
+        "the reference; exit code 1 if any is wrong",
+    )
     args = parse(parser, argv)
     if args is None:
         return 0
@@ -36,12 +43,17 @@ def main(argv: list[str]) -> int:
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "timm": version("timm"),
         "accelerator": str(accelerator) if accelerator else "none",
-        "device": f"{device}, {args.dtype}",
+        "device": str(device) if args.self_test else f"{device}, {args.dtype}",
         "C++ core": explanation.core,
     }
     console = Console()
     for name, fact in facts.items():
         print_fact(console, name, fact, 13)
+    if args.self_test:
+        from vssm_cli import self_test
+
+        self_test.run(console, device)
+        return 0
     table = Table("operator", "runs", "why")
     for choice in explanation.choices:
         others = "".join(

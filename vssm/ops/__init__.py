@@ -3,6 +3,8 @@
 `explain()` says which path runs here and why; `use("torch")` demands one.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from vssm.ops.batch_norm import batch_norm, batch_norm_linear
 from vssm.ops.bottleneck import bottleneck
 from vssm.ops.causal_conv1d import causal_conv1d
@@ -19,6 +21,9 @@ from vssm.ops.selective_scan import selective_scan, selective_scan_states
 from vssm.ops.ss2d import ss2d, ss2d_cascade, ss2d_readout, ss2d_states
 from vssm.ops.state_fusion import fold_kernels, state_fusion, state_fusion_readout
 from vssm.ops.state_gather import state_gather
+
+if TYPE_CHECKING:
+    from vssm.ops.self_check import self_test
 
 __all__ = [
     "BIDIRECTIONAL",
@@ -42,6 +47,7 @@ __all__ = [
     "rms_norm",
     "selective_scan",
     "selective_scan_states",
+    "self_test",
     "ss2d",
     "ss2d_cascade",
     "ss2d_fusion",
@@ -52,3 +58,12 @@ __all__ = [
     "state_gather",
     "use",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`vssm.ops.self_test`, which nothing else needs, on first use."""
+    if name == "self_test":
+        from vssm.ops.self_check import self_test
+
+        return self_test
+    raise AttributeError(f"module 'vssm.ops' has no attribute {name!r}")

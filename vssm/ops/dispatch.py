@@ -58,6 +58,18 @@ def register(op: str, **rules: Rule | None) -> None:
     _operators[op] = rules
 
 
+def operators() -> list[str]:
+    """The names of all operators."""
+    return sorted(_operators)
+
+
+def runnable(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """The paths that can run `op` on such tensors, best first, or the one demanded; the reference only then."""
+    paths = [_resolve(op, _forced)] if _forced else [path for path in _operators[op] if path != "reference"]
+    reasons = {path: _why_not(op, path, device, dtype) for path in paths}
+    return [p for p, why_not in reasons.items() if why_not is None or (_forced and isinstance(why_not, Preference))]
+
+
 def requested() -> str:
     """The path demanded by `use`, or "" when the choice is free."""
     return _forced

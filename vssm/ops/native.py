@@ -18,6 +18,8 @@ from torch import Tensor
 
 ABI = 5  # VSSM_ABI of csrc/core.h
 
+ISAS = ("avx512", "avx2", "baseline", "neon", "generic")  # of csrc/core.h
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 _NAME = {"darwin": "libvssm_core.dylib", "win32": "vssm_core.dll"}.get(sys.platform, "libvssm_core.so")
 _STATUS = {1: "out of memory", 2: "arguments outside what the kernel supports"}
@@ -48,6 +50,15 @@ def isa() -> str:
     """The instruction set in use: "avx512", "avx2", "baseline", "neon" or "generic"."""
     _require()
     return _isa
+
+
+def isas() -> list[str]:
+    """The instruction sets that `use_isa` takes here, the one in use among them."""
+    found = []
+    for name in ISAS:
+        with contextlib.suppress(ValueError), use_isa(name):
+            found.append(name)
+    return found
 
 
 @contextlib.contextmanager
