@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--adaptors",
         metavar="FILE",
-        help="adaptors.safetensors of a run with --model.freeze base, for the base in --checkpoint that it started from",
+        help="adaptors.safetensors of a run with --model.freeze base, on the base in --checkpoint that it started from",
     )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to show per image (default 5)")
     parser.add_argument(

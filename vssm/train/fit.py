@@ -136,6 +136,9 @@ def fit(
         raise ValueError(f"model.compile: torch.compile failed ({reason}); train without it") from error
     if not run.last.exists():
         raise ValueError("training ended before the first checkpoint; let it run longer")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # What follows, a report for one, is the affair of the first process: metrics must not wait for the others.
+        torch.distributed.destroy_process_group()
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
