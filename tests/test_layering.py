@@ -22,6 +22,7 @@ ALLOWED = {
     "integrations": {"weights", "tasks"},
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
     "inference": {"ops", "nn", "weights", "models", "tasks", "data"},
+    "export": {"ops", "nn", "weights", "models", "data"},
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "inference"},
     "figures": {"data", "analysis", "inference"},
     "report": {"tasks", "data", "analysis", "inference", "figures"},

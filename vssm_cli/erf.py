@@ -138,8 +138,9 @@ def _draw(groups: dict[str, list[Cell]], trained: bool, args: argparse.Namespace
     stage = "last stage" if args.stage == -1 else f"stage {args.stage}"
     caption = (
         f"Gradient of the centre of the {stage}'s map with respect to the image, relu'd, summed over colours, averaged "
-        f"over {images} of {height}x{width} ({skipped} skipped), to the power 0.2, over its largest value. Below each: share of the image in the smallest central "
-        f"square that holds 20 / 30 / 50 / 99 % of the sum. Random weights: seed {args.seed}."
+        f"over {images} of {height}x{width} ({skipped} skipped), to the power 0.2, over its largest value. Below each: "
+        f"share of the image in the smallest central square that holds 20 / 30 / 50 / 99 % of the sum. Random weights: "
+        f"seed {args.seed}."
     )
     draw_panels(rows, Path(args.out), "Effective receptive fields", caption, "contribution (power 0.2)", FIELD)
 

@@ -32,7 +32,7 @@ class Subject:
     """A network in evaluation mode; of a detector or a segmentation network, its backbone.
 
     label: what to call it in a figure. architecture: the name of the model. weights: "random weights (seed 0)", or the
-    file they come from.
+    file they come from. classes: names of the outputs, as far as they are known.
     """
 
     label: str
@@ -41,6 +41,12 @@ class Subject:
     trained: bool
     model: nn.Module
     preprocess: Preprocess
+    classes: tuple[str, ...] = ()
+    task: str = "classification"
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        return self.preprocess.input_size
 
     def images(self, files: Sequence[Path]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each file as pixels (H, W, C), uint8, and as the network's input (C, H, W), float32.
@@ -83,7 +89,7 @@ def read_subject(source: Source, image_size: int | None = None, seed: int = 0) -
     label = predictor.name if source.name is not None else file
     model = getattr(predictor.model, "backbone", predictor.model)
     preprocess = _square(predictor.preprocess, image_size)
-    return Subject(label, predictor.name, file, True, model, preprocess)
+    return Subject(label, predictor.name, file, True, model, preprocess, predictor.classes, predictor.task.name)
 
 
 def untrained(source: Source, image_size: int | None = None, seed: int = 0) -> Subject:

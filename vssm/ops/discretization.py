@@ -34,10 +34,12 @@ def is_zoh(discretization: str) -> bool:
 def evaluate_zoh(
     operator: Operator, exact: Callable[..., Any], composed: Callable[..., Any], args: Sequence[Any]
 ) -> Any:
-    """An operator with zero-order hold: `exact`, its reference, where that is demanded, else `composed`, which calls
-    the operator as it is."""
-    form = partial(exact, zoh=True) if dispatch.requested() == "reference" else partial(composed, operator)
-    return operator.evaluate(form, args)
+    """An operator with zero-order hold: `exact`, its reference, where that or its portable form is demanded, else
+    `composed`, which calls the operator as it is."""
+    forms = {"reference": "steps", "portable": "scan"}
+    form = forms.get(dispatch.requested())
+    function = partial(composed, operator) if form is None else partial(exact, zoh=True, form=form)
+    return operator.evaluate(function, args)
 
 
 def phi(z: Tensor) -> Tensor:

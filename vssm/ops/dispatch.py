@@ -6,6 +6,8 @@ Paths, best first:
     triton      Triton kernels (the operators' triton.py): CUDA and ROCm tensors; the CPU only under TRITON_INTERPRET=1
     torch       plain torch operators with a hand-written backward: any device
     reference   the equation as a loop, differentiated by autograd: any device, never chosen by itself
+    portable    torch's own operators alone, with its `scan` for the recurrences: what exported programs are made of,
+                which run without this package; never chosen by itself
 
 `choose` picks the first that can run. Operators without a Triton kernel run torch's, which are kernels of the device
 already, also when "triton" is demanded. `use("torch")` demands one; a demanded path that cannot run raises
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from vssm.ops import gpu, native
 
-PATHS = ("reference", "torch", "core", "triton")
+PATHS = ("reference", "portable", "torch", "core", "triton")
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # What one operator offers beyond the common rules below: a reason against a path, or None.
@@ -104,6 +106,8 @@ class use:
 def _why_not(op: str, path: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """None when `path` can run `op` on such tensors, else the reason and the remedy."""
     paths = _operators[op]
+    if path == "portable":
+        return None
     if path not in paths:
         return f"operator {op} has no {path} path; it has {', '.join(paths)}"
     if dtype not in FLOATS:

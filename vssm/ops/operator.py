@@ -59,6 +59,7 @@ class Operator:
         schema: of the forward, all tensors first: "name(Tensor x, Tensor? weight, float eps) -> Tensor".
         shape: the arguments -> the result's shape, a list of them for several results.
         reference: the equation. Arguments as in the schema; widened to one dtype if `widens`.
+        portable: the same in operators that every runtime knows, for export; None: the reference.
         plain: a quicker composition of the same, differentiable to any order and batchable; None: the reference.
         torch_path: what the torch path runs: a module with `forward` and `backward`; or a composition that can be
             differentiated once; or None, the plain form.
@@ -88,6 +89,7 @@ class Operator:
         *,
         shape: Callable[..., Any],
         reference: Callable[..., Any],
+        portable: Callable[..., Any] | None = None,
         plain: Callable[..., Any] | None = None,
         torch_path: ModuleType | Callable[..., Any] | None = None,
         core: Implementation = None,
@@ -113,7 +115,7 @@ class Operator:
         kinds, names = zip(*(argument.split(" ") for argument in self._arguments.split(", ")), strict=True)
         self._tensors = sum(kind.startswith("Tensor") for kind in kinds)
         self._results = returns.count("Tensor")
-        self.reference, self.plain = reference, plain or reference
+        self.reference, self.plain, self.portable = reference, plain or reference, portable or reference
         self._modules: dict[str, Implementation] = {"core": core, "triton": triton}
         self.composition: Callable[..., Any] = self.plain  # of the torch path, and of compiled graphs
         if isinstance(torch_path, ModuleType):
@@ -141,8 +143,8 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         """Run the operator; arguments as in the schema, checked by the public function."""
         path = dispatch.requested()
-        if path == "reference":
-            return self.evaluate(self.reference, args)
+        if path in ("reference", "portable"):
+            return self.evaluate(self.portable if path == "portable" else self.reference, args)
         if torch.compiler.is_compiling() and not path and self._is_inlined():
             return self.evaluate(self.composition, args)
         if self.is_composed(args, path):

@@ -78,7 +78,7 @@ def layer_norm(
         if weight is None and torch.is_autocast_enabled(x.device.type):
             x = x.to(at_least_float32(x))
         graph = torch.is_grad_enabled() or torch.jit.is_tracing()
-        if gate is None and x.numel() < SMALL and not graph and not dispatch.requested():
+        if gate is None and not graph and not dispatch.requested() and x.numel() < SMALL:
             return _layer_norm.evaluate(_composed, (x, weight, bias, None, eps))
         return _layer_norm(x, weight, bias, gate, eps)
 

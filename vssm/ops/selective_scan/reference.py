@@ -20,11 +20,11 @@ def states(
     initial_state: Tensor | None,
     dt_softplus: bool,
     zoh: bool = False,
-    blocked: bool = False,
+    form: str = "steps",
 ) -> Tensor:
     """h (B, K*C, N, L) of   h_t = exp(dt_t A) h_{t-1} + w_t B_t u_t.   Shapes as in the public function.
 
-    One step of time after another, or `blocked`, which takes about 2 sqrt(L) steps.
+    form: "steps", one step of time after another; "blocks", about 2 sqrt(L) steps; "scan", torch's own scan.
     """
     batch, channels, length = u.shape
     K, N = B.shape[1], A.shape[1]
@@ -34,10 +34,10 @@ def states(
         dt = F.softplus(dt)
     h = u.new_zeros(batch, channels, N) if initial_state is None else initial_state
     B = B.repeat_interleave(channels // K, dim=1)  # (B, K*C, N, L): the channels of a group share it
-    if blocked:
+    if form != "steps":
         decay, steps = torch.exp(dt.unsqueeze(2) * A.unsqueeze(-1)), dt.unsqueeze(2)
         weight = held(steps, A.unsqueeze(-1)) if zoh else steps
-        return _blocked(decay, weight * B * u.unsqueeze(2), h)
+        return (_blocked if form == "blocks" else _scanned)(decay, weight * B * u.unsqueeze(2), h)
     history = []
     for t in range(length):
         decay = torch.exp(dt[:, :, t, None] * A)
@@ -66,6 +66,22 @@ def _blocked(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
     return fused.flatten(-2)[..., :length]
 
 
+def _scanned(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    """The same by torch's higher-order `scan`, which exports as one node; eager it is slow.
+
+    The state is first in the product: OpenVINO computes `Mul(input, state)` in the body of a Scan wrongly.
+    """
+    from torch._higher_order_ops.scan import scan  # no public home yet
+
+    def step(state: Tensor, now: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        decay, weighted = now
+        state = state * decay + weighted
+        return state, state.clone()
+
+    _, states = scan(step, h, (a.movedim(-1, 0).contiguous(), b.movedim(-1, 0).contiguous()), dim=0)
+    return states.movedim(0, -1).contiguous()
+
+
 def held(dt: Tensor, A: Tensor) -> Tensor:
     """(exp(dt A) - 1) / A; near dt A = 0 its series, which A = 0 has too."""
     z = dt * A
@@ -86,10 +102,10 @@ def scan(
     initial_state: Tensor | None,
     dt_softplus: bool,
     zoh: bool = False,
-    blocked: bool = False,
+    form: str = "steps",
 ) -> tuple[Tensor, Tensor]:
     """y_t = <C_t, h_t> + D u_t (B, K*C, L), and the last state (B, K*C, N)."""
-    h = states(u, dt, A, B, dt_bias, initial_state, dt_softplus, zoh, blocked)
+    h = states(u, dt, A, B, dt_bias, initial_state, dt_softplus, zoh, form)
     C = C.repeat_interleave(u.shape[1] // C.shape[1], dim=1)
     y = (C * h).sum(dim=2)
     if D is not None:

@@ -1,0 +1,10 @@
+"""Trained networks as files that other runtimes run: ONNX, and torch's .pt2; neither needs this package.
+
+The operators of this package become torch's own (the path "portable" of `vssm.ops`), their recurrences torch's `scan`,
+which is one ONNX Scan. Every file is run in a fresh process, and compared, before it takes its place.
+"""
+
+from vssm.export.check import Checked
+from vssm.export.write import FORMATS, Exported, export
+
+__all__ = ["FORMATS", "Checked", "Exported", "export"]
