@@ -103,13 +103,17 @@ def _teachers(optim) -> dict[str, str]:
 
 
 def _memory_line(batch_size: int, planned) -> str:
-    """An estimate, for one device."""
-    state = f"{planned.state_bytes / 2**30:.2f} GiB for weights, gradients, optimizer and averages"
+    """An estimate for one device, from below: temporary tensors of the backward come on top."""
+    state = f"{_bytes(planned.state_bytes)} for weights, gradients, optimizer and averages"
     if planned.activation_bytes is None:
         return f"{state}; that of activations depends on the images"
-    total = (planned.state_bytes + planned.activation_bytes) / 2**30
-    activations = f"{planned.activation_bytes / 2**30:.2f} for the activations of {batch_size} images"
-    return f"about {total:.2f} GiB per device: {state}, {activations}"
+    total = _bytes(planned.state_bytes + planned.activation_bytes)
+    activations = f"{_bytes(planned.activation_bytes)} for the activations of {batch_size} images"
+    return f"at least about {total} per device: {state}, {activations}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _balance_line(classes: tuple[str, ...], counts: list[int], weights, counted: str) -> str:

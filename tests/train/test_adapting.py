@@ -65,9 +65,22 @@ def test_the_small_file_gives_the_same_answers_on_the_base(base, adapted):
 
 def test_resume_is_exact(base, adapted, tmp_path):
     run, rows, last = train(tmp_path / "resumed", adapting(base, save_every_n_steps=1), kill_at=4)
+    settings = adapting(base)
+    settings.model.init_from = "runs/removed"  # since it began
+    build(settings, weights=False)
     assert rows == adapted[1]
     same_tensors(last["state_dict"], adapted[2]["state_dict"])
     same_tensors(load_file(run.adaptors), load_file(adapted[0].adaptors))
+
+
+def test_a_further_training_starts_from_the_adapted(adapted):
+    settings = adapting(adapted[0])
+    settings.model.head = "strict"
+    same_tensors(build(settings).model.state_dict(), read_checkpoint(adapted[0].path).weights)
+    for others in ([], ["t"]):
+        settings.model.adaptors, settings.model.freeze = others, []
+        with pytest.raises(ValueError, match=r"was trained with adaptors \(t,s\); give --model.adaptors t,s too"):
+            build(settings)
 
 
 def test_another_base_is_refused(base, adapted, tmp_path):

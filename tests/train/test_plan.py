@@ -56,7 +56,8 @@ def test_announcement():
     assert "16 images x 4 batches accumulated = 64 per step, 32-true on cpu" in text
     assert "kernels" in text
     assert ", lr 0.003, seed 0" in text
-    assert "GiB for weights, gradients, optimizer and averages, " in text
+    assert "memory    at least about " in text
+    assert "MiB for weights, gradients, optimizer and averages, " in text
     assert " for the activations of 16 images" in text
     assert [line.split() for line in text.splitlines() if line.startswith("8 ")] == [["8", "139", "35"]]
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -17,7 +18,7 @@ from torch._dynamo.exc import TorchDynamoException
 from vssm._version import __version__
 from vssm.data.splits import Splits
 from vssm.inference.adapted import describe_adaptors
-from vssm.inference.checkpoint import FORMAT, check_unchanged, read_checkpoint
+from vssm.inference.checkpoint import FORMAT, check_unchanged, is_ours, read_checkpoint
 from vssm.inference.run_dir import RunDir, checkpoint_file, is_first_process
 from vssm.settings import Settings
 from vssm.tasks import find_task
@@ -75,11 +76,13 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     model = task.create_model(
         chosen, len(splits.classes), splits.preprocess.channels, pretrained=chosen.pretrained and weights
     )
-    if weights and (chosen.init_from is not None or not chosen.pretrained):
-        file = None if chosen.init_from is None else checkpoint_file(chosen.init_from)
+    file = checkpoint_file(chosen.init_from) if weights and chosen.init_from is not None else None
+    carried = _carried_adaptors(file, chosen.adaptors)
+    attach_adaptors(model, carried)
+    if weights and (file is not None or not chosen.pretrained):
         notes = task.load_initial(model, file, chosen.head)
         splits = replace(splits, notes=(*splits.notes, *notes))
-    attach_adaptors(model, chosen.adaptors)
+    attach_adaptors(model, [] if carried else chosen.adaptors)
     if chosen.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task.check_model(model, chosen.name, splits.preprocess.input_size, len(splits.classes))
@@ -100,6 +103,17 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     loaders = Loaders(splits, settings.data, settings.seed, task.collate)
     loaders.check(trainer)
     return Experiment(settings, task, splits, module, loaders, teacher)
+
+
+def _carried_adaptors(file: Path | None, wanted: Sequence[str]) -> Sequence[str]:
+    """The adaptors of a run that another starts from. Raises ValueError where it is to have others, or none."""
+    found = read_checkpoint(file).settings.model.adaptors if file is not None and is_ours(file) else []
+    if found and set(found) != set(wanted):
+        raise ValueError(
+            f"model.init_from: {file} was trained with adaptors ({','.join(found)}); give --model.adaptors "
+            f"{','.join(found)} too, or start from its base"
+        )
+    return found
 
 
 def fit(
