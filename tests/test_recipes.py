@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from tests.classification_recipes import RECIPES as RECIPES_OF_CLASSIFIERS
 from tests.classification_recipes import missing
 from tests.recipes import RECIPES, texts
 from vssm.models.build import create_model
@@ -13,6 +14,7 @@ from vssm.settings import OptimSettings
 from vssm.tasks.segmentation import upernet
 from vssm.train.optim import create_optimizer
 from vssm.weights.rename import to_official
+from vssm_cli.settings import parse_settings, settings_parser, to_settings
 
 
 def test_the_files_are_those_of_the_table():
@@ -46,6 +48,16 @@ def test_what_has_no_weight_decay(model):
 
 def test_every_model_of_the_papers_has_a_recipe():
     assert missing() == set()
+
+
+@pytest.mark.parametrize("name", [f"classification/{name}" for name in RECIPES_OF_CLASSIFIERS])
+def test_the_command_reads_it(name):
+    parser = settings_parser("fit", "")
+    settings = to_settings(parse_settings(parser, ["--config", name, "--data.root", "imagenet", "--batch-size", "32"]))
+    assert name == f"classification/{settings.model.name}"
+    assert (settings.data.batch_size, settings.data.name, settings.optim.lr) == (32, "imagefolder", 1e-3)
+    assert (settings.optim.mesa_weight > 0) == name.startswith("classification/spatial_mamba")
+    assert (settings.data.repeats == 3) == name.startswith("classification/vim")
 
 
 def recipe_of(model):

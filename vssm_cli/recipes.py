@@ -8,7 +8,9 @@ def main(argv: list[str]) -> int:
         return 0
     from vssm_cli.settings import recipes
 
-    for name, path in recipes().items():
+    found = recipes()
+    width = max(map(len, found)) + 2
+    for name, path in found.items():
         comment = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        print(f"{name:<12}{comment}")
+        print(f"{name:<{width}}{comment}")
     return 0

@@ -398,7 +398,9 @@ def test_information(capsys):
     shown = capsys.readouterr().out
     assert "C++ core" in shown and "ss2d" in shown and "torch" in shown
     assert main(["recipes"]) == 0
-    assert "digits" in capsys.readouterr().out
+    listed = capsys.readouterr().out.splitlines()
+    assert any(line.split()[0] == "classification/vmamba_tiny" for line in listed)
+    assert any(line.split()[0] == "digits" for line in listed)
 
 
 def fit_twenty_epochs(path):

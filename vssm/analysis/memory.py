@@ -16,8 +16,8 @@ def activation_bytes(model: nn.Module, size: tuple[int, int, int], dtype: torch.
 
     Under autocast to `dtype` where it is not float32. Storages that are saved more than once count once, parameters do
     not count. An estimate from below: temporary tensors of the backward come on top (a step of the tiny models on a
-    CPU, with four images of 224, took 1.1 to 1.4 times as much as this and `state_bytes` together), accelerators save what
-    their own kernels need, and their allocators round up.
+    CPU, with four images of 224, took 1.1 to 1.4 times as much as this and `state_bytes` together), accelerators save
+    what their own kernels need, and their allocators round up.
     The model, and torch's random numbers, stay as they are. Raises what the model raises for such images.
     """
     probe = copy.deepcopy(model).cpu().train()
