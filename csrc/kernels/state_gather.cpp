@@ -21,7 +21,7 @@ struct Neighbours {
 
     VSSM_INLINE void find(const StateGatherArgs& a, T y, T x) {
         // Beyond a pixel around the map all is zero; so far that no integer can say, too.
-        const bool near = y > T(-1) && y < T(a.height) && x > T(-1) && x < T(a.width);
+        const bool near = y >= T(-1) && y < T(a.height) && x >= T(-1) && x < T(a.width);
         const T top = near ? __builtin_floor(y) : T(0), left = near ? __builtin_floor(x) : T(0);
         const int64_t row = static_cast<int64_t>(top), column = static_cast<int64_t>(left);
         fy = y - top, fx = x - left;

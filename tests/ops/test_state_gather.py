@@ -60,6 +60,18 @@ def test_constant_maps_stay_away_from_the_border(path):
         torch.testing.assert_close(state_gather(h, offsets, weights)[..., 2:7, 2:7], h[..., 2:7, 2:7])
 
 
+@pytest.mark.parametrize("path", CORE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_points_on_pixels(path, dtype):
+    """Gradients are those of the cell below and to the right, also one pixel before the map, where the point has no
+    weight and its gradient one."""
+    t = arguments((2, 2, 3, 2, 4, 5, 4), dtype)
+    t["offsets"] = t["offsets"].round()
+    rows = torch.arange(4, dtype=dtype)[:, None] + t["offsets"][:, :, :, 0]
+    assert (rows == -1).any() and (rows == 3).any() and (rows < -1).any()
+    assert_agrees(state_gather, t, path)
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_paths_agree_with_the_reference(path, dtype):

@@ -36,7 +36,7 @@ def sampling_point(offsets, weights, m, k, p, exists, pixels, height, width, K: 
     y = (p // width).to(tl.float32) + tl.load(offsets + (m * K + k) * 2 * pixels + p, mask=exists, other=0.0)
     x = (p % width).to(tl.float32) + tl.load(offsets + ((m * K + k) * 2 + 1) * pixels + p, mask=exists, other=0.0)
     weight = tl.load(weights + at, mask=exists, other=0.0)
-    near = exists & (y > -1.0) & (y < height) & (x > -1.0) & (x < width)
+    near = exists & (y >= -1.0) & (y < height) & (x >= -1.0) & (x < width)
     return tl.where(near, y, 0.0), tl.where(near, x, 0.0), weight, near
 
 
