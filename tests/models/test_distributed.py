@@ -23,6 +23,7 @@ def _train(rank, folder, name, options):
         sum(y.square().mean() for y in maps).backward()
         optimizer.step()
     torch.save({n: p.detach() for n, p in model.named_parameters()}, f"{folder}/{rank}.pt")
+    dist.barrier()  # gloo can hang in a process that leaves after the other
     dist.destroy_process_group()
 
 

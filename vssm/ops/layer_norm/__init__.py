@@ -77,7 +77,8 @@ def layer_norm(
         checks.same_device(x=x, weight=weight, bias=bias, gate=gate)
         if weight is None and torch.is_autocast_enabled(x.device.type):
             x = x.to(at_least_float32(x))
-        graph = torch.is_grad_enabled() or torch.jit.is_tracing()
+        # An exported program of free sizes must not ask for them.
+        graph = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting()
         if gate is None and not graph and not dispatch.requested() and x.numel() < SMALL:
             return _layer_norm.evaluate(_composed, (x, weight, bias, None, eps))
         return _layer_norm(x, weight, bias, gate, eps)
