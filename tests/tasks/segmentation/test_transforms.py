@@ -1,6 +1,7 @@
 """Training crops and evaluated images, against plain readings of each rule."""
 
 import colorsys
+import dataclasses
 import random
 
 import numpy as np
@@ -94,12 +95,28 @@ def test_sizes_are_those_of_the_rule(size):
 
 
 def test_labels_take_the_nearest_pixel_and_no_value_between():
-    """OpenCV's nearest: pixel floor(i scale)."""
-    image, labels = scene(16, 24)
+    """Pixel floor((i + 0.5) scale): labels stay where the image is."""
+    image, labels = scene(20, 30)
     labels = np.where(labels % 2, 200, 3).astype(np.uint8)
     crop = CropTransform(PREPROCESS, 48, **PLAIN)(image, labels)
-    rows, columns = np.arange(32) * 16 // 32, np.arange(48) * 24 // 48
-    assert np.array_equal(crop.labels[:32, :48], labels[rows][:, columns])
+    rows, columns = ((np.arange(n) + 0.5) * 0.625 for n in (32, 48))
+    assert np.array_equal(crop.labels[:32, :48], labels[rows.astype(int)][:, columns.astype(int)])
+
+
+def test_labels_are_not_moved_against_the_image():
+    """The centre of a square, after resizing: the same in pixels and in labels, on average over sizes."""
+    labels = np.zeros((40, 40), np.uint8)
+    labels[12:27, 12:27] = 1
+    image = Image.fromarray(np.repeat(labels[..., None] * 255, 3, 2))
+    apart = []
+    for side in range(23, 64, 4):
+        preprocess = dataclasses.replace(PREPROCESS, short_side=side, long_side=2 * side)
+        crop = CropTransform(preprocess, 64, **PLAIN)(image, labels)
+        grey = crop.pixels[0, :side, :side] - crop.pixels[0, 0, 0]
+        truth = (crop.labels[:side, :side] == 1).float()
+        at = torch.arange(side).float()
+        apart.append(float((truth.sum(1) * at).sum() / truth.sum() - (grey.sum(1) * at).sum() / grey.sum()))
+    assert abs(np.mean(apart)) < 0.1, apart
 
 
 def test_crops_of_one_class_are_refused():

@@ -78,7 +78,8 @@ class CropTransform:
         factor = random.uniform(*self.resize_range) if self.vary else 1.0
         size = _scaled((image.height, image.width), self.preprocess, factor)
         pixels = resize_pixels(torch.as_tensor(np.array(image)), size)
-        truth = resize_pixels(torch.as_tensor(labels)[..., None], size, "nearest")[..., 0]
+        # By the centres of pixels, as the image; OpenCV's nearest, which mmseg takes, moves labels by half a pixel.
+        truth = resize_pixels(torch.as_tensor(labels)[..., None], size, "nearest-exact")[..., 0]
         top, left = self._corner(truth) if self.vary else _middle(size, self.side)
         pixels, truth = (x[top : top + self.side, left : left + self.side] for x in (pixels, truth))
         if self.vary and random.random() < self.flip:
