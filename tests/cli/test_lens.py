@@ -13,11 +13,12 @@ from vssm_cli.command import main
 
 STARTED = """
 import sys, time
+start = time.process_time()
 import torch
 begin = time.process_time()
 import vssm.lens.server as server
 def ready(app, listener):
-    print(time.process_time() - begin)
+    print(time.process_time() - begin, begin - start)
 server.serve = ready
 from vssm_cli.command import main
 main(["lens", "--port", "0", "--no-browser"])
@@ -48,14 +49,13 @@ def test_it_answers_until_ctrl_c(tmp_path):
 
 
 def test_it_is_ready_soon_after_torch():
-    """In seconds of the processor; the bound leaves room for a busy machine."""
-    fastest = float("inf")
+    """In seconds of the processor: 2, or on a slow machine at most twice what torch takes itself."""
     for _ in range(3):
         run = subprocess.run([sys.executable, "-c", STARTED], capture_output=True, text=True, check=True)
-        fastest = min(fastest, float(run.stdout.splitlines()[-1]))
-        if fastest < 2:
+        seconds, torch_itself = map(float, run.stdout.splitlines()[-1].split())
+        if seconds < 2:
             break
-    assert fastest < 3
+    assert seconds < max(2, 2 * torch_itself)
 
 
 def test_a_port_that_is_taken(capsys):
