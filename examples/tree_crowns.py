@@ -4,7 +4,8 @@ python examples/tree_crowns.py trees
 
 Four photographs with 951 boxes come from the package deepforest (MIT license, Weinstein et al. 2020). pip downloads its
 wheel, without dependencies, and nothing is installed. One photograph is held out and validates. The 30 epochs take
-minutes on a CPU; the network starts from random weights and learns from three photographs.
+minutes on a CPU; the network starts from random weights and learns from three photographs. On two cores
+(AMD EPYC, AVX-512, November 2026) it took about 5 minutes and reached box AP50 0.336, AP 0.102 on the held-out one.
 """
 
 import argparse
