@@ -1,26 +1,14 @@
 """vssm activation: what a patch takes from the others."""
 
-import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vssm_cli.looking import (
-    Arrays,
-    add_arguments,
-    add_block_arguments,
-    block_of,
-    check_arguments,
-    files_of,
-    query_of,
-    subjects_of,
-)
+from vssm_cli.looking import View, add_arguments, add_block_arguments, check_arguments, draw_scans, query_of
 from vssm_cli.parsing import Parser, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vssm.figures.inside import Panel, Row
-    from vssm.inference.subject import Subject
 
 DESCRIPTION = """\
 Draws activation maps: the row of a query patch (the star) in the matrix of a block's scan, put back on the image, as
@@ -36,20 +24,6 @@ def main(argv: list[str]) -> int:
         return 0
     check_arguments(args)
 
-    from rich.console import Console
-
-    console = Console()
-    with console.status("loading"):
-        from vssm.figures.inside import draw_panels
-        from vssm_cli.lines import print_line
-
-        files = files_of(args, 1 if args.images is None else None)
-    rows, arrays = [], Arrays(args.npy)
-    with console.status("reading scans"):
-        for subject in subjects_of(args):
-            rows += [
-                _row(subject, file, pixels, image, args, arrays) for file, pixels, image in _images(subject, files)
-            ]
     caption = (
         "Row of the patch at the star, averaged over channels" if args.channel is None else f"Channel {args.channel}"
     )
@@ -58,9 +32,7 @@ def main(argv: list[str]) -> int:
         f"; {kinds}. Routes: {args.weights[-1]}. Every panel is |weight| over its own largest. Queries are patches, "
         "counted from 0; the diagonal is what each patch takes from itself."
     )
-    draw_panels(rows, Path(args.out), "Activation maps", caption, "|weight| / largest")
-    print_line(console, f"figure {args.out}")
-    return 0
+    return draw_scans(args, _row, "Activation maps", caption, "|weight| / largest")
 
 
 def _parser() -> Parser:
@@ -77,36 +49,26 @@ def _parser() -> Parser:
     return parser
 
 
-def _images(subject: "Subject", files: list[Path]):
-    for file, (pixels, image) in zip(files, subject.images(files), strict=True):
-        yield file, pixels, image
-
-
-def _row(subject: "Subject", file: Path, pixels, image, args: argparse.Namespace, arrays: Arrays) -> "Row":
+def _row(view: View) -> "Row":
     from vssm.analysis.activation import activation_of, diagonal_of
-    from vssm.analysis.scans import scan_of
-    from vssm.figures.inside import Panel, Row
 
-    scan = scan_of(subject.model, image, block_of(args))
+    args, scan = view.args, view.scan
     query = query_of(args.query, scan.grid)
-    on_pixels = tuple((2 * q + 1) * side / (2 * n) - 0.5 for q, side, n in zip(query, pixels.shape, scan.grid))
-    panels = [Panel(pixels.numpy(), file.stem, star=on_pixels)]
-    last = None
-    for kind in args.weights:
-        last = activation_of(scan, query, kind, args.channel)
-        if last.combined is not None:
-            panels.append(_panel(last.combined, f"{WEIGHTS[kind]} all routes", query))
-            arrays.write(f"{subject.label}.{file.stem}.{kind}.combined", last.combined)
-    assert last is not None
-    for name, found in zip(last.names, last.routes, strict=True):
+    panels = [view.photograph(query)]
+    maps = {kind: activation_of(scan, query, kind, args.channel) for kind in args.weights}
+    for kind, found in maps.items():
+        if found.combined is not None:
+            panels.append(_panel(found.combined, f"{WEIGHTS[kind]} all routes", query))
+            view.write(f"{kind}.combined", found.combined)
+    last = args.weights[-1]
+    for name, found in zip(maps[last].names, maps[last].routes, strict=True):
         panels.append(_panel(found, name, query))
-        arrays.write(f"{subject.label}.{file.stem}.{args.weights[-1]}.{name}", found)
-    diagonal = diagonal_of(scan, args.weights[-1], args.channel)
+        view.write(f"{last}.{name}", found)
+    diagonal = diagonal_of(scan, last, args.channel)
     if diagonal.combined is not None:
         panels.append(_panel(diagonal.combined, "diagonal", None))
-        arrays.write(f"{subject.label}.{file.stem}.{args.weights[-1]}.diagonal", diagonal.combined)
-    note = f"{subject.weights}, block {scan.name}, {scan.grid[0]}x{scan.grid[1]}, query {query[0]},{query[1]}"
-    return Row(subject.label, panels, note)
+        view.write(f"{last}.diagonal", diagonal.combined)
+    return view.row(panels, f"query {query[0]},{query[1]}")
 
 
 def _panel(found: "Tensor", title: str, query: tuple[int, int] | None) -> "Panel":

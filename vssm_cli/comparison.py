@@ -24,9 +24,11 @@ def compare_models(args: argparse.Namespace, names: Iterator[str], stack: contex
         from vssm.inference.compare import Tally, class_difference, compare
         from vssm.inference.device import pick_device
         from vssm.inference.predictor import load_predictor
+        from vssm.inference.subject import parse_source
 
         device = pick_device(args.device)
-        first, second = (load_predictor(*_source(text)) for text in args.compare)
+        sources = [parse_source(text) for text in args.compare]
+        first, second = (load_predictor(source.weights, source.name) for source in sources)
         if args.image_size is not None:
             first, second = first.at_size(args.image_size), second.at_size(args.image_size)
         first, second = first.to(device), second.to(device)
@@ -50,17 +52,6 @@ def compare_models(args: argparse.Namespace, names: Iterator[str], stack: contex
         print_line(errors, f"picture {args.out}")
     print_speed(errors, f"{tally.images} images by two models", tally.failed, tally.images + tally.failed, began)
     return 1 if tally.failed else 0
-
-
-def _source(text: str) -> tuple[str | None, str | None]:
-    """Checkpoint and model name of RUN_DIR, FILE, MODEL=FILE or MODEL."""
-    name, equals, file = text.partition("=")
-    if Path(text).exists():
-        return text, None
-    if equals:
-        return file, name
-    looks_like_a_path = "/" in text or "\\" in text or Path(text).suffix in (".ckpt", ".pth", ".safetensors")
-    return (text, None) if looks_like_a_path else (None, text)
 
 
 def _labels(sources: list[str]) -> tuple[str, str]:

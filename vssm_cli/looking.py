@@ -1,13 +1,18 @@
 """What the commands that look inside models share: which models, which images, where to write."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vssm_cli.parsing import Parser, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vssm.analysis.scans import BlockScan
+    from vssm.figures.inside import Panel, Row
     from vssm.inference.subject import Source, Subject
 
 MODELS = (
@@ -117,6 +122,60 @@ def files_of(args: argparse.Namespace, count: int | None) -> list[Path]:
     if not files:
         raise ValueError(f"no images in {', '.join(args.images)}")
     return files
+
+
+def draw_scans(args: argparse.Namespace, row: "Callable[[View], Row]", heading: str, caption: str, bar: str) -> int:
+    """The figure of a command that looks at one block: a row for each model and image."""
+    from rich.console import Console
+
+    console = Console()
+    with console.status("loading"):
+        from vssm.analysis.scans import scan_of
+        from vssm.figures.inside import draw_panels
+        from vssm_cli.lines import print_line
+
+        files = files_of(args, 1 if args.images is None else None)
+    rows, arrays = [], Arrays(args.npy)
+    with console.status("reading scans"):
+        for subject in subjects_of(args):
+            for file, (pixels, image) in zip(files, subject.images(files), strict=True):
+                scan = scan_of(subject.model, image, block_of(args))
+                rows.append(row(View(args, subject, file, pixels, scan, arrays)))
+    draw_panels(rows, Path(args.out), heading, caption, bar)
+    print_line(console, f"figure {args.out}")
+    return 0
+
+
+@dataclass(frozen=True)
+class View:
+    """One row of a figure: the scan of a block of a model on an image. pixels (H, W, C), uint8."""
+
+    args: argparse.Namespace
+    subject: "Subject"
+    file: Path
+    pixels: "Tensor"
+    scan: "BlockScan"
+    arrays: "Arrays"
+
+    def photograph(self, query: tuple[int, int] | None = None) -> "Panel":
+        """The image, with a star on the query patch."""
+        from vssm.figures.inside import Panel
+
+        sides = zip(query or (), self.pixels.shape, self.scan.grid)
+        star = tuple((2 * at + 1) * side / (2 * count) - 0.5 for at, side, count in sides)
+        return Panel(self.pixels.numpy(), self.file.stem, star=star or None)  # type: ignore[arg-type]
+
+    def row(self, panels: "Sequence[Panel]", what: str) -> "Row":
+        """The panels, labelled with the model, its weights, the block and `what`."""
+        from vssm.figures.inside import Row
+
+        rows, columns = self.scan.grid
+        note = f"{self.subject.weights}, block {self.scan.name}, {rows}x{columns}, {what}"
+        return Row(self.subject.label, panels, note)
+
+    def write(self, name: str, array: "Tensor") -> None:
+        """The array of a panel, where --npy asks for it."""
+        self.arrays.write(f"{self.subject.label}.{self.file.stem}.{name}", array)
 
 
 class Arrays:

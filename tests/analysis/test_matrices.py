@@ -61,7 +61,7 @@ def applied(scan):
     return y
 
 
-def scanned(model, x, block, part="scan"):
+def scanned(model, x, block):
     """What the scan of the block really gives in the model: (E, L)."""
     mixer, kept = blocks(model)[block], []
     parts = [mixer] if not hasattr(mixer, "forward_branch") else [mixer.forward_branch, mixer.backward_branch]
@@ -71,9 +71,7 @@ def scanned(model, x, block, part="scan"):
         model(x[None])
     for each in parts:
         del each.scan
-    y = sum(kept)
-    y = y if not hasattr(mixer, "forward_branch") or mixer.adaptor_s is None else None
-    return None if y is None else y[0].flatten(1)
+    return sum(kept)[0].flatten(1)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -315,6 +313,8 @@ def test_the_class_token():
     model, x = network("vim"), image(1, (3, 32, 32), torch.float64)
     scan = scan_of(model, x, 0)
     assert (scan.size, scan.grid, scan.class_token) == ((1, 65), (8, 8), 32)
+    wide = scan_of(model, image(1, (3, 16, 64), torch.float64), 0)  # as many patches, and not in a square
+    assert (wide.size, wide.grid) == ((1, 65), (4, 16)) and wide.position((1, 15)) == 31
     assert scan.position((3, 7)) == 31 and scan.position((4, 0)) == 33
     assert torch.equal(scan.on_image(torch.arange(65)).flatten(), torch.tensor([i for i in range(65) if i != 32])), (
         "it is no patch"

@@ -22,6 +22,7 @@ RUN = Path(__file__).parents[1] / "data" / "run_of_0.1" / "run"
         ("runs/one", Source(None, "runs/one")),
         ("a.safetensors", Source(None, "a.safetensors")),
         (str(RUN), Source(None, str(RUN))),
+        ("hf-hub:timm/resnet18.a1_in1k", Source("hf-hub:timm/resnet18.a1_in1k", None)),
     ],
 )
 def test_sources(text, source):

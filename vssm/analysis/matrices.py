@@ -145,13 +145,12 @@ def mixing_rows(
     if channel is not None and not 0 <= channel < E:
         raise NoSuchPart(f"block {scan.name} scans {E} channels, 0 to {E - 1}; there is no channel {channel}")
     L = scan.size[0] * scan.size[1]
-    dense = scan.fused is not None or scan.merged is not None or scan.direct is not None
-    if queries is None and dense and not each_channel and L <= WHOLE:
+    if queries is None and scan.changed and not each_channel and L <= WHOLE:
         skip = skip and weights == "scan"
         yield matrix_by_columns(scan, numbers, route is None and skip, channel, weights, skip)
         return
     queries = range(L) if queries is None else queries
-    wide = L * len(scan.routes) if dense else 1
+    wide = L * len(scan.routes) if scan.changed else 1
     step = max(1, CHUNK // (E * N * wide))
     for first in range(0, len(queries), step):
         chosen = torch.as_tensor(queries[first : first + step], device=scan.y.device)
@@ -160,9 +159,8 @@ def mixing_rows(
 
 def _rows(scan, chosen, numbers, route, channel, weights, skip, each_channel) -> Tensor:
     """(queries, L) or (queries, E, L): from the readout at each query back to what was scanned."""
-    dense = scan.fused is not None or scan.merged is not None or scan.direct is not None
     parts = [scan.routes[k] for k in numbers]
-    if not dense:
+    if not scan.changed:
         rows = [_back_from_pixels(part, chosen, channel, weights, skip, each_channel) for part in parts]
         return torch.stack(rows).sum(0)
     E, L = scan.y.shape[0], scan.size[0] * scan.size[1]

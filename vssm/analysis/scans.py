@@ -85,6 +85,11 @@ class BlockScan:
     after: Tensor
     cascade: bool = False
 
+    @property
+    def changed(self) -> bool:
+        """Whether anything stands between the scan and its output: a fusion of states, or an adaptor."""
+        return self.fused is not None or self.merged is not None or self.direct is not None
+
     def position(self, query: tuple[int, int]) -> int:
         """The raster position of the patch (row, column). NoSuchPart outside of the grid."""
         (rows, columns), (row, column) = self.grid, query
@@ -173,7 +178,7 @@ def scan_of(model: nn.Module, image: Tensor, block: BlockName | None = None) -> 
     if not kept:
         raise ValueError(f"the model did not call block {name} on this image")
     read = [(part, reads[part]) for part in parts]  # type: ignore[index]
-    return _block_scan(model, name, mixer, read)  # type: ignore[arg-type]
+    return _block_scan(model, name, mixer, read, image)  # type: ignore[arg-type]
 
 
 class _Enough(Exception):
@@ -200,13 +205,14 @@ def _reading(parts: list[SSM], keep: Callable[[SSM, Tensor], None]) -> Iterator[
             del part.scan
 
 
-def _block_scan(model: nn.Module, name: str, mixer: nn.Module, read: list[tuple[SSM, Tensor]]) -> BlockScan:
+def _block_scan(
+    model: nn.Module, name: str, mixer: nn.Module, read: list[tuple[SSM, Tensor]], image: Tensor
+) -> BlockScan:
     height, width = read[0][1].shape[2:]
     grid, class_token = (height, width), None
-    embed = getattr(model, "patch_embed", None)
-    if getattr(model, "cls_token", None) is not None and embed is not None:
-        class_token = (height * width - 1) // 2
-        grid = _grid_of(model, height * width - 1)
+    if getattr(model, "cls_token", None) is not None:  # the tokens are one row, with the class token in the middle
+        embed: Any = model.patch_embed
+        class_token, grid = (height * width - 1) // 2, embed.grid(*image.shape[2:])
     if len(read) == 1 and read[0][0].cascade:
         return _cascade(name, read[0][0], read[0][1], grid)
     routes, fusions, before, after, outputs = [], [], [], [], []
@@ -244,21 +250,6 @@ def _block_scan(model: nn.Module, name: str, mixer: nn.Module, read: list[tuple[
     states = torch.cat(before), torch.cat(after)
     size = (height, width)
     return BlockScan(name, tuple(routes), size, grid, class_token, y[0], fused, merged, direct, *states)
-
-
-def _grid_of(model: nn.Module, patches: int) -> tuple[int, int]:
-    """Rows and columns of Vim's patches: kept by the embedding's last call would be state; a square, or its grid."""
-    grid: Any = model.grid
-    rows, columns = grid
-    if rows * columns == patches:
-        return rows, columns
-    side = round(patches**0.5)
-    if side * side != patches:
-        raise ValueError(
-            f"the image gives {patches} patches, which are no square, and the class token leaves their rows unknown; "
-            "give a square image"
-        )
-    return side, side
 
 
 def _routes(part: SSM, u: Tensor) -> list[RouteScan]:

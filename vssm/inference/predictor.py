@@ -200,13 +200,14 @@ def load(
     Raises OSError or ValueError that names the file or the model when it is not there or does not fit.
     """
     text = str(source)
-    is_file = model is not None or Path(text).exists() or _looks_like_a_path(text)
+    is_file = model is not None or Path(text).exists() or looks_like_a_path(text)
     found = load_predictor(text, model) if is_file else load_predictor(None, text)
     found = found if image_size is None else found.at_size(image_size)
     return found.to(pick_device(str(device)))
 
 
-def _looks_like_a_path(text: str) -> bool:
+def looks_like_a_path(text: str) -> bool:
+    """Whether a source that is not there would have been a file, not the name of a model."""
     hub = text.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     return not hub and ("/" in text or "\\" in text or Path(text).suffix in _FILES)
 

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from vssm.data.image import open_image
 from vssm.data.preprocess import Preparation, Preprocess, published_preprocess
 from vssm.inference.checkpoint import is_ours, read_checkpoint
-from vssm.inference.predictor import load_predictor
+from vssm.inference.predictor import load_predictor, looks_like_a_path
 from vssm.tasks import find_task
 from vssm.tasks.classification import create_classifier
 
 __all__ = ["Source", "Subject", "parse_source", "read_subject", "untrained"]
-
-_FILES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,7 @@ def parse_source(text: str) -> Source:
         return Source(None, text)
     if equals:
         return Source(name, file)
-    looks_like_a_path = "/" in text or "\\" in text or Path(text).suffix in _FILES
-    return Source(None, text) if looks_like_a_path else Source(text, None)
+    return Source(None, text) if looks_like_a_path(text) else Source(text, None)
 
 
 def read_subject(source: Source, image_size: int | None = None, seed: int = 0) -> Subject:
