@@ -69,8 +69,7 @@ def switches(used: set[str]) -> dict[str, Callable[[], contextlib.AbstractContex
     groups = {name: [name] for name in sorted(used) if not name.startswith(("ss2d", "selective_scan", "state_fusion"))}
     groups |= {
         "linear and mlp": ["linear", "mlp"],
-        "scan, fusion and readout in one pass": ["ss2d_fusion"],
-        "state fusion": ["state_fusion", "state_fusion_readout", "ss2d_fusion"],
+        "state fusion": ["state_fusion", "state_fusion_readout"],
         "scans": [name for name in used if name.startswith(("ss2d", "selective_scan"))],
         "all of them": sorted(used),
     }

@@ -15,14 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from vssm.ops import (
-    RASTER,
     conv2d,
     depthwise_conv3x3,
     layer_norm,
     linear,
     mlp,
-    ss2d_fusion,
-    ss2d_states,
     state_fusion,
     state_fusion_readout,
 )
@@ -134,24 +131,10 @@ def cases(batch, side, dim):
         lambda h, C, u, D, a, *k: C * plain_fusion(h, a, *k) + D[:, None, None] * u,
         (image, C, image, bias, alphas, *kernels),
     )
-    rank = dim // 32
-    scan = (0.1 * torch.randn(1, rank + 2, dim), torch.randn(1, dim, rank), torch.randn(1, dim), -torch.rand(dim, 1))
-    yield (  # beside our own two operators: in one pass without gradients, the same two with them
-        "scan fusion",
-        image,
-        lambda x, p, w, b, A, D, a, *k: ss2d_fusion(x, p, w, b, A, D, list(k), a),
-        scan_then_fusion,
-        (image, *scan, bias, alphas, *kernels),
-    )
 
 
 def plain_mlp(x, w1, b1, w2, b2):
     return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
-
-
-def scan_then_fusion(x, x_proj, dt_weight, dt_bias, A, D, alphas, *kernels):
-    h, C = ss2d_states(x, x_proj, dt_weight, dt_bias, A, RASTER)
-    return state_fusion_readout(h.squeeze(3).squeeze(1), list(kernels), alphas, C.squeeze(1), x, D)
 
 
 def plain_fusion(h, alphas, *kernels):

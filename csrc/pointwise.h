@@ -156,13 +156,6 @@ struct ReadoutArgs {
     void* dC;
 };
 
-// A raster scan whose states are fused and read out: C comes from proj, D and u from the scan's arguments, the
-// fusion's h is not there. Followed in memory by the dilations.
-struct ScanFusionArgs {
-    ScanArgs scan;
-    StateFusionArgs fusion;
-};
-
 // y = act(x W' + bias) + residual, all float.
 struct LinearArgs {
     int64_t rows, in, out;

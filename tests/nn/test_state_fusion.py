@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vssm.nn import SS2D, StateFusion
+from vssm.ops import BIDIRECTIONAL, CROSS, RASTER, ss2d_readout, ss2d_states
 
 
 def _states(*shape):
@@ -65,3 +66,26 @@ def test_weights_changed_after_a_forward_are_used():
 def test_bad_dilations_are_refused(dilations):
     with pytest.raises(ValueError, match="dilations must be positive"):
         StateFusion(4, dilations=dilations)
+
+
+@pytest.mark.parametrize("routes", [RASTER, BIDIRECTIONAL, CROSS], ids=len)
+@pytest.mark.parametrize("d_state", [1, 2])
+def test_scan_equals_states_fusion_readout_one_after_the_other(routes, d_state):
+    """Values and gradients of all parameters, which `scan` splits by route."""
+    torch.manual_seed(0)
+    dim, rank, count = 3, 2, len(routes)
+    fusion = StateFusion(dim, count, d_state).double()
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            parameter.normal_()
+    u, x_proj = torch.randn(2, dim, 5, 4), 0.3 * torch.randn(count, rank + 2 * d_state, dim)
+    scan = (x_proj, torch.randn(count, dim, rank), torch.randn(count, dim), -torch.rand(count * dim, d_state))
+    leaves = [tensor.double().requires_grad_() for tensor in (u, *scan, torch.randn(count * dim))]
+    u, *weights, D = leaves
+    h, C = ss2d_states(u, *weights, routes)
+    expected, found = ss2d_readout(fusion(h), C, u, D), fusion.scan(u, tuple(weights), D, routes)
+    torch.testing.assert_close(found, expected)
+    leaves += fusion.parameters()
+    gradients = (torch.autograd.grad(y.square().sum(), leaves) for y in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -117,9 +117,6 @@ CASES: dict[str, Case] = {
         _numbers(30, h=(2, 2, 3, 2, 2, 3), C=(2, 2, 2, 2, 3), x=(2, 3, 2, 3), D=(6,)),
         ("h", "C", "x"),
     ),
-    "ss2d_fusion": Case(
-        partial(_fused, vssm.ops.ss2d_fusion), _ss2d(1, N=1, D=(3,), **_KERNELS), options={"routes": RASTER}
-    ),
     "state_fusion": Case(partial(_fused, vssm.ops.state_fusion), _numbers(40, **_GRID), ("h",)),
     "state_fusion_readout": Case(
         partial(_fused, vssm.ops.state_fusion_readout),

@@ -1,12 +1,14 @@
 """Structure-aware state fusion (Spatial-Mamba, arXiv 2410.15091, section 4.1) as a mixer's `state_fn`."""
 
 from collections.abc import Sequence
+from functools import partial, reduce
+from itertools import starmap
 
 import torch
 from torch import Tensor, nn
 
 from vssm.nn.states import as_map, as_states
-from vssm.ops import Route, ss2d_fusion, state_fusion
+from vssm.ops import Route, ss2d_readout, ss2d_states, state_fusion, state_fusion_readout
 
 __all__ = ["StateFusion"]
 
@@ -61,11 +63,23 @@ class StateFusion(nn.Module):
     def scan(
         self, u: Tensor, weights: tuple[Tensor, Tensor, Tensor, Tensor], D: Tensor, routes: tuple[Route, ...]
     ) -> Tensor:
-        """States of the scan of u, fused and read out: `ss2d_readout(self(h), C, u, D)` in as few passes as it takes.
+        """States of the scan of u, fused and read out: `ss2d_readout(self(h), C, u, D)`, with fusion and readout in one
+        pass where there is one state per channel.
 
         weights are x_proj_weight, dt_weight, dt_bias and A of `vssm.ops.ss2d`.
         """
-        return ss2d_fusion(u, *weights, D, self._per_state(), self.alphas, self.dilations, routes)
+        if self.d_state > 1:
+            states = ss2d_states(u, *weights, routes)
+            return ss2d_readout(self(states[0]), states[1], u, D)
+        # Route by route, so that no map of the states of all is ever made.
+        parameters = (*weights, D, *self.kernels)
+        parts = zip(*(parameter.chunk(len(routes)) for parameter in parameters), strict=True)
+        return reduce(torch.add, starmap(partial(self._scan_route, u), zip(routes, parts, strict=True)))
+
+    def _scan_route(self, u: Tensor, route: Route, parameters: Sequence[Tensor]) -> Tensor:
+        x_proj_weight, dt_weight, dt_bias, A, D, *kernels = parameters
+        h, C = ss2d_states(u, x_proj_weight, dt_weight, dt_bias, A, (route,))
+        return state_fusion_readout(as_map(h), kernels, self.alphas, C.squeeze(1), u, D, self.dilations)
 
     def extra_repr(self) -> str:
         return f"dilations={tuple(self.dilations)}, kernel_size={self.kernel_size}"

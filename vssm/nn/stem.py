@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from vssm.nn.conv import Conv2d
 from vssm.nn.norm import LayerNorm, batch_norm_act, batch_norm_act_linear
 from vssm.nn.shortcut import Shortcut, as_built
+from vssm.ops import conv2d, linear
+from vssm.ops.operator import autocasts, is_transformed
 
 __all__ = ["ConvStem", "PatchStem", "PositionEmbedding", "ResidualStem"]
 
@@ -55,7 +57,8 @@ class ResidualStem(Shortcut):
     stride 2 to 4 dim, 1x1 to dim. ReLU after the first, third and fourth, none after the sum (the released weights
     decide; the paper's figure says GELU). The first stride is patch_size/2.
 
-    In training mode and where all layers are as built, norms run with what follows them.
+    Where all layers are as built, norms run with what follows them in training mode, and in eval mode without gradients
+    as part of the convolution before them.
     """
 
     def __init__(self, in_chans: int, dim: int, patch_size: int):
@@ -74,20 +77,26 @@ class ResidualStem(Shortcut):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _nhwc(x).permute(0, 3, 1, 2)
-        if self.shortcuts and self._all_learn():
-            return self._learning(x)
+        if self.shortcuts and self._all_as_built():
+            if all(norm.training for norm in self._norms()):
+                return self._learning(x)
+            if self._is_fixed(x):
+                return self._fixed(x)
         x = F.relu(self.norm1(self.conv1(x)))
         x = x + self.norm3(self.conv3(F.relu(self.norm2(self.conv2(x)))))
         x = F.relu(self.norm4(self.conv4(x)))
         return self.norm5(self.conv5(x)).permute(0, 2, 3, 1)
 
     @torch.jit.unused
-    def _all_learn(self) -> bool:
+    def _all_as_built(self) -> bool:
         return all(
-            (as_built(layer, nn.Conv2d) and layer.bias is None)
-            or (as_built(layer, nn.BatchNorm2d) and layer.affine and layer.training)
+            (as_built(layer, nn.Conv2d) and layer.bias is None) or (as_built(layer, nn.BatchNorm2d) and layer.affine)
             for layer in self.children()
         )
+
+    @torch.jit.unused
+    def _norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        return self.norm1, self.norm2, self.norm3, self.norm4, self.norm5
 
     @torch.jit.unused
     def _learning(self, x: Tensor) -> Tensor:
@@ -96,6 +105,37 @@ class ResidualStem(Shortcut):
         x = batch_norm_act(self.norm3, _conv(self.conv3, y), residual=x)
         x = batch_norm_act_linear(self.norm4, _conv(self.conv4, x), self.conv5.weight.flatten(1), "relu")
         return batch_norm_act(self.norm5, x)
+
+    @torch.jit.unused
+    def _is_fixed(self, x: Tensor) -> bool:
+        """Whether this is inference, step by step, in the dtype of the weights."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or autocasts(x) or is_transformed((x,)):
+            return False
+        same = all(p.dtype == x.dtype for p in self.parameters())
+        return same and not any(norm.training or norm.running_mean is None for norm in self._norms())
+
+    @torch.jit.unused
+    def _fixed(self, x: Tensor) -> Tensor:
+        """The norms' factors and shifts are computed anew at every call: they cannot be stale."""
+        x = _normed_conv(self.conv1, self.norm1, x).relu_()
+        y = _normed_conv(self.conv2, self.norm2, x).relu_()
+        x = _normed_conv(self.conv3, self.norm3, y).add_(x)
+        x = _normed_conv(self.conv4, self.norm4, x).relu_().permute(0, 2, 3, 1)
+        weight, bias = _fold(self.conv5, self.norm5)
+        return linear(x, weight.flatten(1), bias)
+
+
+def _normed_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    return conv2d(x, *_fold(conv, norm), conv.stride[0], int(conv.padding[0]))
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does the norm's work too."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    wide = torch.promote_types(conv.weight.dtype, torch.float32)
+    factor = norm.weight.to(wide) * torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+    weight, bias = conv.weight * factor[:, None, None, None], norm.bias - norm.running_mean * factor
+    return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
 
 register_notrace_module(ResidualStem)

@@ -16,7 +16,6 @@ from vssm.ops.linear import linear
 from vssm.ops.mlp import mlp
 from vssm.ops.rms_norm import rms_norm
 from vssm.ops.routes import BIDIRECTIONAL, CROSS, RASTER, UNIDIRECTIONAL, Route
-from vssm.ops.scan_fusion import ss2d_fusion
 from vssm.ops.selective_scan import selective_scan, selective_scan_states
 from vssm.ops.ss2d import ss2d, ss2d_cascade, ss2d_readout, ss2d_states
 from vssm.ops.state_fusion import fold_kernels, state_fusion, state_fusion_readout
@@ -50,7 +49,6 @@ __all__ = [
     "self_test",
     "ss2d",
     "ss2d_cascade",
-    "ss2d_fusion",
     "ss2d_readout",
     "ss2d_states",
     "state_fusion",

@@ -267,11 +267,6 @@ def _kernels(draw, channels: int) -> dict[str, Tensor]:
     return draw(alphas=(3,)) | {"kernels": draw(k=(3, channels, 1, 3, 3))["k"] / 3}
 
 
-def _ss2d_fusion(s: Size, draw):
-    maps, weights = _map_and_weights(s, draw, 1)
-    yield partial(_fused, ops.ss2d_fusion), maps, weights | _kernels(draw, s.C * s.N)
-
-
 def _state_fusion(s: Size, draw):
     yield partial(_fused, ops.state_fusion), draw(h=(s.B, s.C, s.H, s.W)), _kernels(draw, s.C)
 
@@ -306,7 +301,6 @@ BUILDERS: dict[str, Callable[[Size, Any], Iterator[tuple]]] = {
     "selective_scan": _selective_scan,
     "selective_scan_states": _selective_scan_states,
     "ss2d": _ss2d,
-    "ss2d_fusion": _ss2d_fusion,
     "ss2d_readout": _ss2d_readout,
     "ss2d_states": _ss2d_states,
     "state_fusion": _state_fusion,
