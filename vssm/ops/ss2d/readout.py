@@ -11,13 +11,12 @@ from vssm.ops.tensors import MAP, STATES
 def plain(h: Tensor, C: Tensor, x: Tensor | None, skip: Tensor | None) -> Tensor:
     """The equation. h (B, K, E, N, H, W), C (B, K, N, H, W), x (B, E, H, W) and skip (E,): both or neither."""
     # State by state in the layout that `ss2d_states` writes, (B, K, N, H, W, E): one sum over both dimensions goes
-    # across the memory.
-    maps = h.permute(0, 1, 3, 4, 5, 2).flatten(1, 2).unbind(1)
-    weights = C.flatten(1, 2).unsqueeze(-1).unbind(1)
+    # across the memory. Unbound, not flattened: exporting with free H and W would guard on what a view needs to know.
+    maps = [h_kn for h_k in h.unbind(1) for h_kn in h_k.unbind(2)]
+    weights = [C_kn.unsqueeze(1) for C_k in C.unbind(1) for C_kn in C_k.unbind(1)]
     y = maps[0] * weights[0]
     for h_kn, C_kn in zip(maps[1:], weights[1:]):
         y = torch.addcmul(y, h_kn, C_kn)
-    y = y.permute(0, 3, 1, 2)
     return y if skip is None or x is None else torch.addcmul(y, x, skip[:, None, None])
 
 
