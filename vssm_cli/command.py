@@ -28,6 +28,7 @@ COMMANDS = {
     "lens": "look inside models on a local web page",
     "models": "list the models by name and size",
     "table": "show a table of the papers next to what is counted and measured here",
+    "resolution": "measure a classifier on larger images than it was trained on",
     "erf": "draw how much of the image models see: effective receptive fields",
     "activation": "draw what a patch takes from the others: activation maps of scans",
     "states": "draw the hidden states of a scan, before and after fusion, and how far they remember",
