@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 # In the order in which they import each other. All need the standard library only (yaml is imported when it is used).
-LIGHT = ("_version", "_words", "_writing", "_yaml", "_limits", "settings")
+LIGHT = ("_version", "_words", "_writing", "_yaml", "_ranks", "_limits", "settings")
 
 
 def take_settings() -> Path:

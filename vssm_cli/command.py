@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 
 from vssm._version import __version__
-from vssm_cli.parsing import Stop, UsageError, describe, nearest, print_error
+from vssm_cli.parsing import Stop, UsageError, describe, nearest, print_error, print_usage_error
 
 COMMANDS = {
     "check": "find damaged, duplicate and misplaced images before a training",
@@ -28,14 +28,12 @@ COMMANDS = {
     "lens": "look inside models on a local web page",
     "models": "list the models by name and size",
     "table": "show a table of the papers next to what is counted and measured here",
-    "resolution": "measure a classifier on larger images than it was trained on",
     "erf": "draw how much of the image models see: effective receptive fields",
     "activation": "draw what a patch takes from the others: activation maps of scans",
     "states": "draw the hidden states of a scan, before and after fusion, and how far they remember",
     "matrix": "draw the scan of a block as a matrix, as attention has one",
     "complexity": "count a model's parameters and multiply-adds by operator",
     "export": "write a model as ONNX or .pt2, for runtimes without vssm",
-    "push": "upload a trained classifier to the Hugging Face Hub, with a model card",
     "convert": "turn an official checkpoint into .safetensors under our names",
     "recipes": "list the training recipes for `vssm fit --config`",
     "info": "show which device, core library and kernels run here, and why",
@@ -55,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         with _plain_warnings(unless=debug):
             return _dispatch(arguments)
     except UsageError as error:
-        print_error(str(error))
+        print_usage_error(str(error))
         return 2
     except Stop as stop:
         print_error(str(stop))

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from typing import NoReturn
 
+from vssm._ranks import is_first_process
 from vssm_cli.parsing import Stop, UsageError, describe
 from vssm_cli.settings import parse_settings, read_settings, settings_parser, to_settings
 
@@ -41,11 +42,11 @@ def main(argv: list[str]) -> int:
 def _start(settings) -> int:
     from rich.console import Console
 
-    with Console(stderr=True).status("loading torch and Lightning"):
-        from vssm.inference.run_dir import RunDir, free_path, is_first_process
+    with Console(stderr=True, quiet=not is_first_process()).status("loading torch and Lightning"):
+        from vssm.inference.run_dir import RunDir, default_path
 
         if settings.out is None:
-            settings.out = str(free_path(f"runs/{settings.model.name}-{settings.data.name}"))
+            settings.out = str(default_path(f"runs/{settings.model.name}-{settings.data.name}"))
         if is_first_process():
             RunDir(settings.out).check_free()
         from vssm.train.fit import build, start_run
@@ -57,8 +58,8 @@ def _start(settings) -> int:
 def _resume(path: str) -> int:
     from rich.console import Console
 
-    with Console(stderr=True).status("loading torch and Lightning"):
-        from vssm.inference.run_dir import RunDir, is_first_process
+    with Console(stderr=True, quiet=not is_first_process()).status("loading torch and Lightning"):
+        from vssm.inference.run_dir import RunDir
 
         run = RunDir.reopen(path) if is_first_process() else RunDir(path)
         try:
@@ -76,7 +77,6 @@ def _resume(path: str) -> int:
 
 def _train(experiment, run, resume: bool, console) -> int:
     from vssm.data.unreadable import read_unreadable
-    from vssm.inference.run_dir import is_first_process
     from vssm.train.fit import fit
     from vssm.train.progress import LiveProgress
     from vssm.train.stopping import Diverged

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
+from vssm._ranks import is_first_process, rank
 from vssm._words import nearest
 
 
@@ -20,7 +21,15 @@ class Stop(Exception):
 
 
 def print_error(message: str) -> None:
-    print(f"vssm: error: {message}", file=sys.stderr)
+    number = rank()
+    where = f" in process {number}" if number > 0 else ""
+    print(f"vssm: error{where}: {message}", file=sys.stderr)
+
+
+def print_usage_error(message: str) -> None:
+    """What is wrong with the command line is so in every process of a training: the first one prints it."""
+    if is_first_process():
+        print_error(message)
 
 
 def describe(error: Exception) -> str:

@@ -25,6 +25,7 @@ class FakeTrainer:
         self.lightning_module = torch.nn.Linear(1, 1)
         self.optimizers = [SimpleNamespace(param_groups=[{"lr": 0.1}, {"lr": 0.3}])]
         self.state = SimpleNamespace(fn="fit")
+        self.strategy = SimpleNamespace(reduce=lambda value, reduce_op: value)  # both processes have the same loss
 
     def save_checkpoint(self, path):
         self.saved.append(self.global_step)

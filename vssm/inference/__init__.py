@@ -11,8 +11,6 @@ __all__ = [
     "compare",
     "device",
     "evaluate",
-    "input_size",
-    "linear_tuning",
     "predict",
     "predictor",
     "results",

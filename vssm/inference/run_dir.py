@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+from vssm._ranks import job_id, launched_together
 from vssm._yaml import read_yaml, write_yaml
 
 CONFIG, ENVIRONMENT, METRICS, REPORT = "config.yaml", "environment.yaml", "metrics.csv", "report.html"
@@ -143,9 +144,13 @@ def checkpoint_file(path: str | Path) -> Path:
     raise FileNotFoundError(f"{path} is a folder without checkpoints/best.ckpt or checkpoints/last.ckpt")
 
 
-def is_first_process() -> bool:
-    """False in the further processes that Lightning starts, one per device, by running the command again."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+def default_path(path: str | Path) -> Path:
+    """Where a run goes that was given no directory: a free path, or, where a launcher started several processes at
+    once, one with the name of its job, on which all agree without asking each other."""
+    if not launched_together():
+        return free_path(path)
+    job = job_id()
+    return Path(path) if job is None else Path(f"{path}-{job}")
 
 
 def free_path(path: str | Path) -> Path:

@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from vssm._writing import naming, replacing
 from vssm.inference.run_dir import RunDir
 from vssm.train.module import TrainingModule
+from vssm.train.ranks import mean_over_ranks
 from vssm.train.stopping import REMEDY, Diverged, all_finite
 from vssm.train.temperature import AnnealTemperature
 from vssm.train.tensorboard import TensorBoard
@@ -90,8 +91,9 @@ class SaveCheckpoints(Checkpoint):
 
 
 class WriteMetrics(Callback):
-    """metrics.csv: a row with the training loss every `log_every_n_steps`, and one per validation with the `metrics` of
-    the task; the same to `board`. A network with dynamic convolutions adds their temperature.
+    """metrics.csv: a row with the training loss every `log_every_n_steps`, the mean over all processes, and one per
+    validation with the `metrics` of the task; the same to `board`. A network with dynamic convolutions adds their
+    temperature.
 
     `step` counts optimizer steps done, `epoch` epochs begun (from 1). A resumed run removes the rows that the
     earlier process wrote after the checkpoint it continues from, so the file reads as if nothing had happened.
@@ -144,7 +146,7 @@ class WriteMetrics(Callback):
                 trainer,
                 lr=self._lr,
                 **({} if self.temperature is None else {"temperature": self.temperature.present}),
-                train_loss=float(pl_module.latest_loss),
+                train_loss=float(mean_over_ranks(trainer, pl_module.latest_loss)),
                 images_per_second=round(self._images / self._seconds, 1),
             )
             self._images, self._seconds = 0, 0.0

@@ -42,6 +42,11 @@ class Loaders(L.LightningDataModule):
         interval, batches = trainer.val_check_interval, self.batches_per_epoch(trainer)
         if isinstance(interval, int) and interval > batches:
             raise ValueError(f"trainer.args.val_check_interval is {interval}, an epoch has {batches} batches only")
+        if size_of(self.splits.val) < trainer.world_size:
+            raise ValueError(
+                f"{size_of(self.splits.val)} validation images are too few for {trainer.world_size} devices; take more "
+                "images or fewer devices"
+            )
         batches = -(-size_of(self.splits.val) // (self.settings.batch_size * trainer.world_size))
         if batches_within(batches, trainer.limit_val_batches) == 0:
             limit = trainer.limit_val_batches

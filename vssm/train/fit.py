@@ -15,11 +15,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from vssm._ranks import is_first_process, launched_together
 from vssm._version import __version__
 from vssm.data.splits import Splits
 from vssm.inference.adapted import describe_adaptors
 from vssm.inference.checkpoint import FORMAT, check_unchanged, is_ours, read_checkpoint
-from vssm.inference.run_dir import RunDir, checkpoint_file, is_first_process
+from vssm.inference.run_dir import RunDir, checkpoint_file
 from vssm.settings import Settings
 from vssm.tasks import find_task
 from vssm.tasks.adaptors import attach_adaptors
@@ -32,6 +33,7 @@ from vssm.train.environment import environment
 from vssm.train.freeze import BASE, freeze
 from vssm.train.guidance import LearnFromAverage, LearnFromTeacher
 from vssm.train.module import TrainingModule
+from vssm.train.ranks import ShareStatistics
 from vssm.train.stopping import StopAtNonFinite, StopEarly
 from vssm.train.teacher import Teacher, load_teacher
 from vssm.train.temperature import AnnealTemperature
@@ -148,7 +150,7 @@ def fit(
     except TorchDynamoException as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"model.compile: torch.compile failed ({reason}); train without it") from error
-    if not run.last.exists():
+    if trainer.is_global_zero and not run.last.exists():
         raise ValueError("training ended before the first checkpoint; let it run longer")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # What follows, a report for one, is the affair of the first process: metrics must not wait for the others.
@@ -159,7 +161,7 @@ def fit(
 def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
     settings, task = experiment.settings, experiment.task
     board = TensorBoard(run.tensorboard) if settings.log == "csv+tensorboard" else None
-    found: list[Callback] = [CountUnreadable(run.unreadable), StopAtNonFinite()]
+    found: list[Callback] = [CountUnreadable(run.unreadable), StopAtNonFinite(), ShareStatistics()]
     temperature = temperature_of(experiment)
     if temperature is not None:
         found.append(temperature)  # before the averages, which copy it
@@ -201,12 +203,12 @@ def temperature_of(experiment: Experiment) -> AnnealTemperature | None:
 def start_run(settings: Settings) -> RunDir:
     """Creates the run directory (a free name under runs/ when none is given), writes config.yaml and environment.yaml.
 
-    The processes that Lightning starts for further devices find the directory in the environment.
+    The processes that Lightning starts for further devices find the directory in the environment; those that a launcher
+    started together have it in their settings. Only the first process of all creates it.
     """
-    inherited = os.environ.get("VSSM_RUN_DIR")
-    if inherited and not is_first_process():
-        return RunDir(inherited)
     assert settings.out is not None
+    if not is_first_process():
+        return RunDir(settings.out if launched_together() else os.environ.get("VSSM_RUN_DIR", settings.out))
     run = RunDir.create(settings.out)
     try:
         run.write_config(settings.as_dict())

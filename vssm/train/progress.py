@@ -1,6 +1,5 @@
 """The live line while training; without a terminal, one plain line per epoch."""
 
-import math
 import operator
 import time
 from collections import deque
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from torch import Tensor
 
 from vssm.train.module import TrainingModule
+from vssm.train.ranks import mean_over_ranks
 from vssm.train.stopping import StopEarly
 from vssm.train.unreadable import CountUnreadable
 
@@ -94,11 +94,12 @@ class LiveProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._losses:  # resumed at the end of an epoch that was reported before
             return
+        train_loss = mean_over_ranks(trainer, torch.stack(self._losses).double().mean())
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         epochs = trainer.max_epochs or 0
         parts = [
             f"epoch {trainer.current_epoch + 1:>{len(str(epochs))}}/{epochs}",
-            f"train loss {math.fsum(map(float, self._losses)) / len(self._losses):.4f}",
+            f"train loss {float(train_loss):.4f}",
         ]
         if "val_loss" in metrics:
             parts.append(f"val loss {metrics['val_loss']:.4f}")

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 
 from vssm.train.module import TrainingModule
+from vssm.train.ranks import mean_over_ranks
 
 REMEDY = "a lower --lr, longer optim.warmup_epochs, a smaller trainer.gradient_clip_val or --precision 32-true may help"
 
@@ -22,7 +23,9 @@ class StopAtNonFinite(Callback):
     """Raises Diverged at the first training loss that is NaN or infinite, naming epoch, batch and step.
 
     On the CPU each loss is checked as it comes. Elsewhere that would make the device wait after each step, so the
-    losses are checked together every `every_n_batches`, and before anything is validated or saved.
+    losses are checked together every `every_n_batches`, and before anything is validated or saved. So it is with
+    several processes, which exchange their losses and stop together: one that stopped alone would leave the others
+    waiting.
     """
 
     def __init__(self, every_n_batches: int = 50):
@@ -37,7 +40,8 @@ class StopAtNonFinite(Callback):
         if loss is None:
             return
         self._pending.append((batch_idx, trainer.global_step, loss))
-        if loss.device.type == "cpu" or len(self._pending) >= self.every_n_batches:
+        at_once = loss.device.type == "cpu" and trainer.world_size == 1
+        if at_once or len(self._pending) >= self.every_n_batches:
             self._look(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -48,7 +52,7 @@ class StopAtNonFinite(Callback):
 
     def _look(self, trainer: L.Trainer) -> None:
         pending, self._pending = self._pending, []
-        losses = torch.stack([loss for *_, loss in pending]).tolist() if pending else []
+        losses = mean_over_ranks(trainer, torch.stack([loss for *_, loss in pending])).tolist() if pending else []
         for (batch_idx, step, _), loss in zip(pending, losses, strict=True):
             if not math.isfinite(loss):
                 raise Diverged(

@@ -44,6 +44,7 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
     _check_device(settings.trainer)
     # A profiler reports through this logger.
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO if "profiler" in more else logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # a line for each process that begins
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # True of Lightning's own samplers; ours start where the checkpoint says.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")

@@ -1,0 +1,102 @@
+"""Two processes train what one does on the same global batches: losses, averages, metrics, uneven validations."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import Subset
+
+from tests.train.interrupted import rows
+from tests.train.ranks import run_ranks
+from tests.train.tiny import tiny_settings
+from vssm.inference.checkpoint import read_checkpoint
+from vssm.inference.evaluate import evaluate
+from vssm.inference.predictor import Predictor
+from vssm.inference.run_dir import RunDir
+from vssm.train.fit import build, fit, start_run
+
+BATCH = 16  # images of a step, of all processes
+
+
+def settings_of(name, steps=4, **optim):
+    """Without what draws for a process: mixing, stochastic depth. Norms keep their statistics, which are of a batch."""
+    settings = tiny_settings()
+    settings.model.name, settings.model.drop_path = name, 0.0
+    if name.startswith("spatial"):
+        settings.model.freeze = ["*.running_mean"]
+    settings.trainer.max_epochs, settings.trainer.limit_train_batches = 2, steps // 2
+    settings.trainer.limit_val_batches, settings.trainer.gradient_clip_val = None, 0.5
+    for key, value in optim.items():
+        setattr(settings.optim, key, value)
+    return settings
+
+
+def train_here(settings, val_images, resume=False):
+    """One process of a training that validates on so many images."""
+    experiment = build(settings, weights=not resume)
+    splits = experiment.splits
+    experiment.loaders.splits = replace(splits, val=Subset(splits.val, range(val_images)))
+    run = RunDir(settings.out) if resume else start_run(settings)
+    fit(experiment, run, resume)
+    run.close()
+
+
+def train(settings, out, world, val_images=17, **trainer):
+    for key, value in trainer.items():
+        setattr(settings.trainer, key, value)
+    settings.trainer.devices, settings.out, settings.data.batch_size = world, str(out), BATCH // world
+    run_ranks(train_here, world, settings, val_images)
+    return RunDir(out)
+
+
+def assert_same(first, second, tolerance=1e-5):
+    """Every figure of metrics.csv, and all tensors of last.ckpt: weights, averages, the state of the optimizer."""
+    assert len(rows(first)) == len(rows(second)) > 2
+    for one, other in zip(rows(first), rows(second), strict=True):
+        assert {name for name, value in one.items() if value} == {name for name, value in other.items() if value}
+        for name, value in one.items():
+            if value:
+                assert float(value) == pytest.approx(float(other[name]), abs=tolerance), (name, one["step"])
+    files = [torch.load(run.last, weights_only=True) for run in (first, second)]
+    entries = [*files[0]["state_dict"], *files[0]["optimizer_states"][0]["state"]]
+    assert entries == [*files[1]["state_dict"], *files[1]["optimizer_states"][0]["state"]]
+    for part in ("state_dict", "current_model_state"):
+        for name, value in files[0][part].items():
+            torch.testing.assert_close(value, files[1][part][name], rtol=0, atol=30 * tolerance, msg=f"{part} {name}")
+    for one, other in zip(*(file["optimizer_states"][0]["state"].values() for file in files), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+def test_ddp_is_one_process(tmp_path):
+    """With repeated augmentation, accumulated gradients, clipping, averages and MESA; one of the two validates one
+    batch more than the other."""
+    runs = []
+    for world in (1, 2):
+        settings = settings_of("vmamba_nano", 8, mesa_weight=1.0, mesa_start_epoch=1, validate_raw=True, lr_batch=32)
+        settings.data.repeats = 3
+        runs.append(train(settings, tmp_path / str(world), world, val_images=33, accumulate_grad_batches=2))
+    assert_same(*runs)
+
+
+def test_fewer_validation_images_than_devices():
+    experiment = build(settings_of("vmamba_nano"))
+    experiment.loaders.splits = replace(experiment.splits, val=Subset(experiment.splits.val, range(2)))
+    trainer = SimpleNamespace(world_size=3, limit_train_batches=1.0, val_check_interval=1.0)
+    with pytest.raises(ValueError, match="2 validation images are too few for 3 devices; take more images or fewer"):
+        experiment.loaders.check(trainer)  # type: ignore[arg-type]
+
+
+def test_validation_of_running_statistics(tmp_path):
+    """Norms train, so the statistics of two processes are no longer those of one; but both validate with the same,
+    which are saved: the checkpoint gives the same figures in one process. One of the two has a batch less."""
+    settings = settings_of("spatial_mamba_nano", 4)
+    settings.model.freeze = []
+    run = train(settings, tmp_path / "run", 2, val_images=17)
+    predictor = Predictor.of(read_checkpoint(run.last))
+    assert predictor.data is not None
+    splits = predictor.task.load_splits(predictor.data, predictor.preprocess)
+    splits = replace(splits, val=Subset(splits.val, range(17)))
+    found = evaluate(predictor.model, predictor.task, splits, batch_size=4).metrics()
+    for name in ("val_loss", "val_top1", "val_top5"):
+        assert float(rows(run)[-1][name]) == pytest.approx(found[name], abs=1e-6)
