@@ -17,7 +17,8 @@ DESCRIPTION = """\
 Shows a table of the papers: parameters and multiply-adds counted here next to the printed ones, and what the paper
 reports to have reached, which is never measured here. Without a name it lists the tables."""
 
-MEASURING = ("relative_to", "batch", "image_size", "threads", "seconds", "train", "device")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+MEASURING = ("relative_to", "batch", "image_size", "threads", "seconds", "train", "precision", "device")
 
 
 def main(argv: list[str]) -> int:
@@ -60,7 +61,10 @@ def _parser() -> Parser:
     group.add_argument("--image-size", type=int, metavar="SIDE", help="another side than the rows' own")
     group.add_argument("--threads", type=int, metavar="N", help="on the CPU (default: torch's)")
     group.add_argument("--seconds", type=float, metavar="S", help="for each row with its reference (default 10)")
-    group.add_argument("--train", action="store_true", default=None, help="training steps in place of inference")
+    group.add_argument(
+        "--train", action="store_true", default=None, help="training steps without an optimizer, in place of inference"
+    )
+    group.add_argument("--precision", choices=PRECISIONS, help=f"one of {', '.join(PRECISIONS)} (default 32-true)")
     group.add_argument("--device", help="auto, cpu, cuda, ... (default auto)")
     return parser
 
@@ -138,6 +142,7 @@ def _measure(
         seconds=args.seconds or 10.0,
         training=bool(args.train),
         device=device,
+        precision=args.precision or "32-true",
     )
     measured: dict[str, Measured] = {}
     with console.status("measuring") as status:
@@ -148,5 +153,7 @@ def _measure(
     doing = "training steps" if conditions.training else "inference"
     turns = min((found.turns for found in measured.values()), default=0)
     side = "" if conditions.image_size is None else f", {conditions.image_size} x {conditions.image_size}"
-    how = f"{doing}, {conditions.batch} at a time{side}, float32, {device}{threads}, medians of {turns} turns or more"
+    precision = "float32" if conditions.precision == "32-true" else conditions.precision
+    batch = f"{conditions.batch} at a time{side}, {precision}, {device}{threads}"
+    how = f"{doing}, {batch}, medians of {turns} turns or more"
     return measured, how

@@ -46,6 +46,24 @@ def test_a_step(training):
         assert first > 0 and torch.equal(weight.grad, second)
 
 
+def test_precision_is_that_of_the_step():
+    seen = []
+
+    class Layer(nn.Linear):
+        def forward(self, input):
+            seen.append(super().forward(input).dtype)
+            return super().forward(input)
+
+    model = nn.Sequential(nn.Flatten(), Layer(4, 2))
+    for precision in ("32-true", "bf16-mixed"):
+        Runner(model, (2, 2), Conditions(training=True, precision=precision), channels=1).seconds()
+    assert seen == [torch.float32, torch.bfloat16]
+    with pytest.raises(ValueError, match="precision is 'half'; expected one of 32-true"):
+        Runner(model, (2, 2), Conditions(precision="half"), channels=1)
+    with pytest.raises(ValueError, match="16-mixed needs a GPU"):
+        Runner(model, (2, 2), Conditions(precision="16-mixed"), channels=1)
+
+
 def test_threads_are_put_back():
     before = torch.get_num_threads()
     with pytest.raises(ZeroDivisionError), cpu_threads(before + 1):

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vssm.settings import PRECISIONS
+
 LEAST_TURNS = 3
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """How to measure: one batch of random images, float32.
+    """How to measure: one batch of random images.
 
-    training: a step of forward, loss and backward, in place of inference.
+    training: a step of forward, loss and backward, without an optimizer, in place of inference.
+    precision: 32-true, bf16-mixed or 16-mixed (autocast; losses are not scaled).
     image_size: None for that of each network.
     threads: on the CPU; None leaves torch's.
     seconds: for the turns of each network and its reference together, at least `LEAST_TURNS` turns.
@@ -32,6 +35,7 @@ class Conditions:
     seconds: float = 10.0
     training: bool = False
     device: str = "cpu"
+    precision: str = "32-true"
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,20 @@ class Measured:
 class Runner:
     """A network on its device and a batch of images of (height, width) for it."""
 
-    def __init__(self, model: nn.Module, size: tuple[int, int], conditions: Conditions):
+    def __init__(self, model: nn.Module, size: tuple[int, int], conditions: Conditions, channels: int = 3):
         self.device = torch.device(conditions.device)
         self.model = model.to(self.device).train(conditions.training)
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(conditions.batch, 3, *size, generator=generator).to(self.device)
+        self.images = torch.randn(conditions.batch, channels, *size, generator=generator).to(self.device)
         self.step: Callable[[nn.Module, Tensor], None] = _train if conditions.training else _infer
+        self.dtype: torch.dtype = _dtype_of(conditions)
 
     def seconds(self) -> float:
         """Wall time of one batch."""
         self._wait()
         start = time.perf_counter()
-        self.step(self.model, self.images)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            self.step(self.model, self.images)
         self._wait()
         return time.perf_counter() - start
 
@@ -107,6 +113,16 @@ def cpu_threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _dtype_of(conditions: Conditions) -> torch.dtype:
+    if conditions.precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise ValueError(f"precision is {conditions.precision!r}; expected one of {known}")
+    dtype: torch.dtype = getattr(torch, PRECISIONS[conditions.precision])
+    if dtype is torch.float16 and torch.device(conditions.device).type == "cpu":
+        raise ValueError("precision 16-mixed needs a GPU; on the CPU choose bf16-mixed or 32-true")
+    return dtype
 
 
 def _infer(model: nn.Module, images: Tensor) -> None:

@@ -11,6 +11,8 @@ __all__ = [
     "compare",
     "device",
     "evaluate",
+    "input_size",
+    "linear_tuning",
     "predict",
     "predictor",
     "results",

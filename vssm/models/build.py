@@ -99,6 +99,8 @@ def _with_weights(
     overlay = dict(overlay or {})
     if found.state_dict is not None or found.hf_hub_id:
         return overlay
+    if found.file and Path(found.file).is_dir():  # local-dir:FOLDER, as the Hub has it: timm finds the file in it
+        return overlay
     if found.file:
         return overlay | {"state_dict": read_checkpoint(found.file).tensors}
     if found.url:

@@ -40,10 +40,18 @@ def create_classifier(
         if f"{name} has no option" in str(error):  # ours name the nearest one
             raise ValueError(str(error)) from error
         raise _unbuildable(name, given, error) from error
+    except OSError as error:
+        if not name.startswith(_HUB):
+            raise
+        raise ValueError(
+            f"cannot load {name}: {' '.join(str(error).split())[:200]}; check the name, the login (`hf auth login`) "
+            "and the network"
+        ) from error
     except _REFUSALS as error:
         raise _unbuildable(name, given, error) from error
 
 
+_HUB = ("hf-hub:", "hf_hub:")
 # How timm's builders refuse a value that they did not expect; without arguments of the user it is a bug, and stays one.
 _REFUSALS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, ValueError, ZeroDivisionError)
 
@@ -90,8 +98,11 @@ def check_image_size(model: nn.Module, name: str, input_size: tuple[int, int, in
 
 
 def class_names(model: nn.Module) -> tuple[str, ...]:
-    """ImageNet's names for a model with its 1000 classes, else their indices."""
+    """Those that are stored with the weights, ImageNet's for other models with its 1000 classes, else the indices."""
     count: int = model.num_classes  # type: ignore[assignment]
+    stored: Any = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if isinstance(stored, list | tuple) and len(stored) == count:
+        return tuple(map(str, stored))
     if count != 1000:
         return tuple(map(str, range(count)))
     info = ImageNetInfo()
