@@ -246,5 +246,5 @@ def test_every_field_of_a_configuration_is_explained(config):
 def test_every_official_file_has_its_row():
     text = (ROOT / "docs/weights.md").read_text(encoding="utf-8")
     for name, weights in CATALOG.items():
-        file = weights.url.rpartition("/")[2]
+        file = (weights.url or "").rpartition("/")[2]
         assert any(f"`{name}`" in line and file in line for line in text.splitlines() if line.startswith("|")), name

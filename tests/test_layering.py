@@ -22,7 +22,7 @@ ALLOWED = {
     "integrations": {"weights", "tasks"},
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
     "inference": {"ops", "nn", "weights", "models", "tasks", "data"},
-    "hub": {"models", "tasks", "data", "inference"},
+    "hub": {"weights", "models", "tasks", "data", "inference"},
     "export": {"ops", "nn", "weights", "models", "data"},
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "inference"},
     "figures": {"data", "analysis", "inference"},

@@ -27,7 +27,8 @@ class ModelSettings:
     Args:
         name: any timm model name; `vssm models` lists ours. The backbone, where the task has a network around it
         pretrained: start from the authors' published weights
-        init_from: start from this checkpoint (official .pth, .safetensors, or one of ours)
+        init_from: start from this checkpoint (official .pth, .safetensors, or one of ours), or from published
+            weights by their name in `vssm weights`: catalog:NAME
         head: what to do with the checkpoint's classifier: take it, or start a new one
         adaptors: Mamba-Adaptor's adaptors to add around every SSM: t (of states), s (of maps), or t,s for both
         freeze: parameters that do not train, by patterns over their names, for example "stem.* stages.0.*"; base: all

@@ -36,6 +36,7 @@ COMMANDS = {
     "complexity": "count a model's parameters and multiply-adds by operator",
     "export": "write a model as ONNX or .pt2, for runtimes without vssm",
     "push": "upload a trained classifier to the Hugging Face Hub, with a model card",
+    "weights": "list the weights that the authors publish, and download them",
     "convert": "turn an official checkpoint into .safetensors under our names",
     "recipes": "list the training recipes for `vssm fit --config`",
     "info": "show which device, core library and kernels run here, and why",

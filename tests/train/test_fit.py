@@ -18,6 +18,8 @@ from vssm.tasks.classification.metrics import Score
 from vssm.train.callbacks import SaveCheckpoints
 from vssm.train.fit import build, fit, start_run
 from vssm.train.stopping import Diverged
+from vssm.weights import CATALOG
+from vssm.weights.download import cached_path
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,18 @@ def test_resume_is_exact_with_accumulation_and_without_averages(tmp_path):
     assert [int(row["step"]) for row in whole_rows] == [1, 2, 2, 3, 4, 4]
     assert resumed_rows == whole_rows
     same_tensors(resumed["state_dict"], whole["state_dict"])
+
+
+def test_a_training_starts_from_published_weights_by_name(tmp_path, monkeypatch):
+    """The file is in the cache already, under the name that a download gives it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    settings = tiny_settings()
+    settings.model.init_from = "catalog:vmamba_tiny"
+    source = create_classifier("vmamba_nano", 10, 1, **settings.model.args)
+    file = cached_path(CATALOG["vmamba_tiny_s1l8"].url)
+    file.parent.mkdir(parents=True)
+    torch.save({"model": source.state_dict()}, file)
+    same_tensors(build(settings).module.task.model.state_dict(), source.state_dict())
 
 
 def test_a_full_disk_at_the_start_leaves_nothing(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from vssm.inference.checkpoint import TrainedModel, read_checkpoint
 from vssm.inference.run_dir import RunDir
 from vssm.models import NAMES
 from vssm.tasks import find_task
+from vssm.weights.published import PREFIX, find_published
 
 __all__ = ["describe_run", "read_run"]
 
@@ -122,6 +123,9 @@ def _initial(stored: TrainedModel) -> str:
     """Where the training started: the authors' weights carry their licence on."""
     model = stored.settings.model
     if model.init_from is not None:
+        if model.init_from.startswith(PREFIX):
+            name, weights = find_published(model.init_from)
+            return f"published weights {name}, {weights.page}, {weights.license}"
         return f"a checkpoint ({Path(model.init_from).name})"
     if not model.pretrained:
         return "random"

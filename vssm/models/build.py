@@ -11,7 +11,7 @@ from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import nn
 
 from vssm._words import nearest
-from vssm.weights.catalog import no_weights_error
+from vssm.weights.catalog import CATALOG, no_weights_error
 from vssm.weights.download import download
 from vssm.weights.read import read_checkpoint
 
@@ -105,7 +105,8 @@ def _with_weights(
         return overlay | {"state_dict": read_checkpoint(found.file).tensors}
     if found.url:
         url = found.url if isinstance(found.url, str) else found.url[0]
-        return overlay | {"state_dict": read_checkpoint(download(url, cache_dir)).tensors}
+        expected = next((w.sha256 for w in CATALOG.values() if w.url == url), None)
+        return overlay | {"state_dict": read_checkpoint(download(url, cache_dir, expected)).tensors}
     raise no_weights_error(name)
 
 

@@ -40,7 +40,7 @@ from vssm.nn.choices import check_choice
 from vssm.nn.shortcut import Shortcut, add_branch
 from vssm.nn.state_fns import StateFn
 from vssm.ops import Route
-from vssm.weights.catalog import pretrained_cfg
+from vssm.weights.catalog import SHORT_NAMES, pretrained_cfg
 from vssm.weights.load import checkpoint_filter_fn
 
 # timm.models.register_model adds the names that it registers.
@@ -130,17 +130,6 @@ VARIANTS: dict[str, dict] = {
     "vmamba_tiny_step_d": {"depths": (2, 2, 2, 2), "d_state": 16, "ssm_ratio": 2.0, "conv": False, "gate": True},
     "vmamba_tiny_step_e": {"depths": (2, 2, 5, 2), "d_state": 16, "conv": False},
     "vmamba_nano": NANO,
-}
-SHORT_NAMES = {
-    "vmamba_tiny": "vmamba_tiny_s1l8",
-    "vmamba_small": "vmamba_small_s2l15",
-    "vmamba_base": "vmamba_base_s2l15",
-    # Steps a to c changed the implementation, not the network.
-    "vmamba_tiny_step_a": "vanilla_vmamba_tiny",
-    "vmamba_tiny_step_b": "vanilla_vmamba_tiny",
-    "vmamba_tiny_step_c": "vanilla_vmamba_tiny",
-    "vmamba_tiny_step_f": "vmamba_tiny_s2l5",
-    "vmamba_tiny_step_g": "vmamba_tiny_s1l8",
 }
 
 

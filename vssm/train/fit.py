@@ -41,6 +41,7 @@ from vssm.train.tensorboard import TensorBoard
 from vssm.train.trainer import asked_for, create_trainer
 from vssm.train.unreadable import CountUnreadable
 from vssm.weights.adaptors import save_adaptors
+from vssm.weights.published import named_file
 
 
 @dataclass
@@ -78,7 +79,7 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     model = task.create_model(
         chosen, len(splits.classes), splits.preprocess.channels, pretrained=chosen.pretrained and weights
     )
-    file = checkpoint_file(chosen.init_from) if weights and chosen.init_from is not None else None
+    file = checkpoint_file(named_file(chosen.init_from)) if weights and chosen.init_from is not None else None
     carried = _carried_adaptors(file, chosen.adaptors)
     attach_adaptors(model, carried)
     if weights and (file is not None or not chosen.pretrained):

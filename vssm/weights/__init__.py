@@ -5,6 +5,7 @@ from vssm.weights.convert import convert
 from vssm.weights.download import DownloadError, download
 from vssm.weights.errors import CheckpointError
 from vssm.weights.load import LoadReport, load_checkpoint
+from vssm.weights.published import fetch_published, find_published, list_published
 from vssm.weights.read import read_checkpoint
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "Weights",
     "convert",
     "download",
+    "fetch_published",
+    "find_published",
+    "list_published",
     "load_checkpoint",
     "read_checkpoint",
 ]

@@ -1,5 +1,6 @@
 """Where the authors publish trained weights, as data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 __all__ = [
     "CATALOG",
+    "SHORT_NAMES",
     "SPATIAL_MAMBA_PAGE",
     "VMAMBA_FILES",
     "VMAMBA_PAGE",
@@ -20,32 +22,57 @@ VMAMBA_FILES = "https://github.com/MzeroMiko/VMamba/releases/download"
 SPATIAL_MAMBA_PAGE = "https://github.com/EdwardChasel/Spatial-Mamba#-main-results"
 
 
+VIM_PAGE = "https://huggingface.co/hustvl/Vim-{size}-midclstok"
+
+# Other names of models with published weights, and of the steps of VMamba's table 5.
+SHORT_NAMES = {
+    "vmamba_tiny": "vmamba_tiny_s1l8",
+    "vmamba_small": "vmamba_small_s2l15",
+    "vmamba_base": "vmamba_base_s2l15",
+    # Steps a to c changed the implementation, not the network.
+    "vmamba_tiny_step_a": "vanilla_vmamba_tiny",
+    "vmamba_tiny_step_b": "vanilla_vmamba_tiny",
+    "vmamba_tiny_step_c": "vanilla_vmamba_tiny",
+    "vmamba_tiny_step_f": "vmamba_tiny_s2l5",
+    "vmamba_tiny_step_g": "vmamba_tiny_s1l8",
+}
+
+
 @dataclass(frozen=True)
 class Weights:
-    """One published file.
+    """One published file. What its authors do not state, or nobody could look up, is None.
 
-    url: a direct address, or "" where the authors use a page that a program cannot download from.
     page: where a person finds the file.
-    top1: ImageNet-1K accuracy at 224 x 224 as published.
+    url: a direct address; None where the authors use a page that a program cannot download from.
+    metrics: as published, in percent: "top-1" on ImageNet-1K at 224 x 224; "box AP" and "mask AP" on COCO; "mIoU" on
+        ADE20K, one scale.
+    license: of the repository that publishes it, an SPDX identifier in lower case.
+    sha256: as the publisher states it; else the first download is recorded (`vssm.weights.download`).
     """
 
     page: str
-    url: str
-    top1: float
+    url: str | None
+    metrics: Mapping[str, float]
     license: str
     paper: str
+    sha256: str | None = None
+
+    @property
+    def top1(self) -> float | None:
+        return self.metrics.get("top-1")
 
 
 def _vmamba(release: str, file: str, top1: float) -> Weights:
-    return Weights(VMAMBA_PAGE, f"{VMAMBA_FILES}/%23{release}/{file}", top1, "mit", "arXiv:2401.10166")
+    return Weights(VMAMBA_PAGE, f"{VMAMBA_FILES}/%23{release}/{file}", {"top-1": top1}, "mit", "arXiv:2401.10166")
 
 
-def _vim(size: str, top1: float) -> Weights:
-    return Weights(f"https://huggingface.co/hustvl/Vim-{size}-midclstok", "", top1, "apache-2.0", "arXiv:2401.09417")
+def _vim(size: str, file: str, top1: float) -> Weights:
+    page = VIM_PAGE.format(size=size)
+    return Weights(page, f"{page}/resolve/main/{file}", {"top-1": top1}, "apache-2.0", "arXiv:2401.09417")
 
 
 def _spatial_mamba(top1: float) -> Weights:
-    return Weights(SPATIAL_MAMBA_PAGE, "", top1, "apache-2.0", "arXiv:2410.15091")
+    return Weights(SPATIAL_MAMBA_PAGE, None, {"top-1": top1}, "apache-2.0", "arXiv:2410.15091")
 
 
 CATALOG: dict[str, Weights] = {
@@ -61,9 +88,9 @@ CATALOG: dict[str, Weights] = {
     "spatial_mamba_tiny": _spatial_mamba(83.5),
     "spatial_mamba_small": _spatial_mamba(84.6),
     "spatial_mamba_base": _spatial_mamba(85.3),
-    "vim_tiny": _vim("tiny", 76.1),
-    "vim_small": _vim("small", 80.5),
-    "vim_base": _vim("base", 81.9),
+    "vim_tiny": _vim("tiny", "vim_t_midclstok_76p1acc.pth", 76.1),
+    "vim_small": _vim("small", "vim_s_midclstok_80p5acc.pth", 80.5),
+    "vim_base": _vim("base", "vim_b_midclstok_81p9acc.pth", 81.9),
 }
 
 
@@ -93,7 +120,12 @@ def no_weights_error(name: str) -> RuntimeError:
     weights = CATALOG.get(name)
     if weights is None:
         return RuntimeError(f"no trained weights are published for {name}; build it with pretrained=False")
-    return RuntimeError(
+    return RuntimeError(by_hand(name, weights))
+
+
+def by_hand(name: str, weights: Weights) -> str:
+    """How to get a file that has no direct address."""
+    return (
         f"the weights of {name} have no direct address. Download the file from {weights.page} and load it with "
-        f"vssm.load_checkpoint(timm.create_model({name!r}), 'file.pth')"
+        f"vssm.load_checkpoint(timm.create_model({name.partition('/')[0]!r}), 'file.pth')"
     )
