@@ -36,12 +36,14 @@ _MODEL_ARGS = {
 }
 
 # What a run did before a setting existed: a stored run that lacks one goes on as it was.
-EARLIER = {"data.erase_mode": "const", "optim.temperature_epochs": 0.0}
+EARLIER = {"data.erase_mode": "const", "data.max_unreadable": 0.5, "optim.temperature_epochs": 0.0}
 
 # The values that make sense, in the usual notation: a round bracket excludes the end. What is None is left alone.
 _RANGES = {
     "model.drop_path": "[0, 1)",
     "data.val_share": "(0, 1)",
+    "data.shuffle_shards": "[1, inf)",
+    "data.max_unreadable": "[0, 1]",
     "data.image_size": "[1, inf)",
     "data.max_side": "[1, inf)",
     "data.crop_size": "[1, inf)",
@@ -94,7 +96,7 @@ _RANGES = {
 
 # The data of each task, by the name that a folder has when none is given first.
 DATA_NAMES: dict[str, tuple[str, ...]] = {
-    "classification": ("imagefolder", "digits"),
+    "classification": ("imagefolder", "digits", "shards", "parquet"),
     "detection": ("coco",),
     "segmentation": ("masks",),
 }
@@ -104,7 +106,8 @@ _TASKS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("data.auto_augment", "data.random_erasing", "data.erase_mode", "data.mixup", "data.cutmix", "data.mixup_prob",
          "data.mixup_switch_prob", "data.class_weights", "data.crop_pct", "data.scale", "data.color_jitter",
-         "data.interpolation", "data.repeats", "optim.mesa_weight", "optim.mesa_start_epoch", "optim.mesa_temperature",
+         "data.interpolation", "data.repeats", "data.train", "data.val", "data.test",
+         "data.shuffle_shards", "optim.mesa_weight", "optim.mesa_start_epoch", "optim.mesa_temperature",
          "optim.distill_teacher", "optim.distill_weight", "optim.distill_temperature", "optim.distill_kind",
          "model.adaptors"),
         ("classification",),
@@ -214,6 +217,12 @@ def check(settings: Any) -> None:
     for name in settings.model.args:
         if name in _MODEL_ARGS:
             raise ValueError(f"model.args.{name} cannot be given: {_MODEL_ARGS[name]}")
+    if settings.data.name not in (None, "shards", "parquet"):
+        for name in ("train", "val", "test"):
+            if (value := getattr(settings.data, name)) is not None:
+                raise ValueError(
+                    f"data.{name} is {value} with data.name {settings.data.name}; it is for shards and parquet files"
+                )
     if settings.data.name == "digits":
         for name, unused in (("auto_augment", None), ("random_erasing", 0.0), ("crop_pct", None)):
             if getattr(settings.data, name) != unused:

@@ -5,6 +5,7 @@ Standard library only: `vssm fit --help` reads this file and must answer before 
 """
 
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from vssm._limits import DATA_NAMES, EARLIER, PRECISIONS, check
@@ -61,9 +62,17 @@ class DataSettings:
     """data: the images
 
     Args:
-        name: digits (1797 scans of handwritten digits, bundled with scikit-learn), imagefolder, coco (objects in a
-            COCO json) or masks (a PNG of labels beside each image); by the task when not given
-        root: folder with train/CLASS/ and val/CLASS/, or with CLASS/ alone (imagefolder), or in a layout of coco, masks
+        name: digits (1797 scans of handwritten digits, bundled with scikit-learn), imagefolder, shards (tar files that
+            `vssm pack` wrote), parquet, coco (objects in a COCO json) or masks (a PNG of labels beside each image); by
+            what is given and the task when not given
+        root: folder with train/CLASS/ and val/CLASS/, or with CLASS/ alone (imagefolder), in a layout of coco, masks,
+            or what `vssm pack` wrote
+        train: folder or URL (http://, s3://, ...) of the shards that train, or a .parquet file or a folder of them
+        val: the same for validation; a share of train when not given
+        test: the same for vssm test
+        shuffle_shards: shards whose images are mixed with each other within an epoch (shards)
+        max_unreadable: share of the images of an epoch or evaluation that may be unreadable: others train in their
+            place; more of them stop the run
         train_annotations: json of the training objects, where root does not have it at its usual path (coco)
         val_annotations: json of the validation objects, likewise (coco)
         label_file: names of the classes, a line each: NAME, VALUE,NAME or R G B,NAME; classes.txt in root when not
@@ -105,8 +114,13 @@ class DataSettings:
         split_seed: seed of the split when there is no val, and of the stratified 20 % test split of the digits
     """
 
-    name: Literal["digits", "imagefolder", "coco", "masks"] | None = None
+    name: Literal["digits", "imagefolder", "shards", "parquet", "coco", "masks"] | None = None
     root: str | None = None
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+    shuffle_shards: int = 16
+    max_unreadable: float = 0.001
     train_annotations: str | None = None
     val_annotations: str | None = None
     label_file: str | None = None
@@ -142,6 +156,17 @@ class DataSettings:
     interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
     crop_pct: float | None = None
     split_seed: int = 0
+
+    def kind_of_images(self) -> Literal["imagefolder", "shards", "parquet"] | None:
+        """What `train`, `val`, `test` or `root` name, for classification; None where none is given."""
+        named = self.train or self.val or self.test
+        if named is not None:
+            is_parquet = named.endswith(".parquet") or any(Path(named).glob("*.parquet"))
+            return "parquet" if is_parquet else "shards"
+        if self.root is None:
+            return None
+        packed = any((Path(self.root) / part / "shards.json").is_file() for part in ("", "train"))
+        return "shards" if packed else "imagefolder"
 
 
 @dataclass
@@ -281,8 +306,13 @@ class Settings:
         return plain
 
     def name_data(self) -> None:
-        """Puts in what a folder without a name of its kind is, by the task."""
-        if self.data.name is None and self.data.root is not None and self.task in DATA_NAMES:
+        """Puts in what a folder without a name of its kind is, by the task and by what it holds."""
+        if self.data.name is not None or self.task not in DATA_NAMES:
+            return
+        found = self.data.kind_of_images()
+        if self.task == "classification":
+            self.data.name = found
+        elif self.data.root is not None:
             self.data.name = DATA_NAMES[self.task][0]  # type: ignore[assignment]
 
     def check(self) -> None:

@@ -12,6 +12,7 @@ Reads every image of a folder once, as `vssm fit --data.root FOLDER` would split
 read, images per class, sizes and kinds, files with the same bytes in training and validation or in two classes.
 Of data for detection (COCO json) and segmentation (masks) it reads the annotations too: boxes outside of their image,
 ids that are there twice, classes without objects, sizes that differ from the image, values of masks that are no class.
+Of shards that `vssm pack` wrote it compares the checksums.
 The exit code is 1 when any of that has to be repaired."""
 SHOWN = 10
 CLASSES_SHOWN = 20
@@ -41,6 +42,14 @@ def _check(args: argparse.Namespace) -> int:
     from vssm_cli.lines import print_note
 
     console = Console(stderr=args.json)
+    with Console(stderr=True).status("loading"):
+        from vssm.data.shards.verify import packed_folders
+
+        packed = packed_folders(args.folder)
+    if packed:
+        from vssm_cli.pack import verify_shards
+
+        return verify_shards(args.folder, args.threads, args.json)
     with Console(stderr=True).status("loading"):
         from vssm.data.layouts import find_layouts
 

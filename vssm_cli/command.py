@@ -19,6 +19,7 @@ from vssm_cli.parsing import Stop, UsageError, describe, nearest, print_error, p
 COMMANDS = {
     "check": "find damaged, duplicate and misplaced images before a training",
     "labels": "convert annotations of YOLO, Pascal VOC, LabelMe or COCO to COCO json, and cut large images into tiles",
+    "pack": "pack a folder of images into tar shards, for disks and servers far away",
     "make-shapes": "generate images of textured shapes with boxes, masks and classes, to try things on",
     "fit": "train a model on a folder of images, or on the bundled digits",
     "validate": "evaluate a checkpoint on the validation images",
@@ -117,7 +118,7 @@ _EXTRA_OF: dict[str, str] = dict.fromkeys(
         "hotcoco",
     ),
     "train",
-) | {"av": "video", "starlette": "lens", "uvicorn": "lens"}
+) | {"av": "video", "starlette": "lens", "uvicorn": "lens", "fsspec": "remote", "datasets": "parquet"}
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -11,9 +11,9 @@ from vssm_cli.settings import parse_settings, read_settings, settings_parser, to
 
 DESCRIPTION = """\
 Trains a model on images: `vssm fit --model vmamba_tiny --data.root FOLDER` where FOLDER holds train/CLASS/ and
-val/CLASS/, or CLASS/ alone: then a share of each class validates. `vssm fit --config digits` is a first try. Any timm
-model name will do. The run directory gets config.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt, and
-report.html; `vssm fit --resume RUN_DIR` continues it exactly."""
+val/CLASS/, or CLASS/ alone: then a share of each class validates. FOLDER may also be what `vssm pack` wrote.
+`vssm fit --config digits` is a first try. Any timm model name will do. The run directory gets config.yaml, metrics.csv,
+checkpoints/last.ckpt and best.ckpt, and report.html; `vssm fit --resume RUN_DIR` continues it exactly."""
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     settings = to_settings(parsed)
     if settings.data.name is None:
         classes = settings.task == "classification"
-        remedy = " (with CLASS/IMAGE in it), or --data digits" if classes else ""
+        remedy = " (with CLASS/IMAGE in it), --data.train SHARDS, or --data digits" if classes else ""
         raise UsageError(f"no images given: --data.root FOLDER{remedy}")
     with _sigterm_as_ctrl_c():
         return _start(settings)

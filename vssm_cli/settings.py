@@ -62,6 +62,7 @@ _LISTS = {
     for field in dataclasses.fields(kind)
     if str(field.type).startswith("list[")
 }
+_SPLITS = ("--data.train", "--data.val", "--data.test")
 _PATTERNS = {"--model.freeze", "--optim.no_decay"}
 
 
@@ -167,8 +168,11 @@ def _spell_out(argv: list[str]) -> list[str]:
         else:
             spelled.append(f"{option}{equals}{value}")
     options = {word.partition("=")[0] for word in spelled}
-    if "--data.root" in options and "--data.name" not in options:
+    given = options & {"--data.root", *_SPLITS}
+    if given and "--data.name" not in options:
         spelled += ["--data.name", "null"]  # a folder is what the task takes, whatever a recipe has
+    if given == {"--data.root"}:
+        spelled += [word for split in _SPLITS for word in (split, "null")]  # nor is what a run had
     return spelled
 
 

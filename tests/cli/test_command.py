@@ -116,7 +116,7 @@ WRONG = [
     (["fit", "surplus"], "unknown argument surplus"),
     (
         ["fit", "--data", "digit"],
-        "--data.name: expected one of digits, imagefolder, coco, masks, not 'digit'; nearest: digits",
+        "--data.name: expected one of digits, imagefolder, shards, parquet, coco, masks, not 'digit'; nearest: digits",
     ),
     (["fit", "--optim.betas", "[1]"], "--optim.betas: expected a tuple with 2 elements, not '[1]'"),
     (["fit", "--epochs", "many"], "--trainer.max_epochs: expected int, not 'many'"),

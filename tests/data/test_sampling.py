@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
+from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler, epoch_order
 
 
 class Noise(Dataset):
@@ -91,3 +91,39 @@ def test_copies_of_an_image_vary():
     first, second, again = samples.__getitems__([(0, 5), (0, 5, 1), (0, 5, 1)])
     assert torch.equal(second, again) and not torch.equal(first, second)
     assert torch.equal(first, samples[0, 5])
+
+
+GROUPS = (5, 0, 7, 3, 8, 1)  # 24 samples in shards
+
+
+def in_shards(epoch=0, window=2, seed=0, **place):
+    return ResumableSampler(24, seed, epoch, groups=GROUPS, window=window, **place)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("window", [1, 2, 6, 16])
+def test_an_epoch_of_shards_has_every_sample_once(world, window):
+    ranks = [list(in_shards(window=window, rank=rank, world=world)) for rank in range(world)]
+    assert sorted(index for own in ranks for _, index in own) == list(range(24)), "disjoint, and all"
+    for rank, own in enumerate(ranks):
+        for start in range(len(own) + 1):
+            assert list(in_shards(window=window, rank=rank, world=world, start=start)) == own[start:]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_few_shards_are_open_at_once(window):
+    shard = np.repeat(np.arange(len(GROUPS)), GROUPS)
+    for epoch in range(4):
+        order = shard[epoch_order(24, 5, epoch, GROUPS, window)]
+        last = {one: int(np.flatnonzero(order == one).max()) for one in set(order.tolist())}
+        first = {one: int(np.flatnonzero(order == one).min()) for one in last}
+        opened = [sum(first[one] <= place <= last[one] for one in last) for place in range(24)]
+        assert max(opened) <= window
+
+
+def test_the_order_of_shards_changes_with_epoch_and_seed():
+    orders = [tuple(in_shards(epoch, seed=seed)) for epoch, seed in ((0, 0), (1, 0), (0, 1))]
+    assert len({tuple(index for _, index in order) for order in orders}) == 3
+    assert list(in_shards()) == list(in_shards())
+    mixed = epoch_order(24, 0, 0, GROUPS, 6)
+    assert np.unique(np.diff(mixed)).size > 5, "samples are permuted too"

@@ -115,6 +115,14 @@ def test_names_are_escaped_and_runs_of_different_classes_compared(digits, folder
     assert top1 in text
 
 
+def allow(run, share):
+    """As if the run had been trained with this data.max_unreadable."""
+    for path in (run.best, run.last):
+        content = torch.load(path, weights_only=True)
+        content["vssm"]["settings"]["data"]["max_unreadable"] = share
+        torch.save(content, path)
+
+
 def test_unreadable_images_are_left_out_and_named(folder, tmp_path):
     root, run = tmp_path / "images", RunDir(tmp_path / "run")
     shutil.copytree(open_run(folder.path).stored.settings.data.root, root)
@@ -122,6 +130,9 @@ def test_unreadable_images_are_left_out_and_named(folder, tmp_path):
     whole = evaluate_run(open_run(run.path), data_root=str(root))
     damaged = sorted((root / "val").rglob("*.png"))[0]
     damaged.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 of 9 validation images cannot be read, more than .* 0\.001 allows"):
+        evaluate_run(open_run(run.path), data_root=str(root))
+    allow(run, 0.5)
     run.unreadable.write_text("path,reason\r\ntrain/3.png,<cut off>\r\n", encoding="utf-8")
     report = evaluate_run(open_run(run.path), data_root=str(root))
     # The first image is left out; the others keep their numbers and their answers.
@@ -134,7 +145,7 @@ def test_unreadable_images_are_left_out_and_named(folder, tmp_path):
     assert "2 images could not be read" in text and "<cut off>" in text
     for file in (root / "val").rglob("*.png"):
         file.write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"9 of 9 validation images cannot be read, for example .*png: not an im"):
+    with pytest.raises(ValueError, match=r"9 of 9 validation images cannot be read, more than .*png: not an im"):
         evaluate_run(open_run(run.path), data_root=str(root))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from PIL import Image
 
 from tests.train.interrupted import same_tensors, train
 from tests.train.tiny import tiny_settings
-from vssm.data.unreadable import TooManyUnreadable, read_unreadable
+from vssm.data.unreadable import TooManyUnreadable, Unreadable, check_share, read_unreadable
 from vssm.inference.evaluate import evaluate
 from vssm.inference.run_dir import RunDir
+from vssm.settings import DataSettings
 from vssm.train.fit import build
 from vssm_cli.command import main
 
@@ -37,7 +39,7 @@ def damage(images, *names):
 def settings_for(images, **changes):
     settings = tiny_settings(**changes)
     settings.data.name, settings.data.root = "imagefolder", str(images)
-    settings.data.image_size, settings.data.batch_size = 32, 4
+    settings.data.image_size, settings.data.batch_size, settings.data.max_unreadable = 32, 4, 0.5
     settings.trainer.limit_train_batches = settings.trainer.limit_val_batches = None
     return settings
 
@@ -86,7 +88,7 @@ def test_the_commands_count(images, tmp_path, capsys):
     damage(images, "train/cat/3.png", "val/cat/1.png")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert run_fit(images, tmp_path / "run", "--epochs=2") == 0
+        assert run_fit(images, tmp_path / "run", "--epochs=2", "--data.max_unreadable=0.2") == 0
     shown = capsys.readouterr().out
     assert shown.count("1 unreadable") == 2, "in the line of each epoch"
     assert f"2 images could not be read: {tmp_path / 'run' / 'unreadable.csv'}" in shown
@@ -99,21 +101,35 @@ def test_the_commands_count(images, tmp_path, capsys):
     assert "unreadable" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("part", "count", "of"), [("train", 9, 16), ("val", 5, 8)])
-def test_more_than_half_is_an_error(images, tmp_path, capsys, part, count, of):
+@pytest.mark.parametrize(("part", "of"), [("train", 16), ("val", 8)])
+def test_more_than_the_allowed_share_is_an_error(images, tmp_path, capsys, part, of):
     names = sorted(path.relative_to(images).as_posix() for path in (images / part).rglob("*.png"))
-    damage(images, *names[: count - 1])
+    allowed = "--data.max_unreadable=0.25"
+    damage(images, *names[: of // 4])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert run_fit(images, tmp_path / "half", "--epochs=1") == 0
+        assert run_fit(images, tmp_path / "allowed", "--epochs=1", allowed) == 0
         capsys.readouterr()
-        damage(images, names[count - 1])
-        assert run_fit(images, tmp_path / "more", "--epochs=1") == 1
+        damage(images, names[of // 4])
+        assert run_fit(images, tmp_path / "more", "--epochs=1", allowed) == 1
     error = capsys.readouterr().err
     kind = {"train": "training", "val": "validation"}[part]
-    assert f"vssm: error: {count} of {of} {kind} images cannot be read, for example {images / part}" in error
-    assert "Traceback" not in error
+    count = of // 4 + 1
+    assert f"vssm: error: {count} of {of} {kind} images cannot be read, more than data.max_unreadable 0.25" in error
+    assert f"all in {tmp_path / 'more' / 'unreadable.csv'}" in error and "Traceback" not in error
+    assert all(f"{images / name}: not an image" in error for name in names[: min(count, 5)])
+    assert len(read_unreadable(RunDir(tmp_path / "more").unreadable)) == count
     assert not RunDir(tmp_path / "more").best.exists()
+
+
+def test_one_in_a_thousand_is_allowed():
+    damaged = [Unreadable(f"{number}.jpg", "cut") for number in range(8)]
+    check_share(damaged[:1], 1000, DataSettings().max_unreadable, "training")
+    with pytest.raises(TooManyUnreadable, match=r"^1 of 999 training .* 0\.001 allows \(0\.jpg: cut\); repair"):
+        check_share(damaged[:1], 999, DataSettings().max_unreadable, "training")
+    with pytest.raises(TooManyUnreadable, match=r"4\.jpg: cut; and 3 more, all in x\.csv\)"):
+        check_share(damaged, 1000, 0.001, "training", Path("x.csv"))
+    check_share(damaged, 8, 1.0, "training")
 
 
 def test_when_nothing_can_be_read(images):

@@ -6,7 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -14,7 +17,7 @@ from vssm._words import spelled
 from vssm.data.files import IMAGE_SUFFIXES, image_files, printable_name
 from vssm.data.image import open_image
 
-__all__ = ["ImageFolder", "class_names", "require_folder", "some"]
+__all__ = ["ImageFolder", "class_names", "renumbered", "require_folder", "some"]
 
 
 class ImageFolder(Dataset[tuple[object, int]]):
@@ -75,6 +78,9 @@ class ImageFolder(Dataset[tuple[object, int]]):
         part.samples, part.transform = list(samples), transform
         return part
 
+    def with_transform(self, transform: Callable[[Image.Image], object]) -> "ImageFolder":
+        return self.with_samples(self.samples, transform)
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -109,6 +115,21 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
+def renumbered(
+    found: Sequence[str], labels: NDArray[np.integer[Any]], classes: Sequence[str] | None, source: str | Path
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Labels (N,) into `found` as labels into `classes`, where those are given, and the classes that now hold.
+
+    Raises ValueError for a class that is not among `classes`, however the accents are written.
+    """
+    if classes is None:
+        return tuple(found), labels.astype(np.int64)
+    _check_same_classes(source, found, classes)
+    known = {spelled(name): label for label, name in enumerate(classes)}
+    table = np.array([known[spelled(name)] for name in found], dtype=np.int64)
+    return tuple(classes), table[labels]
+
+
 def require_folder(folder: Path, content: str) -> None:
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist; expected a folder with {content}")
@@ -116,7 +137,7 @@ def require_folder(folder: Path, content: str) -> None:
         raise NotADirectoryError(f"{folder} is a file; expected a folder with {content}")
 
 
-def _check_same_classes(folder: Path, found: Sequence[str], expected: Sequence[str]) -> None:
+def _check_same_classes(folder: str | Path, found: Sequence[str], expected: Sequence[str]) -> None:
     """A validation split may lack a class, but may not have one that training does not know."""
     known = {spelled(name) for name in expected}
     unknown = sorted(name for name in found if spelled(name) not in known)

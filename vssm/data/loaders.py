@@ -1,14 +1,14 @@
 """From data sets to batches, for training and for evaluation."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vssm.data.batches import Batch, Collate, collate
-from vssm.data.imagefolder import ImageFolder
+from vssm.data.readahead import AheadBatches
 from vssm.data.sampling import ResumableSampler, SeededSamples, ShardSampler
 from vssm.data.transforms import PixelTransform
 from vssm.data.unreadable import SkipUnreadable
@@ -68,8 +68,9 @@ def batches_within(batches: int, limit: int | float | None) -> int:
 
 def _as_pixels(dataset: Dataset[Any]) -> Dataset[Any]:
     """The same images before normalisation, where that is the last step."""
-    if isinstance(dataset, ImageFolder) and PixelTransform.possible(dataset.transform):
-        return dataset.with_samples(dataset.samples, PixelTransform(dataset.transform))  # type: ignore[arg-type]
+    known: Any = dataset
+    if hasattr(dataset, "with_transform") and PixelTransform.possible(known.transform):
+        return known.with_transform(PixelTransform(known.transform))
     return dataset
 
 
@@ -82,11 +83,14 @@ def _loader(
     pin_memory: bool,
     collate: Collate,
 ) -> DataLoader[Any]:
+    """`dataset` is one of the two that wrap: where the data set inside can read ahead, it is told what comes next."""
+    if hasattr(cast(Any, dataset).dataset, "expect"):
+        order: dict[str, Any] = {"batch_sampler": AheadBatches(sampler, batch_size, drop_last, workers)}
+    else:
+        order = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=drop_last,
+        **order,
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=collate,

@@ -5,20 +5,30 @@ resumed in the middle of an epoch sees the very images that the uninterrupted ru
 """
 
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from vssm.data.batches import Unreadable
 from vssm.data.image import UnreadableImage
+from vssm.data.readahead import Keys
 
-__all__ = ["REPLACEMENT_TRIES", "ResumableSampler", "SeededSamples", "ShardSampler", "generators_kept", "seed_all"]
+__all__ = [
+    "REPLACEMENT_TRIES",
+    "ResumableSampler",
+    "SeededSamples",
+    "ShardSampler",
+    "epoch_order",
+    "generators_kept",
+    "seed_all",
+]
 
-# Half of the images may be unreadable (then training stops): all tries fail with a probability of 2e-10.
+# Were half of the images unreadable, all tries would fail with a probability of 2e-10.
 REPLACEMENT_TRIES = 32
 
 
@@ -42,11 +52,36 @@ def seed_all(*key: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
+def epoch_order(
+    length: int, seed: int, epoch: int, groups: Sequence[int] | NDArray[np.int64] | None = None, window: int = 1
+) -> NDArray[np.int64]:
+    """The order (length,) of the samples of an epoch, a function of its arguments alone.
+
+    Without `groups` it is a permutation of all. `groups` are the sizes of the shards that hold the samples one after
+    the other: shards are permuted, `window` of them at a time are opened, and the samples of these are permuted, so
+    that only so many shards are read from at once.
+    """
+    generator = torch.Generator().manual_seed(hash((seed, epoch)) & 0xFFFF_FFFF)
+    if groups is None:
+        return torch.randperm(length, generator=generator).numpy()
+    ends: list[int] = np.cumsum(groups).tolist()
+    assert ends and ends[-1] == length, "the groups hold all samples"
+    starts = [0, *ends[:-1]]
+    shards: list[int] = torch.randperm(len(ends), generator=generator).numpy().tolist()
+    parts: list[NDArray[np.int64]] = []
+    for first in range(0, len(shards), window):
+        opened = [np.arange(starts[shard], ends[shard], dtype=np.int64) for shard in shards[first : first + window]]
+        inside = np.concatenate(opened)
+        parts.append(inside[torch.randperm(len(inside), generator=generator).numpy()])
+    return np.concatenate(parts)
+
+
 class SeededSamples(Dataset[Any]):
     """A data set whose random augmentation of sample `index` in `epoch` is always the same; keys are (epoch, index), or
     (epoch, index, copy) for a further copy of an image in an epoch, which is augmented in another way.
 
-    An image that cannot be read comes as an Unreadable with another sample, drawn from (seed, epoch, index) too.
+    An image that cannot be read comes as an Unreadable with another sample, drawn from (seed, epoch, index) too. Where
+    the keys are those of `AheadBatches`, the data set is told what comes after them.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int):
@@ -59,6 +94,8 @@ class SeededSamples(Dataset[Any]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[tuple[int, ...]]) -> list[Any]:
+        if isinstance(keys, Keys):
+            cast(Any, self.dataset).expect([key[1] for key in (*keys, *keys.ahead)])
         with generators_kept():
             return [self._sample(*key) for key in keys]
 
@@ -91,14 +128,26 @@ class ResumableSampler(Sampler[tuple[int, ...]]):
     With `repeats` R each image follows R times in a row, as (epoch, index), (epoch, index, 1), ..., and the processes
     take turns, so that copies come to different ones (Hoffer et al. 2020; the order is DeiT's). The length stays: an
     epoch has one R-th of the images.
+
+    `groups` and `window` are those of `epoch_order`: samples in shards.
     """
 
     def __init__(
-        self, length: int, seed: int, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1, repeats: int = 1
+        self,
+        length: int,
+        seed: int,
+        epoch: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        repeats: int = 1,
+        groups: Sequence[int] | NDArray[np.int64] | None = None,
+        window: int = 1,
     ):
         self.total = length // world if world > 1 else length
         self.samples, self.seed, self.epoch, self.start = length, seed, epoch, start
         self.rank, self.world, self.repeats = rank, world, repeats
+        self.groups, self.window = groups, window
 
     def __len__(self) -> int:
         return self.total
@@ -109,8 +158,7 @@ class ResumableSampler(Sampler[tuple[int, ...]]):
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         epoch = self.epoch
-        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) & 0xFFFF_FFFF)
-        order = torch.randperm(self.samples, generator=generator).numpy()
+        order = epoch_order(self.samples, self.seed, epoch, self.groups, self.window)
         places = range(self.rank, self.samples, self.world)[: self.total][self.start :]
         split = (divmod(place, self.repeats) for place in places)
         return iter([(epoch, int(order[image]), copy) if copy else (epoch, int(order[image])) for image, copy in split])

@@ -14,7 +14,7 @@ from vssm.data.preprocess import Preparation, Preprocess
 from vssm.data.split import hold_out, training_and_validation
 from vssm.settings import DataSettings
 
-__all__ = ["Splits", "Transform", "held_out_note", "load_splits"]
+__all__ = ["Splits", "Transform", "held_out_note", "load_splits", "notes_of_hold_out"]
 
 Transform = Callable[..., object]  # of an image, and of what is annotated in it where the task has that
 
@@ -66,11 +66,15 @@ def load_splits(
     checkpoint that knows them: `train` is then left out. `split` names the images to evaluate on: "val", or "test" for
     those in the folder `test`.
     """
-    name = settings.name or ("imagefolder" if settings.root else None)
+    name = settings.name or settings.kind_of_images()
     if name is None:
         raise ValueError("no images given: --data.root FOLDER (with CLASS/IMAGE in it), or --data digits")
     if name == "digits":
         return _load_digits(settings, classes, split)
+    if name in ("shards", "parquet"):
+        from vssm.data.packed import load_packed
+
+        return load_packed(settings, preprocess, train_transform, classes, split)
     if settings.root is None:
         raise ValueError("imagefolder needs a folder: --data.root FOLDER (with CLASS/IMAGE in it)")
     return _load_folder(settings, settings.root, preprocess, train_transform, classes, split)
@@ -122,7 +126,7 @@ def _load_folder(
         found.with_samples(val, evaluated),
         found.classes,
         preprocess,
-        _notes_of_hold_out(settings, root, [found.classes[label] for label in alone]),
+        notes_of_hold_out(held_out_note(settings, root, "each class"), [found.classes[label] for label in alone]),
     )
 
 
@@ -134,8 +138,6 @@ def held_out_note(settings: DataSettings, root: object, of: str = "the images") 
     )
 
 
-def _notes_of_hold_out(settings: DataSettings, root: str, alone: list[str]) -> tuple[str, ...]:
-    notes = [held_out_note(settings, root, "each class")]
-    if alone:
-        notes.append(f"classes of one image, which trains and is not validated: {some(alone)}")
-    return tuple(notes)
+def notes_of_hold_out(note: str, alone: list[str]) -> tuple[str, ...]:
+    """`note`, and which classes have one image only."""
+    return (note, f"classes of one image, which trains and is not validated: {some(alone)}") if alone else (note,)

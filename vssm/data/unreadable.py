@@ -3,14 +3,15 @@
 import csv
 import io
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch.utils.data import Dataset
 
 from vssm.data.files import plain_name
 from vssm.data.image import UnreadableImage
+from vssm.data.readahead import Keys
 
 __all__ = [
     "COLUMNS",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 COLUMNS = ("path", "reason")
+SHOWN = 5  # names in the message that stops a run
 
 
 class Unreadable(NamedTuple):
@@ -56,6 +58,11 @@ class SkipUnreadable(Dataset[Indexed | Unreadable]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
+    def __getitems__(self, indices: list[int]) -> list[Indexed | Unreadable]:
+        if isinstance(indices, Keys):
+            cast(Any, self.dataset).expect([*indices, *indices.ahead])
+        return [self[index] for index in indices]
+
     def __getitem__(self, index: int) -> Indexed | Unreadable:
         try:
             return Indexed(index, self.dataset[index])
@@ -64,7 +71,7 @@ class SkipUnreadable(Dataset[Indexed | Unreadable]):
 
 
 class TooManyUnreadable(ValueError):
-    """More than half of the images cannot be read: that is a fault to repair, not one to train around."""
+    """More images than `data.max_unreadable` allows cannot be read: a fault to repair, not one to train around."""
 
 
 class UnreadableLog:
@@ -91,13 +98,21 @@ class UnreadableLog:
         self.known |= new
 
 
-def check_share(unreadable: int, planned: int, kind: str, example: Unreadable) -> None:
-    """Raises TooManyUnreadable when more than half of the `planned` images ("training", "validation", ...) are."""
-    if 2 * unreadable > planned:
-        raise TooManyUnreadable(
-            f"{unreadable} of {planned} {kind} images cannot be read, for example {example.path}: {example.reason}. "
-            "`vssm check FOLDER` lists them"
-        )
+def check_share(
+    unreadable: Sequence[Unreadable], planned: int, allowed: float, kind: str, listed: Path | None = None
+) -> None:
+    """Raises TooManyUnreadable, with the list, when more than the share `allowed` (`data.max_unreadable`) of the
+    `planned` images ("training", "validation", ...) cannot be read. `listed` is the file that names all, if any."""
+    if len(unreadable) <= allowed * planned:
+        return
+    shown = "; ".join(f"{one.path}: {one.reason}" for one in unreadable[:SHOWN])
+    more = f"; and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
+    where = f", all in {listed}" if listed is not None else ""
+    raise TooManyUnreadable(
+        f"{len(unreadable)} of {planned} {kind} images cannot be read, more than data.max_unreadable {allowed:g} "
+        f"allows ({shown}{more}{where}); repair or remove them (`vssm check` lists all), or allow more with "
+        f"--data.max_unreadable"
+    )
 
 
 def read_unreadable(file: Path) -> dict[str, str]:

@@ -81,10 +81,11 @@ def evaluate(
         kind: what the images are called in a message
         progress: called with (images done, planned) after each batch
         results: the file where the rows of each image go, and where those of an interrupted evaluation are
-        data: how the network is applied, where the task has several ways: scales, windows
+        data: how the network is applied, where the task has several ways (scales, windows), and `max_unreadable`; the
+            defaults when not given
 
-    Images that cannot be read are left out. Raises ValueError when they are more than half (TooManyUnreadable), when
-    the limit leaves no image, or when the metrics have a problem, non-finite outputs for example.
+    Images that cannot be read are left out. Raises ValueError when they are more than that share (TooManyUnreadable),
+    when the limit leaves no image, or when the metrics have a problem, non-finite outputs for example.
     """
     device = next(model.parameters()).device
     loader = evaluation_loader(
@@ -104,12 +105,13 @@ def evaluate(
     metrics.to(device)
     infer = task.inference(model, data)
     unreadable: list[Unreadable] = []
+    allowed = (data or DataSettings()).max_unreadable
     start, done = time.perf_counter(), 0
     with torch.inference_mode(), _computing_in(precision, device):
         for batch in islice(loader, batches):
             unreadable += batch.unreadable
             if batch.unreadable:
-                check_share(len(unreadable), planned, kind, batch.unreadable[0])
+                check_share(unreadable, planned, allowed, kind)
             if len(batch.targets):
                 moved = batch._replace(images=_to(batch.images, device), targets=_to(batch.targets, device))
                 images = normalised(moved, normalise).images

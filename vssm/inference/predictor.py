@@ -171,7 +171,9 @@ class Predictor:
             return data
         known = self.data or DataSettings()
         if data is not None:
-            return replace(known, name=DATA_NAMES[self.task.name][0], root=str(data))
+            moved = replace(known, name=None, root=str(data), train=None, val=None, test=None)
+            kind = moved.kind_of_images() if self.task.name == "classification" else DATA_NAMES[self.task.name][0]
+            return replace(moved, name=cast(Any, kind))
         if self.data is None:
             raise ValueError(f"{self.name} comes without images to evaluate on; name a folder: evaluate(FOLDER)")
         return known

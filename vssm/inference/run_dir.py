@@ -3,10 +3,10 @@
 One process at a time trains in it. Standard library and yaml only.
 """
 
-import os
 from pathlib import Path
 from typing import IO, Any
 
+from vssm._locking import lock_file
 from vssm._ranks import job_id, launched_together
 from vssm._yaml import read_yaml, write_yaml
 
@@ -121,7 +121,7 @@ class RunDir:
     def _take_lock(self) -> None:
         lock = (self.path / ".lock").open("a+", encoding="utf-8")
         try:
-            _lock_file(lock)
+            lock_file(lock)
         except OSError:
             lock.close()
             raise FileExistsError(
@@ -166,15 +166,3 @@ def free_path(path: str | Path) -> Path:
 def _refuse_file(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file; expected a run directory")
-
-
-def _lock_file(file: IO[str]) -> None:
-    """An exclusive lock that the system drops when the process ends. Raises OSError when another has it."""
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

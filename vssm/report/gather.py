@@ -133,6 +133,7 @@ def evaluate_run(
     stored, settings = found.stored, found.stored.settings
     if data_root is not None:
         settings.data.root = data_root
+        settings.data.train = settings.data.val = settings.data.test = None
     predictor = Predictor.of(stored).to(device)
     limit = settings.trainer.limit_val_batches
     evaluation = predictor.evaluate(settings.data, limit_batches=limit, progress=progress)

@@ -74,6 +74,8 @@ class Loaders(L.LightningDataModule):
             rank=trainer.global_rank,
             world=trainer.world_size,
             repeats=settings.repeats,
+            groups=getattr(self._train_images, "group_sizes", None),
+            window=settings.shuffle_shards,
         )
         return training_loader(
             self._train_images,

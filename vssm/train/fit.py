@@ -162,7 +162,8 @@ def fit(
 def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
     settings, task = experiment.settings, experiment.task
     board = TensorBoard(run.tensorboard) if settings.log == "csv+tensorboard" else None
-    found: list[Callback] = [CountUnreadable(run.unreadable), StopAtNonFinite(), ShareStatistics()]
+    unreadable = CountUnreadable(run.unreadable, settings.data.max_unreadable)
+    found: list[Callback] = [unreadable, StopAtNonFinite(), ShareStatistics()]
     temperature = temperature_of(experiment)
     if temperature is not None:
         found.append(temperature)  # before the averages, which copy it

@@ -10,29 +10,35 @@ from torch.utils.data import DataLoader
 
 from vssm.data.batches import Batch
 from vssm.data.loaders import size_of
-from vssm.data.unreadable import TooManyUnreadable, UnreadableLog, check_share, reasons
+from vssm.data.unreadable import TooManyUnreadable, Unreadable, UnreadableLog, check_share, reasons
+from vssm.settings import DataSettings
 
 
 class CountUnreadable(Callback):
     """Counts the unreadable images of the present epoch; the first of all is a warning, each is a row of `file`.
 
-    In training another image replaces each, in validation it is left out. Stops with TooManyUnreadable as
-    soon as they are more than half of an epoch's images.
+    In training another image replaces each, in validation it is left out. Stops with TooManyUnreadable as soon as they
+    are more than the share `allowed` of an epoch's images.
     """
 
-    def __init__(self, file: Path | None = None):
-        self.file = file
-        self.counts = {"train": 0, "val": 0}
+    def __init__(self, file: Path | None = None, allowed: float = DataSettings.max_unreadable):
+        self.file, self.allowed = file, allowed
+        self.found: dict[str, list[Unreadable]] = {"train": [], "val": []}
         self._log = UnreadableLog()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of the training and of the validation images of the present epoch."""
+        return {part: len(found) for part, found in self.found.items()}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._log = UnreadableLog(self.file, writes=trainer.is_global_zero)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.counts["train"] = 0
+        self.found["train"] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.counts["val"] = 0
+        self.found["val"] = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -54,12 +60,13 @@ class CountUnreadable(Callback):
     def _count(self, batch: Batch, part: Literal["train", "val"], loader: Any, batches: int | float) -> None:
         if not batch.unreadable:
             return
-        self.counts[part] += len(batch.unreadable)
+        self.found[part] += batch.unreadable
         self._log.add(reasons(batch.unreadable))
-        assert isinstance(loader, DataLoader) and loader.batch_size is not None
-        planned = min(size_of(loader.sampler), int(batches) * loader.batch_size)  # type: ignore[arg-type]
+        assert isinstance(loader, DataLoader)
+        order: Any = loader.batch_sampler  # torch's, or ours that reads ahead
+        planned = min(size_of(order.sampler), int(batches) * order.batch_size)
         kind = {"train": "training", "val": "validation"}[part]
-        check_share(self.counts[part], planned, kind, batch.unreadable[0])
+        check_share(self.found[part], planned, self.allowed, kind, self.file)
         if part == "train" and len(batch.targets) == 0:
             path, reason, _ = batch.unreadable[0]
             raise TooManyUnreadable(

@@ -238,7 +238,7 @@ def test_bad_masks_are_left_out_and_counted(tmp_path):
     good = np.tile(np.array([0, 1], np.uint8), (20, 15))
     bad = np.full((20, 30), 7, np.uint8)
     root = written(tmp_path / "data", [good, good, good, bad, good[:, :29]])
-    chosen = settings(root, trainer__max_epochs=1, data__batch_size=2)
+    chosen = settings(root, trainer__max_epochs=1, data__batch_size=2, data__max_unreadable=0.5)
     chosen.out = str(tmp_path / "run")
     run = start_run(chosen)
     experiment = build(chosen)
