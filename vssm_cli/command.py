@@ -22,6 +22,7 @@ COMMANDS = {
     "pack": "pack a folder of images into tar shards, for disks and servers far away",
     "make-shapes": "generate images of textured shapes with boxes, masks and classes, to try things on",
     "fit": "train a model on a folder of images, or on the bundled digits",
+    "plan": "estimate time, memory and input of a training on several devices",
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on test images",
     "report": "write one page on how good runs are and where they fail",
