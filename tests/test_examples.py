@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+import vssm
 from vssm.data.shapes import CLASSES, write_shapes
+from vssm.hub import describe_run, write_folder
 from vssm.nn import SS2D
 from vssm.tasks.classification import create_classifier
 
@@ -161,6 +163,24 @@ def test_mask2former(run, shapes, weights, capsys):
     lines = capsys.readouterr().out.splitlines()[-8:]
     assert [line.split(", ")[1] for line in lines] == [f"{int(mask.sum())} pixels" for mask in masks]
     assert all(line.split()[0] in CLASSES for line in lines)
+
+
+def test_transformers_models(run, tmp_path):
+    """What transformers finds and sees is what the run's own model does."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    stored = EXAMPLES.parent / "tests" / "data" / "run_of_0.1"
+    card = describe_run(stored / "run", "owner/squares", license="mit", dataset="coloured squares")
+    folder, image = write_folder(stored / "run", tmp_path / "folder", card), stored / "images/val/green/1.png"
+    found, maps, loss = run("transformers_models.py", folder, image, "--classes", 4)
+    predictor = vssm.load(stored / "run")
+    (expected,) = predictor.predict(image)
+    assert found == pytest.approx(dict(expected.classes), abs=1e-5)
+    pixels = predictor.preprocess(image)[None]
+    plain = predictor.model.forward_intermediates(pixels, intermediates_only=True)
+    assert len(maps) == len(plain) == 2
+    for own, theirs in zip(plain, maps, strict=True):
+        torch.testing.assert_close(theirs, own)
+    assert loss == pytest.approx(math.log(4), abs=0.5)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

@@ -46,6 +46,7 @@ def write_folder(run: str | Path, out: str | Path, card: Card) -> Path:
             safe_serialization=True,
             data_config=preprocess.as_dict(),
         )
+        _name_classes_once(scratch / CONFIG)
         (scratch / CARD).write_text(text, encoding="utf-8")
         _check_same(model, scratch, preprocess)
         for file in scratch.iterdir():
@@ -55,6 +56,13 @@ def write_folder(run: str | Path, out: str | Path, card: Card) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
+
+
+def _name_classes_once(config: Path) -> None:
+    """timm stores the number of classes twice; transformers takes it from the top and fails on that of `model_args`."""
+    plain = cast(dict[str, Any], json.loads(config.read_text(encoding="utf-8")))
+    plain["model_args"] = {k: v for k, v in plain.get("model_args", {}).items() if k != "num_classes"}
+    config.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
 
 @torch.inference_mode()
