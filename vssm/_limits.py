@@ -90,6 +90,7 @@ _RANGES = {
     "trainer.log_every_n_steps": "[1, inf)",
     "seed": "[0, 4294967296)",
     "save_every_n_steps": "[0, inf)",
+    "keep_last": "[1, inf)",
     "early_stopping": "[1, inf)",
 }
 

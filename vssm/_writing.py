@@ -11,17 +11,35 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what is written there takes its place only when all went well.
 
-    A process that dies, or a disk that fills up, inside the block leaves the old file as it was. OSErrors name `path`.
+    A process that dies, or a disk that fills up, inside the block leaves the old file as it was. After the block the
+    file and its name are on the disk, so that a power failure does not undo it. OSErrors name `path`.
     """
     new = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with naming(path, new):
             yield new
-            with new.open("rb+") as file:
-                os.fsync(file.fileno())
+            sync(new)
             new.replace(path)
+            sync_folder(path.parent)
     finally:
         new.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until the content of a file is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the system has a way to ask for it."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -284,6 +284,7 @@ class Settings:
         out: run directory to create; runs/MODEL-DATA when not given
         seed: seed of weights, order and augmentation
         save_every_n_steps: also write last.ckpt every n steps inside an epoch; 0: at the end of each epoch only
+        keep_last: how many of the newest checkpoints to keep: last.ckpt, and step-N.ckpt of the ones before it
         early_stopping: stop after this many validations without a better top-1 (AP, mIoU)
         log: where metrics go; tensorboard needs the package of that name
     """
@@ -296,6 +297,7 @@ class Settings:
     out: str | None = None
     seed: int = 0
     save_every_n_steps: int = 0
+    keep_last: int = 2
     early_stopping: int | None = None
     log: Literal["csv", "csv+tensorboard"] = "csv"
 

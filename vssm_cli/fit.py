@@ -72,7 +72,7 @@ def _resume(path: str) -> int:
             ) from None
         from vssm.train.fit import build
     console = Console(quiet=not is_first_process())
-    return _train(build(settings, weights=False), run, True, console)
+    return _train(build(settings, weights=not run.resumable), run, True, console)
 
 
 def _train(experiment, run, resume: bool, console) -> int:
@@ -115,7 +115,7 @@ def _with_remedy(what: str, run) -> str:
     """What happened, and what can be done with the run."""
     if run.last.exists():
         return f"{what}; the last checkpoint is intact, continue with: vssm fit --resume {run.path}"
-    return f"{what}; there is no checkpoint yet, {run.path} can be removed"
+    return f"{what}; there is no checkpoint yet, begin again with: vssm fit --resume {run.path}"
 
 
 @contextlib.contextmanager

@@ -11,11 +11,13 @@ from vssm._words import same_names, spelled
 from vssm.data.imagefolder import some
 from vssm.data.keep_ratio import KeepRatio
 from vssm.data.preprocess import Preparation, Preprocess, stored_preprocess
-from vssm.inference.run_dir import checkpoint_file
+from vssm.inference.run_dir import RunDir, checkpoint_file
 from vssm.settings import Settings
 from vssm.tasks import find_task
 from vssm.tasks.adaptors import attach_adaptors
 from vssm.weights import load_checkpoint
+from vssm.weights.archive import check_intact
+from vssm.weights.errors import CheckpointError
 from vssm.weights.match import check_match
 from vssm.weights.read import read_content
 
@@ -74,9 +76,12 @@ class TrainedModel:
 
 
 def read_checkpoint(path: str | Path) -> TrainedModel:
-    """Raises OSError or ValueError that names the file when it is not a checkpoint of `vssm fit` that can be read."""
+    """Raises OSError or ValueError that names the file when it is not a checkpoint of `vssm fit` that can be read.
+
+    The checksums are compared; the error for a damaged file names an intact one beside it.
+    """
     file = checkpoint_file(path)
-    content: Any = read_content(file)
+    content = _read_intact(file)
     file_content = cast(dict[str, Any], content if isinstance(content, dict) else {})
     about = file_content.get("vssm")
     if not isinstance(about, dict):
@@ -99,6 +104,28 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
         raise ValueError(f"{file} lacks {error.args[0]!r}; {_versions(about)}") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}; {_versions(about)}") from error
+
+
+def _read_intact(file: Path) -> Any:
+    try:
+        content = read_content(file)
+        if isinstance(content, dict) and "vssm" in content:
+            check_intact(file)
+        return cast(Any, content)
+    except CheckpointError as error:
+        run = RunDir(file.parent.parent)
+        beside = [other for other in (run.best, *run.resumable) if other != file and _is_intact(other)]
+        if not beside or file.parent.name != run.checkpoints.name:
+            raise
+        raise CheckpointError(f"{error}; {beside[0]} of the same run is intact") from error
+
+
+def _is_intact(file: Path) -> bool:
+    try:
+        check_intact(file)
+    except (CheckpointError, FileNotFoundError):
+        return False
+    return True
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,11 @@
-"""A run directory: config.yaml, environment.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt, report.html.
+"""A run directory: config.yaml, environment.yaml, metrics.csv, report.html, and in checkpoints/ last.ckpt, best.ckpt
+and the step-N.ckpt that were last.ckpt before.
 
 One process at a time trains in it. Standard library and yaml only.
 """
 
+import os
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,14 +14,26 @@ from vssm._ranks import job_id, launched_together
 from vssm._yaml import read_yaml, write_yaml
 
 CONFIG, ENVIRONMENT, METRICS, REPORT = "config.yaml", "environment.yaml", "metrics.csv", "report.html"
-UNREADABLE = "unreadable.csv"
+UNREADABLE, LAST = "unreadable.csv", "last.ckpt"
+
+# A lock belongs to the open file, which worker processes inherit: orphans of a killed process would hold it on.
+_LOCKS: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()
+
+
+def _drop_locks() -> None:
+    for lock in _LOCKS:
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks)
 
 
 class RunDir:
     """Paths inside one run directory, and the lock that keeps a second process out.
 
-    `create` refuses a directory that holds anything; `reopen` refuses one without a checkpoint to continue from.
-    Both hold the lock until `close` or the end of the process, however it ends.
+    `create` refuses a directory that holds anything; `reopen` refuses one that no run was started in. Both hold the
+    lock until `close` or the end of the process, however it ends.
     """
 
     def __init__(self, path: str | Path):
@@ -52,7 +67,12 @@ class RunDir:
 
     @property
     def last(self) -> Path:
-        return self.checkpoints / "last.ckpt"
+        return self.checkpoints / LAST
+
+    @property
+    def resumable(self) -> list[Path]:
+        """The checkpoints that a training can go on from, the newest first: last.ckpt and the step-N.ckpt before it."""
+        return [file for file in (self.last, *earlier_checkpoints(self.checkpoints)) if file.exists()]
 
     @property
     def best(self) -> Path:
@@ -77,6 +97,8 @@ class RunDir:
         if self.path.exists() and any(self.path.iterdir()):
             if self.last.exists():
                 remedy = f"continue it with --resume {self.path}, or choose another --out"
+            elif self.config.exists():
+                remedy = f"start it again with --resume {self.path}, choose another --out, or remove it"
             else:
                 remedy = "choose another --out, or remove it"
             raise FileExistsError(f"{self.path} is already in use (it is not empty); {remedy}")
@@ -87,13 +109,12 @@ class RunDir:
         _refuse_file(run.path)
         if not run.path.exists():
             raise FileNotFoundError(f"{run.path} does not exist; --resume takes the directory of an earlier run")
-        for needed in (run.config, run.last):
-            if not needed.exists():
-                raise FileNotFoundError(
-                    f"{run.path} has no {needed.relative_to(run.path)}: there is nothing to resume from. "
-                    "It is written at the end of the first epoch; start again with another --out"
-                )
+        if not run.config.exists():
+            raise FileNotFoundError(
+                f"{run.path} has no {CONFIG}: there is nothing to resume from; start again with another --out"
+            )
         run._take_lock()
+        run.checkpoints.mkdir(exist_ok=True)
         for folder in (run.path, run.checkpoints):
             for unfinished in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
                 unfinished.unlink()
@@ -120,14 +141,27 @@ class RunDir:
 
     def _take_lock(self) -> None:
         lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        lock.seek(0)
         try:
             lock_file(lock)
         except OSError:
+            holder = "" if os.name == "nt" else lock.read(20).strip()  # Windows lets nobody read what is locked
             lock.close()
             raise FileExistsError(
-                f"{self.path} is in use by another process; wait for it to end, or choose another --out"
+                f"{self.path} is in use by another process{f' ({holder})' if holder.isdigit() else ''}; wait for it to "
+                "end, or choose another --out"
             ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
         self._lock = lock
+        _LOCKS.add(lock)
+
+
+def earlier_checkpoints(folder: Path) -> list[Path]:
+    """The step-N.ckpt in a folder, the newest first."""
+    numbered = [(file.stem.removeprefix("step-"), file) for file in folder.glob("step-*.ckpt")]
+    return [file for _, file in sorted(((int(n), file) for n, file in numbered if n.isdigit()), reverse=True)]
 
 
 def checkpoint_file(path: str | Path) -> Path:

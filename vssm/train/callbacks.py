@@ -1,39 +1,21 @@
 """What is written while training: metrics.csv and the checkpoints."""
 
 import csv
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from vssm._writing import naming, replacing
+from vssm._writing import naming, replacing, sync
 from vssm.inference.run_dir import RunDir
 from vssm.train.module import TrainingModule
 from vssm.train.ranks import mean_over_ranks
 from vssm.train.stopping import REMEDY, Diverged, all_finite
 from vssm.train.temperature import AnnealTemperature
 from vssm.train.tensorboard import TensorBoard
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the old file and replaces it at the end: a killed process leaves the last good one."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Raises OSError with the name of the file when it cannot be written, the disk being full for example."""
-        with replacing(Path(path)) as new, new.open("wb") as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as error:
-                # torch's own complaint about a file that did not grow as it should hides the reason.
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from None
-                raise
 
 
 class SaveCheckpoints(Checkpoint):
@@ -57,7 +39,7 @@ class SaveCheckpoints(Checkpoint):
         due = self.every_n_steps > 0 and step % self.every_n_steps == 0 and step != self._saved_step
         # The last batch of an epoch is left to the end of the epoch, which saves in any case.
         if due and batch_idx + 1 < trainer.num_training_batches:
-            self._save_last(trainer)
+            self._save(trainer, self.run.last)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # A score of NaN, or none because this epoch was not validated, never counts as better.
@@ -66,12 +48,12 @@ class SaveCheckpoints(Checkpoint):
         improved = score > self.best_score
         if improved:
             self.best_score = score
-        self._save_last(trainer)
-        if improved and trainer.is_global_zero:
-            with replacing(self.run.best) as new:
-                shutil.copyfile(self.run.last, new)
-            if self.on_best is not None:
+        if improved:
+            # Before last.ckpt, which knows the new best score: a process killed between the two repeats both.
+            self._save(trainer, self.run.best)
+            if self.on_best is not None and trainer.is_global_zero:
                 self.on_best()
+        self._save(trainer, self.run.last)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score}
@@ -79,14 +61,16 @@ class SaveCheckpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
 
-    def _save_last(self, trainer: L.Trainer) -> None:
+    def _save(self, trainer: L.Trainer, path: Path) -> None:
         # A gradient can overflow under a loss that is still finite: what would be saved is checked itself.
         if not all_finite(trainer.lightning_module.state_dict().values()):
             raise Diverged(
                 f"the weights became NaN or infinite in epoch {trainer.current_epoch + 1}, by optimizer step "
                 f"{trainer.global_step}: {REMEDY}"
             )
-        trainer.save_checkpoint(self.run.last)
+        if trainer.is_global_zero and self.run.metrics.exists():
+            sync(self.run.metrics)  # the rows up to a checkpoint must not be lost when it is not
+        trainer.save_checkpoint(path)
         self._saved_step = trainer.global_step
 
 

@@ -28,6 +28,7 @@ from vssm.tasks.task import Task
 from vssm.train import tensorboard
 from vssm.train.averaging import AverageWeights, ValidateRaw
 from vssm.train.callbacks import SaveCheckpoints, WriteMetrics
+from vssm.train.checkpoint_files import checkpoint_to_resume
 from vssm.train.datamodule import Loaders
 from vssm.train.environment import environment
 from vssm.train.freeze import BASE, freeze
@@ -124,14 +125,16 @@ def fit(
 ) -> dict[str, float]:
     """Trains into `run` and returns the metrics of the last validation (averaged weights where there are any).
 
-    With `resume` it continues from `run.last` exactly: weights, averages, optimizer, schedule, order of images,
-    augmentation, mixing, stochastic depth; ValueError when images or model are no longer those of the run. The network
-    is left with the final weights. Raises KeyboardInterrupt on Ctrl-C and on SIGTERM, Diverged when the loss is not
-    finite any more, OSError when a file cannot be written; `run.last` is then as it was after the last good step.
+    With `resume` it continues from the newest intact checkpoint, exactly: weights, averages, optimizer, schedule, order
+    of images, augmentation, mixing, stochastic depth; without any checkpoint it begins anew. ValueError when images or
+    model are no longer those of the run, or all checkpoints are damaged. The network is left with the final weights.
+    Raises KeyboardInterrupt on Ctrl-C and on SIGTERM, Diverged when the loss is not finite, OSError when a file
+    cannot be written; `run.last` is then as it was after the last good step.
     """
     settings = experiment.settings
-    if resume:
-        check_unchanged(read_checkpoint(run.last), experiment.module.description, experiment.model)
+    start = checkpoint_to_resume(run) if resume else None
+    if start is not None:
+        check_unchanged(read_checkpoint(start), experiment.module.description, experiment.model)
     trainer = create_trainer(settings, [*_callbacks(experiment, run), *callbacks])
     if settings.model.compile:
         experiment.model.compile()
@@ -139,8 +142,8 @@ def fit(
         trainer.fit(
             experiment.module,
             datamodule=experiment.loaders,
-            ckpt_path=run.last if resume else None,
-            weights_only=True if resume else None,
+            ckpt_path=start,
+            weights_only=None if start is None else True,
         )
     except SystemExit:
         # How Lightning leaves on Ctrl-C and SIGTERM, deaf to further Ctrl-C; the message is up to the caller.

@@ -19,7 +19,7 @@ class TensorBoard:
         """Points that an earlier process wrote after `step` are no longer shown."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def write(self, row: dict[str, float]) -> None:
         assert self._writer is not None

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vssm._words import nearest
 from vssm.settings import Settings, TrainerSettings
-from vssm.train.callbacks import AtomicCheckpointIO, SaveCheckpoints
+from vssm.train.callbacks import SaveCheckpoints
+from vssm.train.checkpoint_files import AtomicCheckpointIO
 
 # What a run directory and exact resumption depend on.
 _OURS = (
@@ -60,7 +61,7 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
             **named,
             **more,
             callbacks=list(callbacks),
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(settings.keep_last)],
             logger=False,
             enable_checkpointing=any(isinstance(c, SaveCheckpoints) for c in callbacks),
             enable_progress_bar=has_bar,

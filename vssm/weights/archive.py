@@ -1,14 +1,16 @@
-"""How much a torch file unpacks to, looked up before anything of it is unpacked."""
+"""What a torch file unpacks to, looked up before anything of it is unpacked, and whether it is as it was written."""
 
 import zipfile
 import zlib
 from pathlib import Path
 
+import torch
+
 from vssm.weights.errors import CheckpointError
 from vssm.weights.pickle_cost import MAX_BYTES as MAX_PICKLE_BYTES
 from vssm.weights.pickle_cost import check_pickle
 
-__all__ = ["LEGACY_PICKLES", "MAX_RATIO", "check_archive", "check_legacy"]
+__all__ = ["LEGACY_PICKLES", "MAX_RATIO", "check_archive", "check_intact", "check_legacy"]
 
 # torch.save does not compress, and trained weights hardly shrink.
 MAX_RATIO = 100
@@ -29,6 +31,28 @@ def check_archive(path: Path, max_bytes: int) -> None:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is truncated or no checkpoint ({error}); download it again") from error
+
+
+def check_intact(path: Path) -> None:
+    """Raises CheckpointError when a file of torch.save is not as it was written.
+
+    Reads all of it and compares each entry with the CRC-32 that torch.save stored for it. Files of torch before 1.6
+    have none and are not checked.
+    """
+    with path.open("rb") as file:
+        if file.read(1) == b"\x80":
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged (the checksum of {damaged} in it does not match)")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # headers that zipfile does not look at
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is damaged ({str(error).partition('. ')[0]})") from error
 
 
 def _check_sizes(path: Path, entries: list[zipfile.ZipInfo], max_bytes: int) -> None:
