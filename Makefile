@@ -3,7 +3,7 @@ PY    ?= python3.11
 VENV  ?= .venv
 BIN   := $(VENV)/bin
 
-.PHONY: setup demo demo-detect demo-segment test test-full lint bench clean
+.PHONY: setup demo demo-detect demo-segment test test-full lint bench docs clean
 
 setup: $(VENV)/.ready
 
@@ -38,6 +38,12 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/models.py
+
+docs: setup
+	rm -rf build/site-source build/site
+	$(BIN)/python docs/site.py build/site-source
+	$(BIN)/zensical build --strict --clean
+	@echo "open build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache vssm/lib
