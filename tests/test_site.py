@@ -53,7 +53,7 @@ def test_every_link_leads_to_a_file_of_the_site(source):
         for target in re.findall(r"\]\(([^)\s#:]+)[#)]", site.FENCE.sub("", page.read_text(encoding="utf-8"))):
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
             links += 1
-    assert links > 100
+    assert links > 80
     assert "](models.md#fusion-operators)" in (source / "index.md").read_text(encoding="utf-8")
     assert "no-run" not in (source / "install.md").read_text(encoding="utf-8")
 
