@@ -3,11 +3,11 @@
 import contextlib
 import signal
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vssm._ranks import is_first_process
 from vssm_cli.parsing import Stop, UsageError, describe
-from vssm_cli.settings import parse_settings, read_settings, settings_parser, to_settings
+from vssm_cli.settings import SHORT, parse_settings, read_settings, settings_parser, to_settings
 
 DESCRIPTION = """\
 Trains a model on images: `vssm fit --model vmamba_tiny --data.root FOLDER` where FOLDER holds train/CLASS/ and
@@ -18,18 +18,19 @@ checkpoints/last.ckpt and best.ckpt, and report.html; `vssm fit --resume RUN_DIR
 
 def main(argv: list[str]) -> int:
     parser = settings_parser("fit", DESCRIPTION)
-    parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run; takes no other option")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN_DIR",
+        help="continue this run; takes no other option, except where it goes on: --devices, --accelerator, "
+        "--trainer.num_nodes, --trainer.strategy",
+    )
     parsed = parse_settings(parser, argv)
     if parsed is None:
         return 0
     if parsed.resume is not None:
-        others = [word for word in argv if word.startswith("--") and not word.startswith("--resume")]
-        if others:
-            raise UsageError(
-                f"--resume continues a run with its own settings and takes no other option, not {others[0]}"
-            )
+        where = _where(argv)
         with _sigterm_as_ctrl_c():
-            return _resume(parsed.resume)
+            return _resume(parsed.resume, {name: parsed[f"trainer.{name}"] for name in where})
     settings = to_settings(parsed)
     if settings.data.name is None:
         classes = settings.task == "classification"
@@ -55,7 +56,24 @@ def _start(settings) -> int:
     return _train(experiment, start_run(settings), False, console)
 
 
-def _resume(path: str) -> int:
+def _where(argv: list[str]) -> list[str]:
+    """The settings of a run that may change when it goes on, those of where it runs, as far as they are given."""
+    found = []
+    for word in argv:
+        option = word.partition("=")[0]
+        if not option.startswith("--") or option == "--resume":
+            continue
+        name = SHORT.get(option, option).removeprefix("--trainer.").replace("-", "_")
+        if name not in ("accelerator", "devices", "num_nodes", "strategy"):
+            raise UsageError(
+                "--resume continues a run with its own settings and takes no other option except --devices, "
+                f"--accelerator, --trainer.num_nodes and --trainer.strategy, not {option}"
+            )
+        found.append(name)
+    return found
+
+
+def _resume(path: str, where: dict[str, Any]) -> int:
     from rich.console import Console
 
     with Console(stderr=True, quiet=not is_first_process()).status("loading torch and Lightning"):
@@ -70,9 +88,11 @@ def _resume(path: str) -> int:
             raise Stop(
                 f"{error}. The run was written by {versions}: resume with that version, or start a new run"
             ) from None
-        from vssm.train.fit import build
+        for name, value in where.items():
+            setattr(settings.trainer, name, value)
+        from vssm.train.fit import build_resumed
     console = Console(quiet=not is_first_process())
-    return _train(build(settings, weights=not run.resumable), run, True, console)
+    return _train(build_resumed(settings, run), run, True, console)
 
 
 def _train(experiment, run, resume: bool, console) -> int:

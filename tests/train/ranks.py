@@ -5,7 +5,6 @@ import os
 import socket
 import time
 import traceback
-from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Imported once, in a process that starts the others: each begins at once.
@@ -54,20 +53,3 @@ def _enter(rank, world, port, reports, work, arguments):
     except BaseException:
         reports.put(f"process {rank} of {world}:\n{traceback.format_exc()}")
         raise
-
-
-def train(settings, out, world, resume=False, callbacks=()):
-    """The run in `world` processes; its folder."""
-    settings.trainer.devices, settings.out = world, str(out)
-    run_ranks(train_here, world, settings, resume, tuple(callbacks))
-    return Path(out)
-
-
-def train_here(settings, resume=False, callbacks=()):
-    """One process of a training; callbacks: classes or functions that make them."""
-    from vssm.inference.run_dir import RunDir
-    from vssm.train.fit import build, fit, start_run
-
-    run = RunDir(settings.out) if resume else start_run(settings)
-    fit(build(settings, weights=not resume), run, resume, [make() for make in callbacks])
-    run.close()

@@ -26,7 +26,8 @@ class FakeTrainer:
         self.lightning_module = torch.nn.Linear(1, 1)
         self.optimizers = [SimpleNamespace(param_groups=[{"lr": 0.1}, {"lr": 0.3}])]
         self.state = SimpleNamespace(fn="fit")
-        self.strategy = SimpleNamespace(reduce=lambda value, reduce_op: value)  # both processes have the same loss
+        # Both processes have the same.
+        self.strategy = SimpleNamespace(reduce=lambda value, reduce_op: value, reduce_boolean_decision=bool)
 
     def save_checkpoint(self, path):
         if path.name == "last.ckpt":

@@ -3,6 +3,7 @@
 import io
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,6 +176,7 @@ def test_best_keeps_the_higher_score(tmp_path):
     class FakeTrainer:
         is_global_zero, global_step, callback_metrics = True, 0, {}
         lightning_module = torch.nn.Linear(1, 1)
+        strategy = SimpleNamespace(reduce_boolean_decision=lambda decision: decision)
 
         def save_checkpoint(self, path):
             path.write_text(str(self.callback_metrics["val_top1"]))

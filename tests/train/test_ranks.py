@@ -1,5 +1,6 @@
 """Two processes train what one does on the same global batches: losses, averages, metrics, uneven validations."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,14 +8,14 @@ import pytest
 import torch
 from torch.utils.data import Subset
 
-from tests.train.interrupted import rows
+from tests.train.interrupted import KillAt, Killed, rows
 from tests.train.ranks import run_ranks
 from tests.train.tiny import tiny_settings
 from vssm.inference.checkpoint import read_checkpoint
 from vssm.inference.evaluate import evaluate
 from vssm.inference.predictor import Predictor
 from vssm.inference.run_dir import RunDir
-from vssm.train.fit import build, fit, start_run
+from vssm.train.fit import build, build_resumed, fit, start_run
 
 BATCH = 16  # images of a step, of all processes
 
@@ -32,21 +33,24 @@ def settings_of(name, steps=4, **optim):
     return settings
 
 
-def train_here(settings, val_images, resume=False):
-    """One process of a training that validates on so many images."""
-    experiment = build(settings, weights=not resume)
+def train_here(settings, val_images, resume, kill_at):
+    """One process of a training that validates on so many images, and dies before optimizer step `kill_at`."""
+    run = RunDir(settings.out) if resume else start_run(settings)
+    experiment = build_resumed(settings, run) if resume else build(settings)
     splits = experiment.splits
     experiment.loaders.splits = replace(splits, val=Subset(splits.val, range(val_images)))
-    run = RunDir(settings.out) if resume else start_run(settings)
-    fit(experiment, run, resume)
+    with nullcontext() if kill_at is None else pytest.raises(Killed):
+        fit(experiment, run, resume, [] if kill_at is None else [KillAt(kill_at)])
     run.close()
 
 
-def train(settings, out, world, val_images=17, **trainer):
+def train(settings, out, world, val_images=17, resume=False, kill_at=None, **trainer):
     for key, value in trainer.items():
         setattr(settings.trainer, key, value)
-    settings.trainer.devices, settings.out, settings.data.batch_size = world, str(out), BATCH // world
-    run_ranks(train_here, world, settings, val_images)
+    settings.trainer.devices, settings.out = world, str(out)
+    if not resume:
+        settings.data.batch_size = BATCH // world
+    run_ranks(train_here, world, settings, val_images, resume, kill_at)
     return RunDir(out)
 
 
@@ -77,6 +81,46 @@ def test_ddp_is_one_process(tmp_path):
         settings.data.repeats = 3
         runs.append(train(settings, tmp_path / str(world), world, val_images=33, accumulate_grad_batches=2))
     assert_same(*runs)
+
+
+@pytest.mark.parametrize("name", ["spatial_mamba_nano", pytest.param("vmamba_nano", marks=pytest.mark.full)])
+def test_fsdp_is_one_process(tmp_path, name):
+    """The averages and MESA's teacher are sharded too. One of the two has a validation batch less."""
+    runs = []
+    for world, strategy in ((1, "auto"), (2, "fsdp")):
+        settings = settings_of(name, 4, mesa_weight=1.0, mesa_start_epoch=1, validate_raw=True, layer_decay=0.7)
+        runs.append(train(settings, tmp_path / strategy, world, strategy=strategy))
+    assert_same(*runs)
+    stored = read_checkpoint(runs[1].last)
+    assert stored.create_model()(torch.randn(1, 1, 32, 32)).shape == (1, 10), "a checkpoint like any other"
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.full)])
+def test_another_number_of_processes_goes_on(tmp_path, strategy):
+    """One process, then two, then one, each dying within an epoch: the images and all else go on as without."""
+    whole = train(settings_of("vmamba_nano", 6), tmp_path / "whole", 1)
+    settings = settings_of("vmamba_nano", 6)
+    settings.save_every_n_steps = 1
+    settings.trainer.max_epochs = 2
+    train(settings, tmp_path / "parts", 1, kill_at=1)
+    train(settings, tmp_path / "parts", 2, resume=True, kill_at=5, strategy=strategy)
+    assert read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.ckpt").settings.data.batch_size == BATCH // 2
+    parts = train(settings, tmp_path / "parts", 1, resume=True, strategy="auto")
+    assert_same(whole, parts)
+
+
+def test_devices_that_cannot_share_a_batch(tmp_path):
+    settings = settings_of("vmamba_nano", 2)
+    settings.trainer.max_epochs, settings.data.batch_size, settings.out = 1, 9, str(tmp_path / "run")
+    run = start_run(settings)
+    fit(build(settings), run)
+    settings.trainer.devices, settings.trainer.max_epochs = 2, 2
+    with pytest.raises(ValueError, match=r"batches of 9 images, which 2 devices cannot share evenly.*of 1, 3, 9"):
+        build_resumed(settings, run)
+    settings.trainer.devices, settings.data.batch_size = 1, 4
+    with pytest.raises(ValueError, match="batches of 9 images on all devices together, now they have 4; change"):
+        fit(build(settings, weights=False), run, resume=True)
+    run.close()
 
 
 def test_fewer_validation_images_than_devices():

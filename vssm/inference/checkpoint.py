@@ -31,6 +31,7 @@ class TrainedModel:
 
     `images` counts the images of each class that it was trained and validated on, `fingerprints` stand for their names;
     both are empty when it has none. `teacher` stands for the weights of the model that it learnt from.
+    `images_per_batch`: of all devices together; None where the run is of a version that did not write it.
     """
 
     file: Path
@@ -41,6 +42,7 @@ class TrainedModel:
     images: dict[str, list[int]]
     fingerprints: dict[str, str]
     teacher: str | None = None
+    images_per_batch: int | None = None
 
     def changed(self, settings: Settings) -> "TrainedModel":
         """The same under other settings, with the image size, interpolation and crop that they change."""
@@ -99,6 +101,7 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
             about.get("images", {}),
             about.get("fingerprints", {}),
             about.get("teacher"),
+            about.get("images_per_batch"),
         )
     except KeyError as error:
         raise ValueError(f"{file} lacks {error.args[0]!r}; {_versions(about)}") from error
@@ -161,6 +164,12 @@ def check_unchanged(stored: TrainedModel, description: dict[str, Any], model: nn
                 f"{stored.file} was trained with as many {split} images, but of other names (some were renamed or "
                 f"replaced since); {remedy}"
             )
+    images = description.get("images_per_batch")
+    if None not in (images, stored.images_per_batch) and images != stored.images_per_batch:
+        raise ValueError(
+            f"{stored.file} was trained on batches of {stored.images_per_batch} images on all devices together, now "
+            f"they have {images}; change data.batch_size or trainer.devices so that the product is as before"
+        )
     if stored.teacher != description.get("teacher"):
         raise ValueError(
             f"{stored.file} was trained with another teacher than optim.distill_teacher now has weights of; {remedy}"

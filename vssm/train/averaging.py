@@ -7,9 +7,10 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vssm.train.module import TrainingModule
+from vssm.train.sharding import is_sharded, load_whole_state, local, shard, whole_state
 
 Pair = tuple[Tensor, Tensor]
 
@@ -31,6 +32,14 @@ class AverageWeights(WeightAveraging):
         super().__init__()
         self.decay, self.warmup = decay, warmup
         self._listed: tuple[list[Pair], list[Pair]] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Lightning's own would not shard the copy."""
+        if stage != "fit":
+            return
+        self._average_model = AveragedModel(pl_module, pl_module.device, use_buffers=True)
+        if is_sharded(trainer):
+            shard(self.module.task.model)  # type: ignore[union-attr, arg-type]
 
     @property
     def module(self) -> nn.Module:
@@ -63,13 +72,31 @@ class AverageWeights(WeightAveraging):
         self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """As Lightning's, of whole tensors where they are sharded."""
+        if not is_sharded(trainer):
+            return super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        assert self._average_model is not None
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = whole_state(self.module)
+        checkpoint["averaging_state"] = {"n_averaged": self._average_model.n_averaged}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not is_sharded(trainer):
+            return super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        assert self._average_model is not None
+        load_whole_state(self.module, checkpoint["state_dict"])
+        load_whole_state(pl_module, checkpoint["current_model_state"])
+        self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
+
 
 def _pairs(average: nn.Module, model: nn.Module) -> tuple[list[Pair], list[Pair]]:
-    """(average, weight) of the tensors to average, and of those to copy. They share memory with the modules."""
+    """(average, weight) of the tensors to average, and of those to copy: the parts of this process where they are
+    sharded. They share memory with the modules."""
     found: tuple[list[Pair], list[Pair]] = ([], [])
     for (name, ours), theirs in zip(_tensors(average), _tensors(model), strict=True):
         copied = not ours.is_floating_point() or name.rpartition(".")[2] == "temperature"
-        found[1 if copied else 0].append((ours.detach(), theirs[1].detach()))
+        found[1 if copied else 0].append((local(ours), local(theirs[1])))
     return found
 
 

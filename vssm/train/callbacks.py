@@ -63,7 +63,8 @@ class SaveCheckpoints(Checkpoint):
 
     def _save(self, trainer: L.Trainer, path: Path) -> None:
         # A gradient can overflow under a loss that is still finite: what would be saved is checked itself.
-        if not all_finite(trainer.lightning_module.state_dict().values()):
+        finite = all_finite(trainer.lightning_module.state_dict().values())
+        if not trainer.strategy.reduce_boolean_decision(finite):
             raise Diverged(
                 f"the weights became NaN or infinite in epoch {trainer.current_epoch + 1}, by optimizer step "
                 f"{trainer.global_step}: {REMEDY}"

@@ -47,10 +47,16 @@ class Loaders(L.LightningDataModule):
                 f"{size_of(self.splits.val)} validation images are too few for {trainer.world_size} devices; take more "
                 "images or fewer devices"
             )
-        batches = -(-size_of(self.splits.val) // (self.settings.batch_size * trainer.world_size))
-        if batches_within(batches, trainer.limit_val_batches) == 0:
-            limit = trainer.limit_val_batches
+        if self.most_val_batches(trainer) == 0:
+            batches, limit = self._val_batches(trainer), trainer.limit_val_batches
             raise ValueError(f"trainer.limit_val_batches: {limit} of {batches} batches is none; take a larger share")
+
+    def most_val_batches(self, trainer: L.Trainer) -> int:
+        """Validation batches of the first process, which has the most images."""
+        return batches_within(self._val_batches(trainer), trainer.limit_val_batches)
+
+    def _val_batches(self, trainer: L.Trainer) -> int:
+        return -(-size_of(self.splits.val) // (self.settings.batch_size * trainer.world_size))
 
     def _train_share(self, trainer: L.Trainer) -> int:
         return size_of(self._train_images) // trainer.world_size

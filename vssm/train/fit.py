@@ -25,7 +25,7 @@ from vssm.settings import Settings
 from vssm.tasks import find_task
 from vssm.tasks.adaptors import attach_adaptors
 from vssm.tasks.task import Task
-from vssm.train import tensorboard
+from vssm.train import sharding, tensorboard
 from vssm.train.averaging import AverageWeights, ValidateRaw
 from vssm.train.callbacks import SaveCheckpoints, WriteMetrics
 from vssm.train.checkpoint_files import checkpoint_to_resume
@@ -109,6 +109,28 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     return Experiment(settings, task, splits, module, loaders, teacher)
 
 
+def build_resumed(settings: Settings, run: RunDir) -> Experiment:
+    """`build` for a run that is to go on, perhaps on another number of devices: each then gets another batch size, so
+    that a step keeps its images, and with them the schedule and the position in the epoch.
+
+    A run that has no checkpoint yet is built as at first. Raises ValueError where the images of a batch cannot be
+    shared evenly.
+    """
+    start = checkpoint_to_resume(run)
+    if start is None:
+        return build(settings)
+    images, devices = read_checkpoint(start).images_per_batch, create_trainer(settings).world_size
+    if images is not None:
+        if images % devices:
+            shared = ", ".join(str(n) for n in range(1, images + 1) if images % n == 0)
+            raise ValueError(
+                f"{start} was trained on batches of {images} images, which {devices} devices cannot share evenly; "
+                f"resume with --devices of {shared} (those of all machines together)"
+            )
+        settings.data.batch_size = images // devices
+    return build(settings, weights=False)
+
+
 def _carried_adaptors(file: Path | None, wanted: Sequence[str]) -> Sequence[str]:
     """The adaptors of a run that another starts from. Raises ValueError where it is to have others, or none."""
     found = read_checkpoint(file).settings.model.adaptors if file is not None and is_ours(file) else []
@@ -126,16 +148,19 @@ def fit(
     """Trains into `run` and returns the metrics of the last validation (averaged weights where there are any).
 
     With `resume` it continues from the newest intact checkpoint, exactly: weights, averages, optimizer, schedule, order
-    of images, augmentation, mixing, stochastic depth; without any checkpoint it begins anew. ValueError when images or
-    model are no longer those of the run, or all checkpoints are damaged. The network is left with the final weights.
-    Raises KeyboardInterrupt on Ctrl-C and on SIGTERM, Diverged when the loss is not finite, OSError when a file
-    cannot be written; `run.last` is then as it was after the last good step.
+    of images, augmentation, mixing, stochastic depth; without any checkpoint it begins anew. ValueError when images,
+    model or images per step are no longer those of the run (`build_resumed` keeps the latter), or all checkpoints are
+    damaged. The network is left with the final weights. Raises KeyboardInterrupt on Ctrl-C and on SIGTERM, Diverged
+    when the loss is not finite, OSError when a file cannot be written; `run.last` is then as it was after the last good
+    step.
     """
     settings = experiment.settings
     start = checkpoint_to_resume(run) if resume else None
-    if start is not None:
-        check_unchanged(read_checkpoint(start), experiment.module.description, experiment.model)
     trainer = create_trainer(settings, [*_callbacks(experiment, run), *callbacks])
+    if start is not None:
+        images = settings.data.batch_size * trainer.world_size
+        description = experiment.module.description | {"images_per_batch": images}
+        check_unchanged(read_checkpoint(start), description, experiment.model)
     if settings.model.compile:
         experiment.model.compile()
     try:
@@ -181,21 +206,23 @@ def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
         if settings.optim.validate_raw:
             found.append(ValidateRaw(averages))
             columns += [f"{name}_raw" for name in task.columns]
+    if settings.trainer.strategy == sharding.NAME:
+        found.append(sharding.KeepStep())
     found.append(WriteMetrics(run, columns, board, temperature))
     if settings.early_stopping is not None:
         found.append(StopEarly(task.monitor, settings.early_stopping))
     on_best = None
     if BASE in settings.model.freeze:
-        on_best = partial(_save_adaptors, experiment, run, averages)
+        on_best = partial(_save_adaptors, run)
     return [*found, SaveCheckpoints(run, task.monitor, settings.save_every_n_steps, on_best)]
 
 
-def _save_adaptors(experiment: Experiment, run: RunDir, averages: AverageWeights | None) -> None:
+def _save_adaptors(run: RunDir) -> None:
     """What training changed, of the weights that best.ckpt has."""
-    module = experiment.module if averages is None else averages.module
-    splits, settings = experiment.splits, experiment.settings
-    about = describe_adaptors(settings.model, splits.classes, splits.preprocess)
-    save_adaptors(module.task.model, run.adaptors, about)  # type: ignore[union-attr]
+    stored = read_checkpoint(run.best)
+    model = stored.create_model()
+    freeze(model, [BASE])
+    save_adaptors(model, run.adaptors, describe_adaptors(stored.settings.model, stored.classes, stored.preprocess))
 
 
 def temperature_of(experiment: Experiment) -> AnnealTemperature | None:

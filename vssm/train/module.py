@@ -13,12 +13,14 @@ from vssm.data.sampling import seed_all
 from vssm.settings import Settings
 from vssm.tasks.task import Learner, Metrics
 from vssm.train.optim import create_optimizer, create_schedule, scaled
+from vssm.train.sharding import is_sharded, shard
 
 
 class TrainingModule(L.LightningModule):
     """Trains a task's learner; its metrics gather the validation.
 
-    `description` (plain types) is put under "vssm" in every checkpoint: enough to rebuild model and preprocessing.
+    `description` (plain types) is put under "vssm" in every checkpoint: enough to rebuild model and preprocessing,
+    with the images that the batches of all processes have together, in which the position in an epoch is counted.
     `frozen_norms` keep their statistics: they stay in evaluation mode. `infer` gives the outputs that are validated;
     the network's own when it is not given.
     """
@@ -42,7 +44,12 @@ class TrainingModule(L.LightningModule):
         self.beside: tuple[TrainingModule, ...] = ()  # modules of other weights that are validated on the same batches
         self.latest_loss: Tensor | None = None
         self.latest_outputs: Any = None
+        self._spare_images: Any = None  # of a sharded network, for a forward that is of use to other processes only
         self.train()  # Lightning keeps the modes that it finds
+
+    def configure_model(self) -> None:
+        if is_sharded(self.trainer):
+            shard(self.task.model)
 
     def train(self, mode: bool = True) -> "TrainingModule":
         super().train(mode)
@@ -58,6 +65,8 @@ class TrainingModule(L.LightningModule):
             torch.cuda.manual_seed(hash(key) & 0xFFFF_FFFF)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if is_sharded(self.trainer):
+            self._spare_images = batch.images
         loss, self.latest_outputs = self.task.training_step(self._laid_out(batch.images), batch.targets)
         self.latest_loss = loss.detach()
         return loss
@@ -67,11 +76,12 @@ class TrainingModule(L.LightningModule):
         return self.task.running(self.latest_outputs, batch.targets)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        if len(batch.targets) > 0:  # else none of the batch could be read
-            (infer,) = self._infer
-            self.metrics.update(infer(self._laid_out(batch.images)), batch)
-        for other in self.beside:
-            other.validation_step(batch, batch_idx)
+        for module in (self, *self.beside):
+            (infer,) = module._infer
+            if len(batch.targets) > 0:
+                module.metrics.update(infer(self._laid_out(batch.images)), batch)
+            elif self._spare_images is not None:  # none of the batch could be read
+                infer(self._laid_out(self._spare_images))
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.metrics.compute().logged())
@@ -93,7 +103,8 @@ class TrainingModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["vssm"] = self.description
+        images = self.settings.data.batch_size * self.trainer.world_size
+        checkpoint["vssm"] = self.description | {"images_per_batch": images}
 
     def _laid_out(self, images: Any) -> Any:
         if self.settings.model.channels_last and isinstance(images, Tensor):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vssm.train.module import TrainingModule
 from vssm.train.ranks import mean_over_ranks
+from vssm.train.sharding import local
 
 REMEDY = "a lower --lr, longer optim.warmup_epochs, a smaller trainer.gradient_clip_val or --precision 32-true may help"
 
@@ -62,8 +63,10 @@ class StopAtNonFinite(Callback):
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every floating-point tensor is free of NaN and infinity; reduced to one value per tensor."""
-    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    """Whether every floating-point tensor, of a sharded one the part that is here, is free of NaN and infinity; reduced
+    to one value per tensor."""
+    parts = [local(tensor) for tensor in tensors if tensor.is_floating_point()]
+    floating = [part for part in parts if part.numel() > 0]  # of a small tensor some processes have nothing
     return math.isfinite(float(torch.nn.utils.get_total_norm(floating, norm_type=math.inf)))
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vssm._words import nearest
 from vssm.settings import Settings, TrainerSettings
+from vssm.train import sharding
 from vssm.train.callbacks import SaveCheckpoints
 from vssm.train.checkpoint_files import AtomicCheckpointIO
 
@@ -56,10 +57,13 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     has_bar = any(hasattr(callback, "enable") for callback in callbacks)
     named = {name: value for name, value in vars(settings.trainer).items() if name != "args"}
+    if settings.trainer.strategy == sharding.NAME:
+        named |= {"strategy": sharding.Sharded(), "inference_mode": False}
+        if more.get("sync_batchnorm"):
+            raise ValueError("trainer.args.sync_batchnorm has no effect with trainer.strategy fsdp; choose one")
     try:
         trainer = L.Trainer(
-            **named,
-            **more,
+            **(more | named),
             callbacks=list(callbacks),
             plugins=[AtomicCheckpointIO(settings.keep_last)],
             logger=False,
