@@ -64,9 +64,18 @@ def find_compiler() -> list[str]:
     raise BuildFailed(f"no C++ compiler found (tried {', '.join(names)}); install one or set CXX")
 
 
+def target_machine() -> str:
+    """The architecture to build for: that of this Python, which cross builds and macOS's universal Pythons change.
+
+    sysconfig honours _PYTHON_HOST_PLATFORM, by which cibuildwheel asks for another one than this machine's.
+    """
+    named = sysconfig.get_platform().rpartition("-")[2].lower()
+    return platform.machine().lower() if named in ("universal2", "") else named
+
+
 def variants() -> dict[str, list[str]]:
-    """Instruction sets of this machine's architecture with their compiler flags."""
-    machine = platform.machine().lower()
+    """Instruction sets of the architecture to build for, with their compiler flags."""
+    machine = target_machine()
     if machine in ("x86_64", "amd64"):
         return X86_VARIANTS
     return {"neon": []} if machine in ("arm64", "aarch64") else {"generic": []}
@@ -80,6 +89,8 @@ def build(root: Path = ROOT) -> Path:
     flags = list(FLAGS)
     if sys.platform != "win32":
         flags += ["-fPIC", "-fvisibility=hidden"]
+    if sys.platform == "darwin":  # the oldest macOS and the architecture that the wheel's tag promises
+        flags += ["-arch", target_machine(), f"-mmacosx-version-min={sysconfig.get_platform().split('-')[1]}"]
     targets = variants()
     if targets is X86_VARIANTS:
         flags.append("-DVSSM_X86")
@@ -102,7 +113,8 @@ def build(root: Path = ROOT) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".build-") as scratch:
         linked = Path(scratch) / LIBRARY
-        _run([*compiler, "-shared", "-o", str(linked), *(str(target) for _, target in jobs)])
+        arch = ["-arch", target_machine()] if sys.platform == "darwin" else []
+        _run([*compiler, *arch, "-shared", "-o", str(linked), *(str(target) for _, target in jobs)])
         linked.replace(out)
     return out
 
@@ -145,11 +157,12 @@ def _run(command: list[str]) -> str:
 
 
 def wheel_tag() -> str:
-    """py3-none-<this platform>: any Python 3, no Python ABI."""
-    return "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    """py3-none-<this platform>: any Python 3, no Python ABI. auditwheel makes manylinux of linux."""
+    system = sysconfig.get_platform().replace("universal2", target_machine())
+    return "py3-none-" + system.replace("-", "_").replace(".", "_")
 
 
-class CustomBuildHook(BuildHookInterface):
+class CustomBuildHook(BuildHookInterface):  # pyright: ignore[reportGeneralTypeIssues]
     """Hatchling calls `initialize` before it packs a wheel, editable or not."""
 
     def initialize(self, version: str, build_data: dict) -> None:
