@@ -81,6 +81,7 @@ _RANGES = {
     "optim.mesa_temperature": "(0, inf)",
     "optim.distill_weight": "(0, 1]",
     "optim.distill_temperature": "(0, inf)",
+    "optim.max_skipped_steps": "[0, inf)",
     "optim.temperature_epochs": "[0, inf)",
     "trainer.max_epochs": "[1, inf)",
     "trainer.num_nodes": "[1, inf)",

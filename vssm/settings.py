@@ -202,6 +202,8 @@ class OptimSettings:
         distill_weight: share of the loss that is the teacher's; the rest is that of the labels
         distill_temperature: temperature of both softmaxes (soft)
         distill_kind: soft: KL divergence from the teacher's probabilities; hard: cross entropy with its first class
+        max_skipped_steps: how many steps in a row may be skipped because loss or gradients are NaN or infinite; one
+            more ends the training
         temperature_epochs: epochs over which the temperature of dynamic convolutions falls to 1; 0 leaves it alone
     """
 
@@ -231,6 +233,7 @@ class OptimSettings:
     distill_weight: float = 0.5
     distill_temperature: float = 1.0
     distill_kind: Literal["soft", "hard"] = "soft"
+    max_skipped_steps: int = 10
     temperature_epochs: float = 10.0
 
 

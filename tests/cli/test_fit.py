@@ -382,6 +382,7 @@ def test_a_run_in_use_is_refused(stopped, capsys):
 
 def test_divergence_ends_with_one_message(images, tmp_path, capsys):
     argv = ["fit", "--model", "test_resnet", "--data.root", str(images), "--out", str(tmp_path / "run"), "--lr", "1e30"]
+    argv += ["--optim.max-skipped-steps=2"]
     more = ["--optim.warmup-epochs=0", "--trainer.gradient-clip-val=null", "--optim.ema-decay=0", "--accelerator=cpu"]
     assert main([*argv, *more, "--image-size=32", "--batch-size=4", "--epochs=5"]) == 1
     error = capsys.readouterr().err

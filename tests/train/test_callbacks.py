@@ -88,7 +88,7 @@ def test_weights_that_are_not_finite_are_not_saved(run):
 class Module(TrainingModule):
     def __init__(self, loss):
         torch.nn.Module.__init__(self)
-        self.latest_loss = torch.tensor(loss)
+        self.latest_loss, self.skipped_steps = torch.tensor(loss), 0
 
 
 def batches(writer, trainer, count, images=5):
@@ -107,7 +107,16 @@ def test_rows_of_metrics(run):
     trainer.callback_metrics = {"val_loss": torch.tensor(0.5), "val_score": 0.25, "val_images": 9.0}
     writer.on_validation_end(trainer, None)
     first, second, validated = read_metrics(run.metrics)
-    assert list(first) == ["epoch", "step", "lr", "train_loss", "val_loss", "val_score", "images_per_second"]
+    assert list(first) == [
+        "epoch",
+        "step",
+        "lr",
+        "train_loss",
+        "val_loss",
+        "val_score",
+        "skipped_steps",
+        "images_per_second",
+    ]
     assert [(row["epoch"], row["step"], row["lr"], row["train_loss"]) for row in (first, second)] == [
         ("1", "2", "0.3", "2.0"),
         ("1", "4", "0.3", "4.0"),

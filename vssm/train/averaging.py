@@ -56,12 +56,14 @@ class AverageWeights(WeightAveraging):
     ) -> None:
         if trainer.global_step <= self._latest_update_step:  # gradients are being accumulated
             return
+        if getattr(pl_module, "skipped_step", -1) == trainer.global_step:  # it left the weights as they were
+            return
         assert self._average_model is not None
         if self._listed is None:
             self._listed = _pairs(self._average_model.module, pl_module)
         averaged, copied = self._listed
         step = trainer.global_step  # n_averaged is the same, but reading it would wait for the device
-        if step == 1 and self.warmup:
+        if self._latest_update_step == 0 and self.warmup:
             copied = [*averaged, *copied]
         else:
             decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay

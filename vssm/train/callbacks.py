@@ -95,7 +95,7 @@ class WriteMetrics(Callback):
         self.metrics = tuple(metrics)
         self.temperature = temperature
         own = () if temperature is None else ("temperature",)
-        self.columns = ("epoch", "step", "lr", *own, "train_loss", *self.metrics, "images_per_second")
+        self.columns = ("epoch", "step", "lr", *own, "train_loss", *self.metrics, "skipped_steps", "images_per_second")
         self._images, self._seconds, self._began = 0, 0.0, 0.0
         self._lr = 0.0
 
@@ -132,6 +132,7 @@ class WriteMetrics(Callback):
                 lr=self._lr,
                 **({} if self.temperature is None else {"temperature": self.temperature.present}),
                 train_loss=float(mean_over_ranks(trainer, pl_module.latest_loss)),
+                skipped_steps=pl_module.skipped_steps,
                 images_per_second=round(self._images / self._seconds, 1),
             )
             self._images, self._seconds = 0, 0.0

@@ -34,8 +34,9 @@ from vssm.train.environment import environment
 from vssm.train.freeze import BASE, freeze
 from vssm.train.guidance import LearnFromAverage, LearnFromTeacher
 from vssm.train.module import TrainingModule
+from vssm.train.nonfinite import SkipNonFinite
 from vssm.train.ranks import ShareStatistics
-from vssm.train.stopping import StopAtNonFinite, StopEarly
+from vssm.train.stopping import StopEarly
 from vssm.train.teacher import Teacher, load_teacher
 from vssm.train.temperature import AnnealTemperature
 from vssm.train.tensorboard import TensorBoard
@@ -191,7 +192,7 @@ def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
     settings, task = experiment.settings, experiment.task
     board = TensorBoard(run.tensorboard) if settings.log == "csv+tensorboard" else None
     unreadable = CountUnreadable(run.unreadable, settings.data.max_unreadable)
-    found: list[Callback] = [unreadable, StopAtNonFinite(), ShareStatistics()]
+    found: list[Callback] = [unreadable, SkipNonFinite(run, settings.optim.max_skipped_steps), ShareStatistics()]
     temperature = temperature_of(experiment)
     if temperature is not None:
         found.append(temperature)  # before the averages, which copy it

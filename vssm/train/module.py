@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -14,6 +14,14 @@ from vssm.settings import Settings
 from vssm.tasks.task import Learner, Metrics
 from vssm.train.optim import create_optimizer, create_schedule, scaled
 from vssm.train.sharding import is_sharded, shard
+
+
+class Recorder(Protocol):
+    """Sees every training batch and its loss."""
+
+    def before(self, batch: Batch, batch_idx: int, first: bool) -> None: ...
+
+    def after(self, loss: Tensor) -> None: ...
 
 
 class TrainingModule(L.LightningModule):
@@ -42,6 +50,9 @@ class TrainingModule(L.LightningModule):
         self.frozen_norms = tuple(frozen_norms)
         self._infer = (infer or learner.model,)  # in a tuple: the weights stand in a checkpoint once
         self.beside: tuple[TrainingModule, ...] = ()  # modules of other weights that are validated on the same batches
+        self.recorder: Recorder | None = None
+        self.skipped_steps = 0  # so far, because they were not finite
+        self.skipped_step = -1  # the latest of them, counted as `trainer.global_step` after it
         self.latest_loss: Tensor | None = None
         self.latest_outputs: Any = None
         self._spare_images: Any = None  # of a sharded network, for a forward that is of use to other processes only
@@ -67,8 +78,12 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if is_sharded(self.trainer):
             self._spare_images = batch.images
-        loss, self.latest_outputs = self.task.training_step(self._laid_out(batch.images), batch.targets)
+        if self.recorder is not None:
+            self.recorder.before(batch, batch_idx, batch_idx % self.trainer.accumulate_grad_batches == 0)
+        loss, self.latest_outputs = self.task.training_step(self.laid_out(batch.images), batch.targets)
         self.latest_loss = loss.detach()
+        if self.recorder is not None:
+            self.recorder.after(self.latest_loss)
         return loss
 
     def running(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -79,9 +94,9 @@ class TrainingModule(L.LightningModule):
         for module in (self, *self.beside):
             (infer,) = module._infer
             if len(batch.targets) > 0:
-                module.metrics.update(infer(self._laid_out(batch.images)), batch)
+                module.metrics.update(infer(self.laid_out(batch.images)), batch)
             elif self._spare_images is not None:  # none of the batch could be read
-                infer(self._laid_out(self._spare_images))
+                infer(self.laid_out(self._spare_images))
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict(self.metrics.compute().logged())
@@ -106,7 +121,8 @@ class TrainingModule(L.LightningModule):
         images = self.settings.data.batch_size * self.trainer.world_size
         checkpoint["vssm"] = self.description | {"images_per_batch": images}
 
-    def _laid_out(self, images: Any) -> Any:
+    def laid_out(self, images: Any) -> Any:
+        """Images in the memory format of the settings."""
         if self.settings.model.channels_last and isinstance(images, Tensor):
             return images.contiguous(memory_format=torch.channels_last)
         return images

@@ -83,7 +83,7 @@ class LiveProgress(ProgressBar):
             self._running.setdefault(name, deque(maxlen=SMOOTHED)).append((mean, len(batch.targets)))
         if ended - self._drawn > self.interval:
             lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-            parts = [f"loss {float(torch.stack(self._losses[-SMOOTHED:]).mean()):.3f}"]
+            parts = [f"loss {float(_mean(self._losses[-SMOOTHED:])):.3f}"]
             for name, latest in self._running.items():
                 means = torch.stack([mean for mean, _ in latest]).tolist()
                 counts = [count for _, count in latest]
@@ -94,7 +94,7 @@ class LiveProgress(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._losses:  # resumed at the end of an epoch that was reported before
             return
-        train_loss = mean_over_ranks(trainer, torch.stack(self._losses).double().mean())
+        train_loss = mean_over_ranks(trainer, _mean(self._losses))
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         epochs = trainer.max_epochs or 0
         parts = [
@@ -109,6 +109,9 @@ class LiveProgress(ProgressBar):
         unreadable = sum(c.counts["train"] for c in trainer.callbacks if isinstance(c, CountUnreadable))  # type: ignore[attr-defined]
         if unreadable:
             parts.append(f"{unreadable} unreadable")
+        assert isinstance(pl_module, TrainingModule)
+        if pl_module.skipped_steps:
+            parts.append(f"{pl_module.skipped_steps} steps skipped so far")
         parts.append(self._speed())
         self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
         self._images, self._working, self._waiting = 0, 0.0, 0.0
@@ -158,6 +161,12 @@ class LiveProgress(ProgressBar):
     def _speed(self) -> str:
         total = self._working + self._waiting
         return f"{self._images / total:.0f} img/s  waiting {self._waiting / total:.0%}" if total > 0 else ""
+
+
+def _mean(losses: list[Tensor]) -> Tensor:
+    """In double precision, without those of skipped steps."""
+    found = torch.stack(losses).double()
+    return found[torch.isfinite(found)].mean()
 
 
 class Clock:
