@@ -28,6 +28,7 @@ MODULES = (
     "vssm.tasks.segmentation",
     "vssm.analysis",
     "vssm.export",
+    "vssm.hub",
 )
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?^```)$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s#:]+)(#[^)\s]*)?\)")

@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from vssm.hub import Card, HubError, describe_run
+from vssm.inference.checkpoint import read_checkpoint
 
 FULL = {"license": "cc-by-4.0", "dataset": "squares of three colours"}
 
@@ -51,3 +52,25 @@ def test_gaps_are_refused_all_at_once(run):
 def test_a_model_of_timm_needs_no_import_of_ours():
     card = Card("owner/pets", "resnet18", "A model.", "data", {"top-1": 0.5}, license="mit", ours=False)
     assert "registers" not in card.usage() and "- vssm" not in card.text()
+
+
+def test_a_run_that_began_with_a_model_of_the_hub_and_validated_on_a_part(run, monkeypatch):
+    stored = read_checkpoint(run)
+    monkeypatch.setattr("vssm.hub.run.read_checkpoint", lambda _: stored)
+    model = stored.create_model()
+    monkeypatch.setattr(type(stored), "create_model", lambda self: model)
+    stored.settings.model.name, stored.settings.model.pretrained = "hf-hub:owner/other", True
+    stored.settings.trainer.limit_val_batches = 2
+    card = describe_run(run, "owner/pets", **FULL)
+    assert card.architecture == "vmamba_nano" and card.ours
+    assert card.details["Initial weights"] == "published weights of hf-hub:owner/other"
+    assert card.measured_on == "a part of the 12 validation images"
+    stored.settings.model.name = "vmamba_tiny"
+    page = "https://github.com/MzeroMiko/VMamba/blob/main/assets/performance.md"
+    found = describe_run(run, "owner/pets", **FULL).details["Initial weights"]
+    assert found == f"published weights of vmamba_tiny, {page}, mit"
+    stored.settings.model.init_from = "catalog:vim_tiny"
+    found = describe_run(run, "owner/pets", **FULL).details["Initial weights"]
+    assert found == "published weights vim_tiny, https://huggingface.co/hustvl/Vim-tiny-midclstok, apache-2.0"
+    stored.settings.model.init_from = "/home/me/secret/best.ckpt"
+    assert describe_run(run, "owner/pets", **FULL).details["Initial weights"] == "a checkpoint (best.ckpt)"

@@ -57,9 +57,10 @@ def describe_run(
     validation in metrics.csv unless given. Paths of this machine are left out.
     """
     stored = read_run(run)
-    model, data = stored.settings.model, stored.settings.data
+    data, trainer = stored.settings.data, stored.settings.trainer
     counts = {split: sum(found) for split, found in stored.images.items()}
-    architecture = model.name.partition(":")[2] if ":" in model.name else model.name
+    network: Any = stored.create_model()
+    architecture: str = network.pretrained_cfg["architecture"]  # the name may be that of a model on the Hub
     side = " x ".join(map(str, stored.preprocess.input_size[1:]))
     known = _DIGITS if data.name == "digits" else None
     return Card(
@@ -68,13 +69,18 @@ def describe_run(
         description or f"A {architecture} that sorts images of {side} pixels into {len(stored.classes)} classes.",
         dataset or known,
         best_metrics(run, stored) if metrics is None else metrics,
-        f"the {counts['val']} validation images" if counts.get("val") else "the validation images",
+        _measured_on(counts.get("val"), trainer.limit_val_batches is not None),
         license,
         license_name,
         license_link,
         _details(stored, counts, RunDir(run).read_environment() if Path(run).is_dir() else {}),
         architecture.partition(".")[0] in NAMES,
     )
+
+
+def _measured_on(count: int | None, limited: bool) -> str:
+    images = f"the {count} validation images" if count else "the validation images"
+    return f"a part of {images}" if limited else images
 
 
 def best_metrics(run: str | Path, stored: TrainedModel) -> dict[str, float]:
