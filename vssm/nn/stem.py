@@ -10,7 +10,7 @@ from vssm.nn.conv import Conv2d
 from vssm.nn.norm import LayerNorm, batch_norm_act, batch_norm_act_linear
 from vssm.nn.shortcut import Shortcut, as_built
 from vssm.ops import conv2d, linear
-from vssm.ops.operator import autocasts, is_transformed
+from vssm.ops.operator import autocasts, is_inference
 
 __all__ = ["ConvStem", "PatchStem", "PositionEmbedding", "ResidualStem"]
 
@@ -109,7 +109,7 @@ class ResidualStem(Shortcut):
     @torch.jit.unused
     def _is_fixed(self, x: Tensor) -> bool:
         """Whether this is inference, step by step, in the dtype of the weights."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or autocasts(x) or is_transformed((x,)):
+        if not is_inference((x,)) or autocasts(x):
             return False
         same = all(p.dtype == x.dtype for p in self.parameters())
         return same and not any(norm.training or norm.running_mean is None for norm in self._norms())

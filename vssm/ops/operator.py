@@ -52,6 +52,13 @@ def is_transformed(values: Sequence[Any]) -> bool:
     return any(isinstance(v, Tensor) and forward_ad.unpack_dual(v).tangent is not None for v in values)
 
 
+def is_inference(values: Sequence[Any]) -> bool:
+    """Whether torch runs step by step, and neither gradients nor a transform nor a graph wants each of the steps."""
+    return not (
+        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(values)
+    )
+
+
 class Operator:
     """One operator. Calling it runs it: on the path that `vssm.ops.use` demands, or on the best one.
 

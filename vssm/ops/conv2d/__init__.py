@@ -12,7 +12,7 @@ from torch import Tensor
 from vssm.ops import dispatch
 from vssm.ops.linear import linear
 from vssm.ops.linear.core import channels_last_weight
-from vssm.ops.operator import autocasts, is_transformed
+from vssm.ops.operator import autocasts, is_inference
 
 __all__ = ["conv2d"]
 
@@ -33,10 +33,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     else:
         path = dispatch.requested()
         plain = (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or is_transformed((x, weight, bias))
+            not is_inference((x, weight, bias))
             or x.dtype != weight.dtype
             or path == "reference"
             or autocasts(x)

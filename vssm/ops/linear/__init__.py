@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vssm.ops import checks, dispatch, native
-from vssm.ops.linear import core, reference
+from vssm.ops.linear import core, half, reference
 from vssm.ops.operator import Operator
 
 __all__ = ["linear"]
@@ -13,6 +13,8 @@ __all__ = ["linear"]
 def _rule(device: torch.device, dtype: torch.dtype) -> str | None:
     """Measured against MKL (benchmarks/pointwise.py --part linear). Without wide vectors and with other libraries
     behind torch, the library is left its trade."""
+    if dtype in half.HALVES:
+        return half.PREFERENCE
     if native.isa() in ("avx512", "avx2"):
         return None
     return dispatch.Preference(f"torch's matrix product is as fast with {native.isa()} vectors")
@@ -54,8 +56,8 @@ def linear(
     Raises:
         ValueError: an unknown act, or shapes or devices that do not fit; the message names the argument.
 
-    In float32 inference on an x86 CPU with AVX2 or AVX-512 this is one pass of the core. Elsewhere, in training, under
-    autocast and in compiled graphs it is the plain composition.
+    In float32 inference on an x86 CPU with AVX2 or AVX-512 this is one pass of the core; in half precision torch's
+    product, with the rest in place. In training and in compiled graphs it is the plain composition.
     """
     checks.activation(act, "none", "gelu", "silu", "relu")
     if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
@@ -65,4 +67,6 @@ def linear(
     checks.per_channel("bias", bias, weight.shape[0])
     checks.shape("residual", residual, (*x.shape[:-1], weight.shape[0]), " like the result")
     checks.same_device(x=x, weight=weight, bias=bias, residual=residual)
+    if half.takes(x, weight, bias, residual):
+        return half.linear(x, weight, bias, residual, act)
     return _linear(x, weight, bias, residual, act)

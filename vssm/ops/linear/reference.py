@@ -5,11 +5,14 @@ from torch import Tensor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, act: str) -> Tensor:
-    y = F.linear(x, weight, bias)
-    if act == "gelu":
-        y = F.gelu(y)
-    elif act == "silu":
-        y = F.silu(y)
-    elif act == "relu":
-        y = F.relu(y)
+    y = activated(F.linear(x, weight, bias), act)
     return y if residual is None else residual + y
+
+
+def activated(y: Tensor, act: str) -> Tensor:
+    """act(y)."""
+    if act == "gelu":
+        return F.gelu(y)
+    if act == "silu":
+        return F.silu(y)
+    return F.relu(y) if act == "relu" else y

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vssm.ops import checks, dispatch
+from vssm.ops.linear import half
 from vssm.ops.mlp import core, reference
 from vssm.ops.operator import Operator
 
@@ -12,6 +13,10 @@ __all__ = ["mlp"]
 
 def _macs(x, weight1, bias1, weight2, *_) -> dict[str, int]:
     return {"linear": torch.Size(x[:-1]).numel() * (weight1[0] * weight1[1] + weight2[0] * weight2[1])}
+
+
+def _rule(device: torch.device, dtype: torch.dtype) -> str | None:
+    return half.PREFERENCE if dtype in half.HALVES else None
 
 
 def _limit(x, weight1, bias1, weight2, bias2, residual) -> str | None:
@@ -32,6 +37,7 @@ _mlp = Operator(
     macs=_macs,
     backward_macs=2.5,  # the first product once more, to recompute the hidden rows
     added=True,
+    rule=_rule,
     limit=_limit,
     inlines="compile",
 )
@@ -60,6 +66,8 @@ def mlp(
     """
     _check(x, weight1, bias1, weight2, bias2, residual)
     args = (x, weight1, bias1, weight2, bias2, residual)
+    if half.takes(x, *args[1:]):
+        return half.mlp(*args)
     trains = torch.is_grad_enabled() and any(t.requires_grad for t in args[:-1])
     small = x.numel() // x.shape[-1] * weight1.shape[0] * x.element_size() < core.RECOMPUTE_BYTES
     if trains and small and not dispatch.requested():
