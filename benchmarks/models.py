@@ -2,12 +2,15 @@
 
     python benchmarks/models.py                       every part, eager
     python benchmarks/models.py --part eval train     some parts
+    python benchmarks/models.py --dtype float32 bfloat16 autocast     also with weights in bfloat16, and under autocast
+    python benchmarks/models.py --only efficientvim_m2 fastvit_t8     other models of timm in the place of ours
     python benchmarks/models.py --compiled            also with torch.compile (slow to start)
     python benchmarks/models.py --official DIR        also the official VMamba-T, from a checkout of its repository
     python benchmarks/models.py --path torch          our models without the C++ core
 
 All models of one row alternate in one process, so that ratios are robust to drifts of the machine's speed. Medians of
-`--runs` rounds. Random weights, 224x224, float32. Memory is measured in a separate process per model.
+`--runs` rounds, or with `--cpu-time` of processor time, which other programs disturb less. Random weights, 224x224,
+float32 unless `--dtype` says otherwise. Memory is measured in a separate process per model.
 """
 
 import argparse
@@ -19,6 +22,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import timm
@@ -53,53 +58,56 @@ def create(name: str, official: Path | None, size: int = 224) -> torch.nn.Module
     return module.vmamba_tiny_s1l8()
 
 
-def evaluate(model, images):
-    with torch.inference_mode():
+def evaluate(model, images, autocast=False):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         return model(images)
 
 
-def train_step(model, images):
+def train_step(model, images, autocast=False):
     model.zero_grad(set_to_none=True)
-    model(images).float().logsumexp(1).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(images)
+    logits.float().logsumexp(1).sum().backward()
 
 
-def in_turn(functions: dict, runs: int) -> dict[str, float]:
+def in_turn(functions: dict, runs: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Median seconds of each function, called alternately."""
     times = {name: [] for name in functions}
     for function in functions.values():
         function()
     for _ in range(runs):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = clock()
             function()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def speed(part: str, names: list[str], batch: int, args, size: int = 224, compiled: bool = False) -> dict[str, float]:
-    """Images per second of each model."""
+def speed(
+    part: str, names: list[str], batch: int, args, size: int = 224, compiled: bool = False, dtype: str = "float32"
+) -> dict[str, float]:
+    """Images per second of each model. dtype "autocast": bfloat16 where torch's autocast takes it."""
     step = evaluate if part == "eval" else train_step
-    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    held = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(held)
     functions = {}
     for name in names:
         if name == OFFICIAL and part == "train":
             continue  # minutes per step: its indexed loop is quadratic in the length
         model = create(name, args.official, size)
-        model.train(part == "train")
+        model.train(part == "train").to(held)
         if compiled and name != OFFICIAL:
             model = torch.compile(model)
-        functions[name] = lambda model=model: step(model, images)
+        functions[name] = lambda model=model: step(model, images, dtype == "autocast")
     with vssm.ops.use(args.path) if args.path else contextlib.nullcontext():
-        seconds = in_turn(functions, args.runs)
+        seconds = in_turn(functions, args.runs, time.process_time if args.cpu_time else time.perf_counter)
     return {name: batch / s for name, s in seconds.items()}
 
 
 def print_ratios(part: str, batch: int, found: dict[str, float], label: str) -> None:
     print(f"\n{label}: images/s " + ", ".join(f"{SHORT.get(n, n)} {v:.2f}" for n, v in found.items()))
-    for ours in OURS:
-        if ours not in found:
-            continue
-        for peer in (p for p in found if p not in OURS):
+    for ours in (name for name in found if name not in PEERS and name != OFFICIAL):
+        for peer in (p for p in found if p in PEERS or p == OFFICIAL):
             goal = GOALS.get((part, ours, batch), {}).get(peer)
             ratio = found[ours] / found[peer]
             verdict = "" if goal is None else f"  goal {goal:.2f}  {'ok' if ratio >= goal else 'SHORT'}"
@@ -136,6 +144,8 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", default=parts, choices=parts)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--dtype", nargs="+", default=["float32"], choices=("float32", "bfloat16", "autocast"))
+    parser.add_argument("--cpu-time", action="store_true", help="measure processor time (one thread)")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--official", type=Path)
     parser.add_argument("--path", choices=("torch", "core"))
@@ -155,10 +165,10 @@ def main() -> None:
         if part not in args.part:
             continue
         for batch in args.batch if part == "eval" else args.batch[-1:]:
-            for compiled in (False, True) if args.compiled else (False,):
-                label = f"{part} B={batch}{' compiled' if compiled else ''}"
-                results[label] = speed(part, names, batch, args, compiled=compiled)
-                print_ratios(part, batch, results[label], label)
+            for dtype, compiled in product(args.dtype, (False, True) if args.compiled else (False,)):
+                label = f"{part} B={batch}{' compiled' if compiled else ''}{'' if dtype == 'float32' else ' ' + dtype}"
+                results[label] = speed(part, names, batch, args, compiled=compiled, dtype=dtype)
+                print_ratios(part if dtype == "float32" else dtype, batch, results[label], label)
     if "resolution" in args.part:
         small = speed("eval", names, 1, args)
         large = speed("eval", names, 1, args, size=768)

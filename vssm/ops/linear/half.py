@@ -1,6 +1,6 @@
 """Products in half precision on the CPU, in inference: torch's own, what follows them in place.
 
-oneDNN's products reach what the vectors or tiles of a CPU can do in bfloat16 (benchmarks/profile_model.py shows both). What
+oneDNN's products reach what the vectors or tiles of a CPU can do in bfloat16: see benchmarks/profile_model.py. What
 an activation and a sum out of place cost beside them is memory: at B=8 the hidden tensor of VMamba-T's first stage is
 19 MB, paged in anew for each.
 """
