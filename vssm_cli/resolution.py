@@ -131,8 +131,9 @@ def _data(text: str | None, first: "Predictor") -> "DataSettings":
             raise ValueError(f"{first.name} comes without images; name a folder of images after it, or digits")
         return known
     if text == "digits" and not Path(text).exists():
-        return replace(known, name="digits", root=None)
-    return replace(known, name="imagefolder", root=text)
+        return replace(known, name="digits", root=None, train=None, val=None, test=None)
+    moved = replace(known, name=None, root=text, train=None, val=None, test=None)
+    return replace(moved, name=moved.kind_of_images())
 
 
 def _progress(record: "Record") -> str:

@@ -94,5 +94,6 @@ def _places(predictor: Predictor, names: Sequence[str]) -> list[int]:
 def _relabelled(images: Dataset[Any], places: Sequence[int]) -> Dataset[Any]:
     if list(places) == list(range(len(places))):
         return images
-    assert isinstance(images, ImageFolder)
+    if not isinstance(images, ImageFolder):
+        raise ValueError("the classes of the images stand in another order than the network's; take a folder of images")
     return images.with_samples([(path, places[label]) for path, label in images.samples], images.transform)

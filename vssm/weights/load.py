@@ -13,7 +13,7 @@ from vssm.weights.errors import CheckpointError
 from vssm.weights.heads import CLASSIFIERS, is_head, to_our_heads
 from vssm.weights.match import check_match, classifier_prefixes, to_names_of
 from vssm.weights.names import check_distinct, some
-from vssm.weights.position import resize_map, resize_positions, square_grid
+from vssm.weights.position import resize_map, resize_positions, resize_timm_positions, square_grid
 from vssm.weights.read import MAX_BYTES, Checkpoint, read_checkpoint, take_state_dict
 from vssm.weights.rename import OURS, SPATIAL_MAMBA, VIM, VMAMBA, family_of, to_ours
 from vssm.weights.tensors import check_values
@@ -121,7 +121,7 @@ def load_checkpoint(
         initialised += [name for name in own_around if head == "reset" and CLASSIFIERS.match(name)]
 
     own = {name: tensor for name, (_, tensor) in target.items()}
-    resized = _resize_positions(source, own, model) if ours else ""
+    resized = _resize_positions(source, own, model) if ours else resize_timm_positions(source, model)
     left_alone = tolerated | set(initialised)
     check_match(
         checkpoint.path,
