@@ -2,7 +2,8 @@
 
 A subcommand is a module of this folder with `main(argv) -> exit code`. It parses its arguments first and imports
 torch, timm and Lightning only afterwards, so that help and typing errors answer at once.
-Exit codes: 0 done; 1 the command could not do it (one message, no traceback); 2 a usage error; 130 Ctrl-C;
+Exit codes: 0 done; 1 the command could not do it (one message, no traceback); 2 a usage error; 75 (fit) stopped by
+SIGTERM or SIGUSR1, to be started again with --resume; 130 Ctrl-C;
 141 the reader of the output went away.
 """
 

@@ -9,6 +9,8 @@ from vssm._ranks import is_first_process
 from vssm_cli.parsing import Stop, UsageError, describe
 from vssm_cli.settings import SHORT, parse_settings, read_settings, settings_parser, to_settings
 
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start it again with --resume
+
 DESCRIPTION = """\
 Trains a model on images: `vssm fit --model vmamba_tiny --data.root FOLDER` where FOLDER holds train/CLASS/ and
 val/CLASS/, or CLASS/ alone: then a share of each class validates. FOLDER may also be what `vssm pack` wrote.
@@ -29,14 +31,14 @@ def main(argv: list[str]) -> int:
         return 0
     if parsed.resume is not None:
         where = _where(argv)
-        with _sigterm_as_ctrl_c():
+        with _signals_end():
             return _resume(parsed.resume, {name: parsed[f"trainer.{name}"] for name in where})
     settings = to_settings(parsed)
     if settings.data.name is None:
         classes = settings.task == "classification"
         remedy = " (with CLASS/IMAGE in it), --data.train SHARDS, or --data digits" if classes else ""
         raise UsageError(f"no images given: --data.root FOLDER{remedy}")
-    with _sigterm_as_ctrl_c():
+    with _signals_end():
         return _start(settings)
 
 
@@ -97,7 +99,8 @@ def _resume(path: str, where: dict[str, Any]) -> int:
 
 def _train(experiment, run, resume: bool, console) -> int:
     from vssm.data.unreadable import read_unreadable
-    from vssm.train.fit import fit
+    from vssm.train.fit import WorkerDied, fit
+    from vssm.train.preemption import Preempted
     from vssm.train.progress import LiveProgress
     from vssm.train.stopping import Diverged
     from vssm_cli.lines import print_fact, print_line
@@ -110,7 +113,10 @@ def _train(experiment, run, resume: bool, console) -> int:
     except KeyboardInterrupt:
         console.show_cursor()
         raise Stop(_with_remedy("interrupted", run), 130) from None
-    except OSError as error:
+    except Preempted as error:
+        console.show_cursor()
+        raise Stop(_with_remedy(str(error), run), REQUEUE) from error
+    except (OSError, WorkerDied) as error:
         raise Stop(_with_remedy(describe(error), run)) from error
     except Diverged as error:  # a resumed run would repeat it to the last bit
         kept = f"; {run.last} is unchanged; start a new run from it with --init-from" if run.last.exists() else ""
@@ -139,17 +145,25 @@ def _with_remedy(what: str, run) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """The same end for both, from the first second on; Lightning's own handler looks at SIGTERM between steps only."""
+def _signals_end() -> Iterator[None]:
+    """Outside of the training, which saves first, SIGTERM and SIGUSR1 end the command at once."""
+    received: list[int] = []
 
-    def interrupt(*_: object) -> NoReturn:
+    def interrupt(number: int, frame: object) -> NoReturn:
+        received.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
+    except (KeyboardInterrupt, Stop) as error:
+        if not received:
+            raise
+        raise Stop(str(error) or f"stopped by {signal.Signals(received[0]).name}", REQUEUE) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(run, device: str, console) -> None:

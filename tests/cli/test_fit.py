@@ -422,14 +422,13 @@ def rows_but_speed(run):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_sigterm_ends_like_ctrl_c(tmp_path, capsys, monkeypatch, how):
+def test_ctrl_c(tmp_path, capsys, monkeypatch):
     run = RunDir(tmp_path / "run")
     step = TrainingModule.training_step
 
     def training_step(module, batch, batch_idx):
         if run.last.exists():
-            os.kill(os.getpid(), how)
+            os.kill(os.getpid(), signal.SIGINT)
         return step(module, batch, batch_idx)
 
     monkeypatch.setattr(TrainingModule, "training_step", training_step)
@@ -440,11 +439,30 @@ def test_sigterm_ends_like_ctrl_c(tmp_path, capsys, monkeypatch, how):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_of_a_scheduler_saves_and_asks_for_another_start(tmp_path, capsys, monkeypatch, how):
+    """In the second step of the second epoch, which is finished and saved."""
+    run = RunDir(tmp_path / "run")
+    step = TrainingModule.training_step
+
+    def training_step(module, batch, batch_idx):
+        if (module.current_epoch, batch_idx) == (1, 1):
+            os.kill(os.getpid(), how)
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
+    assert main(["fit", "--config", "digits", "--out", str(run.path), "--epochs", "3", *TINY]) == 75
+    words = f"stopped by {how.name}; step 5 is saved; the last checkpoint is intact, continue with: vssm fit --resume"
+    assert f"vssm: error: {words} {run.path}\n" == capsys.readouterr().err
+    assert torch.load(run.last, weights_only=True)["global_step"] == 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_sigterm_before_training_leaves_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vssm.train.fit.build", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
-    assert main(["fit", "--config", "digits", "--out", str(tmp_path / "run"), *TINY]) == 130
-    assert capsys.readouterr().err == "vssm: error: interrupted\n"
+    assert main(["fit", "--config", "digits", "--out", str(tmp_path / "run"), *TINY]) == 75
+    assert capsys.readouterr().err == "vssm: error: stopped by SIGTERM\n"
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -460,7 +478,7 @@ def test_a_killed_process_resumes_exactly(uninterrupted, tmp_path, how):
         time.sleep(0.01)
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == (-how if how == signal.SIGKILL else 130)
+    assert process.returncode == {signal.SIGKILL: -how, signal.SIGINT: 130, signal.SIGTERM: 75}[how]
     assert ("continue with: vssm fit --resume" in error) == (how != signal.SIGKILL)
     resume = [sys.executable, "-m", "vssm", "fit", "--resume", str(run.path)]
     subprocess.run(resume, check=True, capture_output=True)

@@ -27,7 +27,7 @@ class SaveCheckpoints(Checkpoint):
         self.run, self.monitor, self.every_n_steps = run, monitor, every_n_steps
         self.best_score = -float("inf")
         self._validated = False
-        self._saved_step = 0
+        self.saved_step = 0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validated = True
@@ -36,7 +36,7 @@ class SaveCheckpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = self.every_n_steps > 0 and step % self.every_n_steps == 0 and step != self._saved_step
+        due = self.every_n_steps > 0 and step % self.every_n_steps == 0 and step != self.saved_step
         # The last batch of an epoch is left to the end of the epoch, which saves in any case.
         if due and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer, self.run.last)
@@ -61,6 +61,10 @@ class SaveCheckpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
 
+    def save_last(self, trainer: L.Trainer) -> None:
+        """Raises Diverged when the weights are not finite, OSError when the file cannot be written."""
+        self._save(trainer, self.run.last)
+
     def _save(self, trainer: L.Trainer, path: Path) -> None:
         # A gradient can overflow under a loss that is still finite: what would be saved is checked itself.
         finite = all_finite(trainer.lightning_module.state_dict().values())
@@ -72,7 +76,7 @@ class SaveCheckpoints(Checkpoint):
         if trainer.is_global_zero and self.run.metrics.exists():
             sync(self.run.metrics)  # the rows up to a checkpoint must not be lost when it is not
         trainer.save_checkpoint(path)
-        self._saved_step = trainer.global_step
+        self.saved_step = trainer.global_step
 
 
 class WriteMetrics(Callback):

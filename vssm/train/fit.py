@@ -35,6 +35,7 @@ from vssm.train.freeze import BASE, freeze
 from vssm.train.guidance import LearnFromAverage, LearnFromTeacher
 from vssm.train.module import TrainingModule
 from vssm.train.nonfinite import SkipNonFinite
+from vssm.train.preemption import SaveOnSignal
 from vssm.train.ranks import ShareStatistics
 from vssm.train.stopping import StopEarly
 from vssm.train.teacher import Teacher, load_teacher
@@ -44,6 +45,10 @@ from vssm.train.trainer import asked_for, create_trainer
 from vssm.train.unreadable import CountUnreadable
 from vssm.weights.adaptors import save_adaptors
 from vssm.weights.published import named_file
+
+
+class WorkerDied(RuntimeError):
+    """A process of data.workers ended by itself, or was killed."""
 
 
 @dataclass
@@ -151,9 +156,9 @@ def fit(
     With `resume` it continues from the newest intact checkpoint, exactly: weights, averages, optimizer, schedule, order
     of images, augmentation, mixing, stochastic depth; without any checkpoint it begins anew. ValueError when images,
     model or images per step are no longer those of the run (`build_resumed` keeps the latter), or all checkpoints are
-    damaged. The network is left with the final weights. Raises KeyboardInterrupt on Ctrl-C and on SIGTERM, Diverged
-    when the loss is not finite, OSError when a file cannot be written; `run.last` is then as it was after the last good
-    step.
+    damaged. The network is left with the final weights. Raises KeyboardInterrupt on Ctrl-C, Preempted on SIGTERM and
+    SIGUSR1 after saving, Diverged when the loss is not finite, WorkerDied, OSError when a file cannot be written;
+    `run.last` is then as it was after the last good step.
     """
     settings = experiment.settings
     start = checkpoint_to_resume(run) if resume else None
@@ -180,6 +185,13 @@ def fit(
     except TorchDynamoException as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"model.compile: torch.compile failed ({reason}); train without it") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerDied(
+            f"a process that loads images died ({' '.join(str(error).split())}): the machine may have run out of "
+            "memory, for which fewer --workers are the remedy"
+        ) from error
     if trainer.is_global_zero and not run.last.exists():
         raise ValueError("training ended before the first checkpoint; let it run longer")
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -215,7 +227,8 @@ def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
     on_best = None
     if BASE in settings.model.freeze:
         on_best = partial(_save_adaptors, run)
-    return [*found, SaveCheckpoints(run, task.monitor, settings.save_every_n_steps, on_best)]
+    saver = SaveCheckpoints(run, task.monitor, settings.save_every_n_steps, on_best)
+    return [*found, saver, SaveOnSignal(saver, averages)]
 
 
 def _save_adaptors(run: RunDir) -> None:
