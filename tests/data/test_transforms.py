@@ -4,9 +4,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data.transforms_factory import create_transform
+from torchvision.transforms import InterpolationMode, functional
 
+from vssm.data import resize
 from vssm.data.image import open_image
 from vssm.data.preprocess import Preprocess
+from vssm.data.resize import resized_crop
 from vssm.data.transforms import ImageTransform, ResizedCenterCrop
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,6 +55,25 @@ def test_evaluation_is_that_of_timm(interpolation, crop_pct):
         assert (found > 0.5).float().mean() < 0.02, size
 
 
+@pytest.mark.parametrize("vectorised", [True, False])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+def test_a_crop_is_that_of_torchvision(interpolation, vectorised, monkeypatch):
+    """Of pixels from Pillow: to the bit with its resampling, nearly with torch's."""
+    monkeypatch.setattr(resize, "_has_avx2", lambda: vectorised)
+    mode, generator = InterpolationMode(interpolation), np.random.default_rng(0)
+    for width, height in SIZES:
+        image = noise(width, height)
+        top, left = int(generator.integers(0, height)), int(generator.integers(0, width))
+        box = (top, left, int(generator.integers(1, height - top + 1)), int(generator.integers(1, width - left + 1)))
+        found = resized_crop(image, box, (40, 24), mode)
+        expected = functional.resized_crop(image, *box, [40, 24], mode)
+        difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
+        assert found.size == (24, 40) and difference.max() <= 2 * (vectorised and interpolation != "nearest"), box
+        assert (difference > 0).mean() < 0.03, box
+        grey = noise(width, height, 1)
+        assert resized_crop(grey, box, (40, 24), mode) == functional.resized_crop(grey, *box, [40, 24], mode)
+
+
 @pytest.mark.parametrize("options", [{"interpolation": "nearest"}, {"size": (64, 48)}], ids=["nearest", "not square"])
 def test_other_evaluation_is_that_of_timm_to_the_bit(options):
     reference = timm_transform(**{"size": (64, 64), **options})
@@ -60,9 +82,11 @@ def test_other_evaluation_is_that_of_timm_to_the_bit(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"auto_augment": "rand-m9-mstd0.5-inc1"}, {"re_prob": 1.0}], ids=str)
-def test_training_is_that_of_timm_to_the_bit(options):
+def test_training_is_that_of_timm_to_the_bit(options, monkeypatch):
+    """With Pillow's resampling, so that only the order of steps and the random numbers are compared."""
     import random
 
+    monkeypatch.setattr(resize, "_has_avx2", lambda: False)
     reference = timm_transform((64, 64), is_training=True, **options)
     ours = ImageTransform(reference)
     for seed, size in enumerate(SIZES[:6]):

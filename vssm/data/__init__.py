@@ -27,6 +27,7 @@ __all__ = [
     "preprocess",
     "problems",
     "readahead",
+    "resize",
     "rle",
     "sampling",
     "shapes",

@@ -1,12 +1,13 @@
 """From a PIL image to a model's input: the steps of timm's transforms, the slow ones made faster."""
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms import MaybeToTensor
+from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import (  # pyright: ignore[reportMissingTypeStubs]
     CenterCrop,
@@ -15,7 +16,8 @@ from torchvision.transforms import (  # pyright: ignore[reportMissingTypeStubs]
     Normalize,
     Resize,
 )
-from torchvision.transforms.functional import pil_modes_mapping  # pyright: ignore[reportMissingTypeStubs]
+
+from vssm.data.resize import resized_center_crop, resized_crop
 
 __all__ = ["ImageTransform", "PixelTransform", "ResizedCenterCrop"]
 
@@ -24,9 +26,8 @@ class ImageTransform:
     """A transform of timm's `create_transform`, in two halves: PIL image -> 8-bit pixels -> normalised tensor.
 
     `normalise` takes any number of images at once, on any device, and gives to the bit what torchvision's ToTensor and
-    Normalize give. `pixels` differs from timm where rounding is nearly a tie, see `ResizedCenterCrop`: bicubic, in at
-    most 0.11 % of the values of a photograph by one level of 255 and in 3e-6 of them by two; in pure noise in up to
-    25 % (bilinear) by one.
+    Normalize give. Cropping and resizing differ from timm's in rounding, see `vssm.data.resize`: with AVX2, bicubic, in
+    0.35 % of the values of a photograph by one level of 255, and in about 1e-6 of them by two.
     `min_side` is for `open_image`: how small a large JPEG may be decoded.
     """
 
@@ -84,10 +85,7 @@ class PixelTransform:
 
 
 class ResizedCenterCrop:
-    """torchvision's Resize to a shorter side and CenterCrop at once: what the crop cuts off is never computed.
-
-    Pillow takes the box in single precision, so that now and then a value is rounded the other way.
-    """
+    """torchvision's Resize to a shorter side and CenterCrop, computed by `resized_crop`."""
 
     def __init__(self, side: int, crop: tuple[int, int], interpolation: InterpolationMode):
         self.side, self.crop, self.interpolation = side, crop, interpolation
@@ -99,13 +97,25 @@ class ResizedCenterCrop:
         width, height = image.size
         short = min(width, height)
         resized_width, resized_height = (self.side * length // short for length in image.size)
-        crop_height, crop_width = self.crop
-        left, top = round((resized_width - crop_width) / 2), round((resized_height - crop_height) / 2)
-        x, y = width / resized_width, height / resized_height
-        right, bottom = min(width, (left + crop_width) * x), min(height, (top + crop_height) * y)
-        return image.resize(
-            (crop_width, crop_height), pil_modes_mapping[self.interpolation], box=(left * x, top * y, right, bottom)
-        )
+        return resized_center_crop(image, (resized_height, resized_width), self.crop, self.interpolation)
+
+
+class RandomResizedCrop:
+    """timm's RandomResizedCropAndInterpolation, with the same random numbers, computed by `resized_crop`."""
+
+    def __init__(self, timm_crop: RandomResizedCropAndInterpolation):
+        self.timm_crop: Any = timm_crop
+
+    def __repr__(self) -> str:
+        return repr(self.timm_crop)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        crop = self.timm_crop
+        box = crop.get_params(image, crop.scale, crop.ratio)
+        mode: InterpolationMode | Sequence[InterpolationMode] = crop.interpolation
+        if not isinstance(mode, InterpolationMode):
+            mode = random.choice(mode)
+        return resized_crop(image, box, crop.size, mode)
 
 
 def _crop_while_resizing(steps: Sequence[Any]) -> list[Any]:
@@ -116,4 +126,4 @@ def _crop_while_resizing(steps: Sequence[Any]) -> list[Any]:
         nearest = resize.interpolation == InterpolationMode.NEAREST
         if isinstance(resize.size, int) and resize.size >= max(height, width) and not nearest:
             return [ResizedCenterCrop(resize.size, (height, width), resize.interpolation)]
-    return list(steps)
+    return [RandomResizedCrop(step) if type(step) is RandomResizedCropAndInterpolation else step for step in steps]
