@@ -27,6 +27,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation images",
     "test": "evaluate a checkpoint on test images",
     "report": "write one page on how good runs are and where they fail",
+    "runs": "list and compare runs, draw their learning curves",
     "replay": "compute a skipped step again, and name the first module that is not finite",
     "predict": "classify an image, or a folder of images",
     "lens": "look inside models on a local web page",

@@ -133,6 +133,8 @@ def _train(experiment, run, resume: bool, console) -> int:
         print_line(console, f"{unreadable} images could not be read: {run.unreadable}")
     if is_first_process():
         _report(run, device_of(experiment.settings.trainer.accelerator), console)
+    if is_first_process():
+        _curves(run, console)
     print_line(console, f"run directory {run.path}; next: vssm predict IMAGE --checkpoint {run.path}")
     return 0
 
@@ -164,6 +166,19 @@ def _signals_end() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _curves(run, console) -> None:
+    """Writes curves.png; an error is printed, as that of the report."""
+    from vssm.figures.curves import draw
+    from vssm.report.runs import read_run
+    from vssm_cli.lines import print_line
+
+    try:
+        found = read_run(run.path)
+        draw([found.curves(run.path.name)], found.score.removeprefix("val_"), run.curves)
+    except (OSError, ValueError) as error:
+        print_line(console, f"no learning curves: {error}; try again with: vssm runs {run.path} --plot {run.curves}")
 
 
 def _report(run, device: str, console) -> None:

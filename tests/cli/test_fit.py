@@ -52,7 +52,7 @@ def images(tmp_path_factory):
 
 def test_fit_leaves_a_run_directory(run):
     files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    written = {".lock", "config.yaml", "environment.yaml", "metrics.csv", "report.html"}
+    written = {".lock", "config.yaml", "environment.yaml", "metrics.csv", "report.html", "curves.png"}
     assert files == written | {f"checkpoints/{name}.ckpt" for name in ("last", "step-3", "best")}
     config = RunDir(run).read_config()
     assert config["model"]["name"] == "vmamba_nano"

@@ -4,4 +4,4 @@ PNG: `demo`, `comparison`, `tables`, `inside` (also PDF and SVG), drawn by matpl
 page, coloured by its style sheet: `charts`, `matrix`. Importing this package is light.
 """
 
-__all__ = ["charts", "comparison", "demo", "inside", "matrix", "resolution", "style", "tables"]
+__all__ = ["charts", "comparison", "curves", "demo", "inside", "matrix", "resolution", "style", "tables"]

@@ -83,7 +83,7 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
     The checksums are compared; the error for a damaged file names an intact one beside it.
     """
     file = checkpoint_file(path)
-    content = _read_intact(file)
+    content = read_intact(file)
     file_content = cast(dict[str, Any], content if isinstance(content, dict) else {})
     about = file_content.get("vssm")
     if not isinstance(about, dict):
@@ -109,7 +109,8 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
         raise ValueError(f"{file}: {error}; {_versions(about)}") from error
 
 
-def _read_intact(file: Path) -> Any:
+def read_intact(file: Path) -> Any:
+    """All that a checkpoint file holds, after its checksums were compared. Errors as `read_checkpoint`."""
     try:
         content = read_content(file)
         if isinstance(content, dict) and "vssm" in content:

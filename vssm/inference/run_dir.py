@@ -53,6 +53,10 @@ class RunDir:
         return self.path / REPORT
 
     @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
     def unreadable(self) -> Path:
         """The images that could not be read, with the reason; there only when there were any."""
         return self.path / UNREADABLE

@@ -1,7 +1,9 @@
-"""Where a run was trained: versions, machine, time. Written once at its start, as environment.yaml."""
+"""Where a run was trained: versions, machine, time, state of the code. Written once at its start, as
+environment.yaml."""
 
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +27,20 @@ def environment() -> dict[str, str]:
         "hardware": machine,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items())
         + f", Python {platform.python_version()}",
-    }
+    } | git_state(Path.cwd())
+
+
+def git_state(folder: Path) -> dict[str, str]:
+    """{"git": commit} of the repository that a folder is in, with "(changed)" when files differ from it; empty when it
+    is in none, or git is not installed."""
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=20).stdout
+            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git": commit.strip() + (" (changed)" if changes.strip() else "")}
 
 
 def _processor() -> str:
