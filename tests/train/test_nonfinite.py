@@ -108,6 +108,42 @@ def test_too_many_in_a_row_end_the_training(tmp_path, monkeypatch, capsys):
     assert torch.load(run.last, weights_only=True)["global_step"] == 9
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_an_epoch_without_a_step_ends_the_training(tmp_path, monkeypatch, accumulated):
+    """Fewer steps than max_skipped_steps: the second of three epochs, after which nothing is saved."""
+    spoil(monkeypatch, (1, 0), (1, 1), (1, 2), (1, 3))
+    settings = tiny_settings(out=str(tmp_path / "run"))
+    settings.trainer.accumulate_grad_batches = accumulated
+    run, steps = start_run(settings), 4 // accumulated
+    words = (
+        rf"every optimizer step of epoch 2 \({steps}\) was skipped, .* the training loss became nan, and so in {steps}"
+    )
+    with pytest.raises(Diverged, match=words):
+        fit(build(settings), run)
+    assert torch.load(run.last, weights_only=True)["global_step"] == steps
+    assert [row["epoch"] for row in rows(run) if row["val_top1"]] == ["1", "2"]
+
+
+def test_all_but_one_step_of_an_epoch_may_be_skipped(tmp_path, monkeypatch):
+    spoil(monkeypatch, (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2))
+    settings = tiny_settings(out=str(tmp_path / "run"))
+    settings.trainer.max_epochs = 2
+    run = start_run(settings)
+    fit(build(settings), run)
+    assert rows(run)[-2]["skipped_steps"] == "6"
+
+
+def test_a_training_without_a_finite_loss_is_an_error(tmp_path, monkeypatch, capsys):
+    spoil(monkeypatch, *((0, batch) for batch in range(3)))
+    out = tmp_path / "run"
+    arguments = ["--config=digits", "--epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1"]
+    model = ["--model=vmamba_nano", "--model.args={dims: [8, 16], depths: [1, 1]}", "--accelerator=cpu"]
+    assert main(["fit", *arguments, *model, "--out", str(out)]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "vssm: error: every optimizer step of epoch 1 (3) was skipped" in error and "Traceback" not in error
+    assert not RunDir(out).last.exists() and not RunDir(out).report.exists()
+
+
 def test_replay_names_the_module(tmp_path, monkeypatch, capsys):
     """An infinite weight deep in the network, under stochastic depth and mixing."""
 

@@ -29,8 +29,9 @@ class SkipNonFinite(Callback):
     """Leaves out every optimizer step whose loss (of any batch accumulated) or gradients are NaN or infinite.
 
     Weights, optimizer and averages stay as they were, and buffers go back to what they were before the step. The
-    schedule goes on: a skipped step counts as one. Raises Diverged after more than `allowed` skipped steps in a row.
-    The first step of each such series, three per run at most, is written to RUN/nonfinite-STEP.pt for `vssm replay`.
+    schedule goes on: a skipped step counts as one. Raises Diverged after more than `allowed` skipped steps in a row,
+    and at the end of an epoch of which every step was skipped. The first step of each series, three per run at most, is
+    written to RUN/nonfinite-STEP.pt for `vssm replay`.
 
     With 16-mixed, gradients that overflow are handled by the GradScaler, which leaves out the step itself and lowers
     its scale: only the loss is looked at. The loss and the norm of the gradients are read once per optimizer step,
@@ -95,6 +96,15 @@ class SkipNonFinite(Callback):
             raise Diverged(
                 f"{self._reason} in epoch {trainer.current_epoch + 1}, batch {batch_idx + 1} of "
                 f"{trainer.num_training_batches} (optimizer step {trainer.global_step}){self._history()}: {REMEDY}"
+            )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        if 0 < steps <= self.in_a_row:
+            raise Diverged(
+                f"every optimizer step of epoch {trainer.current_epoch + 1} ({steps}) was skipped, the last because "
+                f"{self._reason}{self._history()}: {REMEDY}"
             )
 
     def _history(self) -> str:
