@@ -8,84 +8,107 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Checked", "check"]
+from vssm.data.image import open_image
+from vssm.data.photographs import photographs
+from vssm.data.preprocess import Preparation
+from vssm.export.formats import FORMATS
+from vssm.export.sizes import Shape
 
-# Runs a file on the inputs of a folder. This package cannot be imported there.
-_ALONE = """
-import sys, time
-sys.modules["vssm"] = None
-import numpy as np
-kind, file, folder, rounds = sys.argv[1:5]
-if kind == "onnx":
-    import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    run = lambda x: session.run(None, {session.get_inputs()[0].name: x})
-else:
-    import torch
-    torch.set_num_threads(1)
-    module = torch.export.load(file).module()
-    def run(x):
-        with torch.no_grad():
-            y = module(torch.from_numpy(x))
-        return [each.numpy() for each in (y if isinstance(y, (list, tuple)) else [y])]
-for batch in sys.argv[5:]:
-    x = np.load(f"{folder}/{batch}.npy")
-    found = run(x)
-    seconds = []
-    for _ in range(int(rounds)):
-        start = time.perf_counter()
-        run(x)
-        seconds.append(time.perf_counter() - start)
-    np.savez(f"{folder}/{batch}.npz", *found)
-    print(batch, sorted(seconds)[len(seconds) // 2])
-"""
-RUNTIMES = {"onnx": "onnxruntime", "pt2": "torch"}
+__all__ = ["Checked", "check", "has_photographs"]
+
+ALONE = Path(__file__).with_name("alone.py")
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One batch size. error: largest difference over the largest result. seconds, eager: of one batch on one thread, in
-    the runtime and by the network itself, medians of 3."""
+    """One comparison on `batch` images of `size` (H, W), "random" ones or "photographs".
+
+    error: largest difference over the largest result. seconds, eager: of the batch on one thread, in the runtime and by
+    the network itself, medians of 3.
+    """
 
     runtime: str
     batch: int
     error: float
     seconds: float
     eager: float
+    size: tuple[int, int] = (0, 0)
+    images: str = "random"
+
+    def __str__(self) -> str:
+        height, width = self.size
+        return (
+            f"{self.runtime}, batch {self.batch}, {height} x {width}, {self.images}: error {self.error:.1e}, "
+            f"{self.seconds * 1000:.1f} ms; eager {self.eager * 1000:.1f} ms (one thread)"
+        )
+
+
+def has_photographs() -> bool:
+    """Whether a package with photographs (scikit-image, scikit-learn) is installed."""
+    try:
+        return bool(photographs(1))
+    except ValueError:
+        return False
 
 
 def check(
-    network: nn.Module, path: Path, format: str, batches: Sequence[int], size: tuple[int, int, int]
+    network: nn.Module, path: Path, format: str, shapes: Sequence[Shape], preprocess: Preparation
 ) -> Iterator[Checked]:
-    """Run the file on random images (B, *size), each batch size in turn.
+    """Run the file on random images of each shape (B, C, H, W), and on photographs at the shapes of more than one image
+    and at the last.
 
     Raises ValueError with the last line of what the runtime says when it cannot run the file.
     """
-    import numpy as np
+    inputs = _inputs(shapes, preprocess)
+    for number, (_, x) in enumerate(inputs):
+        np.save(path.parent / f"{number}.npy", x.numpy())
+    seconds = _run_alone(path, format, len(inputs))
+    for number, (kind, x) in enumerate(inputs):
+        with np.load(path.parent / f"{number}.npz") as stored:
+            found = [torch.from_numpy(stored[name]) for name in stored.files]
+        want, eager = _eager(network, x)
+        error = max(_error(one, other) for one, other in zip(found, want, strict=True))
+        size = (x.shape[2], x.shape[3])
+        yield Checked(FORMATS[format].runtime, len(x), error, seconds[number], eager, size, kind)
 
+
+def _inputs(shapes: Sequence[Shape], preprocess: Preparation) -> list[tuple[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    inputs = {batch: torch.randn(batch, *size, generator=generator) for batch in batches}
-    for batch, x in inputs.items():
-        np.save(path.parent / f"{batch}.npy", x.numpy())
-    names = [str(batch) for batch in batches]
-    argv = [sys.executable, "-c", _ALONE, format, str(path), str(path.parent), str(ROUNDS), *names]
+    made = [("random", torch.randn(*shape, generator=generator)) for shape in shapes]
+    if has_photographs():
+        shown = [shape for shape in shapes if shape[0] > 1 or shape == shapes[-1]]
+        made += [("photographs", _photographs(shape, preprocess)) for shape in shown]
+    return made
+
+
+def _photographs(shape: Shape, preprocess: Preparation) -> Tensor:
+    """Resized to the size without keeping their aspect ratio, and normalised."""
+    batch, channels, height, width = shape
+    files = photographs(batch)
+    pixels = [open_image(files[i % len(files)], channels).resize((width, height)) for i in range(batch)]
+    values = torch.from_numpy(np.stack([np.asarray(one, np.float32) / 255 for one in pixels]))
+    values = (values.view(batch, height, width, channels) - torch.tensor(preprocess.mean)) / torch.tensor(
+        preprocess.std
+    )
+    return values.permute(0, 3, 1, 2).float().contiguous()
+
+
+def _run_alone(path: Path, format: str, cases: int) -> list[float]:
+    """The median seconds of each case."""
+    numbers = [str(number) for number in range(cases)]
+    argv = [sys.executable, "-P", str(ALONE), format, str(path), str(path.parent), str(ROUNDS), *numbers]
     done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        raise ValueError(f"{RUNTIMES[format]} cannot run the exported file: {said[-1] if said else 'it was killed'}")
-    for line in done.stdout.splitlines():
-        batch, seconds = line.split()
-        with np.load(path.parent / f"{batch}.npz") as stored:
-            found = [torch.from_numpy(stored[name]) for name in stored.files]
-        want, eager = _eager(network, inputs[int(batch)])
-        error = max(_error(one, other) for one, other in zip(found, want, strict=True))
-        yield Checked(RUNTIMES[format], int(batch), error, float(seconds), eager)
+        raise ValueError(
+            f"{FORMATS[format].runtime} cannot run the exported file: {said[-1] if said else 'it was killed'}"
+        )
+    return [float(line.split()[1]) for line in done.stdout.splitlines()]
 
 
 def _eager(network: nn.Module, x: Tensor) -> tuple[list[Tensor], float]:

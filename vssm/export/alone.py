@@ -1,0 +1,66 @@
+"""Runs an exported file on stored inputs, and times it on one thread: a script of its own, in a process where this
+package cannot be imported.
+
+    python -P alone.py FORMAT FILE FOLDER ROUNDS CASE...
+
+Reads FOLDER/CASE.npy, writes FOLDER/CASE.npz, prints CASE and the median seconds.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Run = Callable[[Any], list[Any]]
+
+
+def onnx(file: str) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda x: list(session.run(None, {"image": x}))
+
+
+def openvino(file: str) -> Run:
+    import openvino
+
+    # By default it computes in bfloat16 where the processor can.
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(file, "CPU", options)
+    return lambda x: [np.array(compiled_output) for compiled_output in compiled(x).values()]
+
+
+def pt2(file: str) -> Run:
+    import torch
+
+    torch.set_num_threads(1)
+    module = torch.export.load(file).module()
+
+    def run(x: Any) -> list[Any]:
+        with torch.no_grad():
+            y = module(torch.from_numpy(x))
+        return [one.numpy() for one in (y if isinstance(y, list | tuple) else [y])]
+
+    return run
+
+
+def main(format: str, file: str, folder: str, rounds: int, cases: list[str]) -> None:
+    run = {"onnx": onnx, "openvino": openvino, "pt2": pt2}[format](file)
+    for case in cases:
+        x = np.load(f"{folder}/{case}.npy")
+        found, seconds = run(x), []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            run(x)
+            seconds.append(time.perf_counter() - start)
+        np.savez(f"{folder}/{case}.npz", *found)
+        print(case, sorted(seconds)[len(seconds) // 2])
+
+
+if __name__ == "__main__":
+    sys.modules["vssm"] = None  # type: ignore[assignment]
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5:])
