@@ -247,7 +247,7 @@ class TrainerSettings:
         accelerator: auto, cpu, gpu
         devices: how many devices, or auto
         num_nodes: how many machines
-        strategy: auto, ddp, ...
+        strategy: auto, ddp, fsdp (each device keeps a part of weights, averages and optimizer), ...
         precision: 32-true, bf16-mixed, 16-mixed
         accumulate_grad_batches: batches per optimizer step
         gradient_clip_val: largest gradient norm; null turns clipping off

@@ -8,7 +8,7 @@ import traceback
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Imported once, in a process that starts the others: each begins at once.
-CONTEXT.set_forkserver_preload(["vssm.train.fit", "tests.train.ranks"])
+CONTEXT.set_forkserver_preload(["vssm.train.fit", "sklearn.datasets", "tests.train.ranks"])
 
 
 def run_ranks(work, world, *arguments, timeout=300):

@@ -73,12 +73,13 @@ def assert_same(first, second, tolerance=1e-5):
 
 
 def test_ddp_is_one_process(tmp_path):
-    """With repeated augmentation, accumulated gradients, clipping, averages and MESA; one of the two validates one
-    batch more than the other."""
+    """With repeated augmentation, accumulated gradients, clipping, averages, MESA and a teacher; one of the two
+    validates one batch more than the other."""
+    teacher = train(settings_of("vmamba_nano", 2), tmp_path / "teacher", 1)
     runs = []
     for world in (1, 2):
         settings = settings_of("vmamba_nano", 8, mesa_weight=1.0, mesa_start_epoch=1, validate_raw=True, lr_batch=32)
-        settings.data.repeats = 3
+        settings.data.repeats, settings.optim.distill_teacher = 3, str(teacher.path)
         runs.append(train(settings, tmp_path / str(world), world, val_images=33, accumulate_grad_batches=2))
     assert_same(*runs)
 
