@@ -51,6 +51,9 @@ def test_unknown_settings_are_named(plain, name):
         ("optim", "betas", (0.9, 1.5), r"optim.betas are \(0.9, 1.5\)"),
         ("model", "drop_path", 1.5, "model.drop_path is 1.5"),
         ("", "seed", -1, "seed is -1"),
+        ("", "log", "tensorboard", r"log is tensorboard; expected csv, then any of \+tensorboard, \+wandb, \+mlflow"),
+        ("", "log", "csv+mlflow+mlflow", "log is csv.mlflow.mlflow; .* each once"),
+        ("", "log", "csv+wandd", "log is csv.wandd"),
         (
             "trainer",
             "limit_train_batches",

@@ -6,6 +6,8 @@ Standard library only, as `vssm.settings`, whose `Settings.check` this is.
 from typing import Any
 
 # Names of one precision, and the floating-point type of the operations that run in it.
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+
 PRECISIONS = {
     "32-true": "float32",
     "32": "float32",
@@ -214,6 +216,9 @@ def check(settings: Any) -> None:
                 f"trainer.{name} is {limit}; it must be a number of batches, 1 or more, or a share in (0, 1], "
                 "written with a point"
             )
+    first, *others = settings.log.split("+")
+    if first != "csv" or not set(others) <= set(LOGGERS) or len(set(others)) < len(others):
+        raise ValueError(f"log is {settings.log}; expected csv, then any of +{', +'.join(LOGGERS)}, each once")
     if settings.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision is {settings.trainer.precision}; expected 32-true, bf16-mixed or 16-mixed")
     for name in settings.model.args:

@@ -289,7 +289,8 @@ class Settings:
         save_every_n_steps: also write last.ckpt every n steps inside an epoch; 0: at the end of each epoch only
         keep_last: how many of the newest checkpoints to keep: last.ckpt, and step-N.ckpt of the ones before it
         early_stopping: stop after this many validations without a better top-1 (AP, mIoU)
-        log: where metrics go; tensorboard needs the package of that name
+        log: where metrics go: csv, and after a + also tensorboard, wandb or mlflow (csv+wandb+mlflow); each needs its
+            package
     """
 
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -302,7 +303,7 @@ class Settings:
     save_every_n_steps: int = 0
     keep_last: int = 2
     early_stopping: int | None = None
-    log: Literal["csv", "csv+tensorboard"] = "csv"
+    log: str = "csv"
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain types only: what config.yaml and a checkpoint hold."""

@@ -123,7 +123,6 @@ WRONG = [
     (["fit", "--data.image-size", "big"], "--data.image_size: expected int or null, not 'big'"),
     (["fit", "--seed"], "--seed: expected one argument"),
     (["fit", "--freeze"], "--model.freeze: expected one argument"),
-    (["fit", "--log", "tensorboard"], "--log: expected one of csv, csv+tensorboard, not 'tensorboard'"),
     (["fit", "--config", "digts"], "is called 'digts'; nearest: digits"),
     (["fit", "--config", "."], "is a folder; --config takes"),
     (["fit", "--resume", "run", "--lr", "1"], "--resume continues a run with its own settings"),

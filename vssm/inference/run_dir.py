@@ -66,6 +66,11 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
+    def loggers(self) -> Path:
+        """The runs of wandb and mlflow that a resumed training continues; there only with these."""
+        return self.path / "loggers.yaml"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

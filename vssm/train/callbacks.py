@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from vssm._writing import naming, replacing, sync
 from vssm.inference.run_dir import RunDir
+from vssm.train.loggers import Board
 from vssm.train.module import TrainingModule
 from vssm.train.ranks import mean_over_ranks
-from vssm.train.stopping import REMEDY, Diverged, all_finite
+from vssm.train.stopping import REMEDY, Diverged, Preempted, all_finite
 from vssm.train.temperature import AnnealTemperature
-from vssm.train.tensorboard import TensorBoard
 
 
 class SaveCheckpoints(Checkpoint):
@@ -81,7 +81,7 @@ class SaveCheckpoints(Checkpoint):
 
 class WriteMetrics(Callback):
     """metrics.csv: a row with the training loss every `log_every_n_steps`, the mean over all processes, and one per
-    validation with the `metrics` of the task; the same to `board`. A network with dynamic convolutions adds their
+    validation with the `metrics` of the task; the same to `boards`. A network with dynamic convolutions adds their
     temperature.
 
     `step` counts optimizer steps done, `epoch` epochs begun (from 1). A resumed run removes the rows that the
@@ -92,10 +92,10 @@ class WriteMetrics(Callback):
         self,
         run: RunDir,
         metrics: Sequence[str],
-        board: TensorBoard | None = None,
+        boards: Sequence[Board] = (),
         temperature: AnnealTemperature | None = None,
     ):
-        self.path, self.board = run.metrics, board
+        self.path, self.boards = run.metrics, tuple(boards)
         self.metrics = tuple(metrics)
         self.temperature = temperature
         own = () if temperature is None else ("temperature",)
@@ -103,18 +103,23 @@ class WriteMetrics(Callback):
         self._images, self._seconds, self._began = 0, 0.0, 0.0
         self._lr = 0.0
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and stage == "fit":
+            for board in self.boards:
+                board.open()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        kept = []
-        if trainer.global_step > 0 and self.path.exists():
-            kept = [row for row in read_metrics(self.path) if int(row["step"]) <= trainer.global_step]
+        found, kept = read_metrics(self.path) if self.path.exists() else [], []
+        if trainer.global_step > 0:
+            kept = [row for row in found if int(row["step"]) <= trainer.global_step]
+        for board in self.boards:  # before rows are removed: a process killed in between tells it again
+            board.start(trainer.global_step, found)
         with replacing(self.path) as new, new.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
-        if self.board is not None:
-            self.board.start(trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -152,12 +157,17 @@ class WriteMetrics(Callback):
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **values}
         with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
-        if self.board is not None:
-            self.board.write(row)
+        for board in self.boards:
+            board.write(row)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        leaves = isinstance(exception, KeyboardInterrupt | SystemExit | Preempted)
+        for board in self.boards:
+            board.close("killed" if leaves else "failed")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self.board is not None:
-            self.board.close()
+        for board in self.boards:
+            board.close("finished")
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

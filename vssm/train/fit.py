@@ -25,7 +25,7 @@ from vssm.settings import Settings
 from vssm.tasks import find_task
 from vssm.tasks.adaptors import attach_adaptors
 from vssm.tasks.task import Task
-from vssm.train import sharding, tensorboard
+from vssm.train import sharding
 from vssm.train.averaging import AverageWeights, ValidateRaw
 from vssm.train.callbacks import SaveCheckpoints, WriteMetrics
 from vssm.train.checkpoint_files import checkpoint_to_resume
@@ -33,6 +33,7 @@ from vssm.train.datamodule import Loaders
 from vssm.train.environment import environment
 from vssm.train.freeze import BASE, freeze
 from vssm.train.guidance import LearnFromAverage, LearnFromTeacher
+from vssm.train.loggers import create_boards, require
 from vssm.train.module import TrainingModule
 from vssm.train.nonfinite import SkipNonFinite
 from vssm.train.preemption import SaveOnSignal
@@ -40,7 +41,6 @@ from vssm.train.ranks import ShareStatistics
 from vssm.train.stopping import StopEarly
 from vssm.train.teacher import Teacher, load_teacher
 from vssm.train.temperature import AnnealTemperature
-from vssm.train.tensorboard import TensorBoard
 from vssm.train.trainer import asked_for, create_trainer
 from vssm.train.unreadable import CountUnreadable
 from vssm.weights.adaptors import save_adaptors
@@ -77,8 +77,8 @@ def build(settings: Settings, weights: bool = True) -> Experiment:
     chosen, task = settings.model, find_task(settings.task)
     preprocess = task.preprocess(settings.data, chosen.name)
     trainer = create_trainer(settings)  # refuses a missing GPU or an unknown precision before anything is read
-    if settings.log == "csv+tensorboard":
-        tensorboard.require()
+    for name in settings.log.split("+"):
+        require(name)
     splits = task.load_splits(settings.data, preprocess, task.train_transform(settings, preprocess))
     named = settings.optim.distill_teacher
     teacher = None if named is None else load_teacher(named, splits.classes, splits.preprocess)
@@ -202,7 +202,6 @@ def fit(
 
 def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
     settings, task = experiment.settings, experiment.task
-    board = TensorBoard(run.tensorboard) if settings.log == "csv+tensorboard" else None
     unreadable = CountUnreadable(run.unreadable, settings.data.max_unreadable)
     found: list[Callback] = [unreadable, SkipNonFinite(run, settings.optim.max_skipped_steps), ShareStatistics()]
     temperature = temperature_of(experiment)
@@ -221,7 +220,7 @@ def _callbacks(experiment: Experiment, run: RunDir) -> list[Callback]:
             columns += [f"{name}_raw" for name in task.columns]
     if settings.trainer.strategy == sharding.NAME:
         found.append(sharding.KeepStep())
-    found.append(WriteMetrics(run, columns, board, temperature))
+    found.append(WriteMetrics(run, columns, create_boards(run, settings), temperature))
     if settings.early_stopping is not None:
         found.append(StopEarly(task.monitor, settings.early_stopping))
     on_best = None

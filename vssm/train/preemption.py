@@ -9,12 +9,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from vssm.train.averaging import AverageWeights
 from vssm.train.callbacks import SaveCheckpoints
+from vssm.train.stopping import Preempted
 
 SIGNALS = [signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-
-
-class Preempted(RuntimeError):
-    """A signal ended the training, after it was saved."""
 
 
 class SaveOnSignal(Checkpoint):

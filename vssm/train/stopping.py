@@ -17,6 +17,10 @@ class Diverged(RuntimeError):
     """The loss or the weights became NaN or infinite."""
 
 
+class Preempted(RuntimeError):
+    """A signal ended the training, after it was saved."""
+
+
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every floating-point tensor, of a sharded one the part that is here, is free of NaN and infinity; reduced
     to one value per tensor."""

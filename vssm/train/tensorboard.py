@@ -1,5 +1,6 @@
 """The rows of metrics.csv for TensorBoard too. Needs the package tensorboard, which vssm does not install."""
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,19 +16,22 @@ class TensorBoard:
         self.folder = folder
         self._writer = None
 
-    def start(self, step: int) -> None:
+    def open(self) -> None:
+        pass
+
+    def start(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
         """Points that an earlier process wrote after `step` are no longer shown."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: Mapping[str, float]) -> None:
         assert self._writer is not None
         for name, value in row.items():
             if name != "step":
                 self._writer.add_scalar(name, value, int(row["step"]))
 
-    def close(self) -> None:
+    def close(self, status: str) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
