@@ -66,7 +66,7 @@ class Study:
 
     def summary(self) -> list[dict[str, Any]]:
         """Per arm with finished cells: top-1 of every seed, mean and standard deviation; the same for the difference to
-        the first arm with the same seed; the first cell's other figures, and the mean of the seconds."""
+        the first arm with the same seed; the first cell's other figures, and the mean of the processor's seconds."""
         base = {seed: cell["top1"] for seed in range(self.seeds) if (cell := self.stored(self.arms[0], seed))}
         found = []
         for arm in self.arms:
@@ -86,9 +86,9 @@ class Study:
 def _run(study: Study, arm: str, seed: int) -> dict[str, Any]:
     """Train one cell and leave it in its file, whole or not at all."""
     torch.set_num_threads(1)
-    start = time.perf_counter()
+    start = time.process_time()  # what other programs hardly affect
     found = study.train(arm, seed)
-    cell = study.settings(arm, seed) | {"seconds": round(time.perf_counter() - start, 1)} | found
+    cell = study.settings(arm, seed) | {"seconds": round(time.process_time() - start, 1)} | found
     with replacing(study.path(arm, seed)) as new:
         new.write_text(json.dumps(cell, indent=1), encoding="utf-8")
     return cell

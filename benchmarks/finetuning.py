@@ -34,7 +34,7 @@ from vssm.train.optim import create_optimizer
 
 NETWORK: dict[str, Any] = {"num_classes": 5, "in_chans": 1, "dims": (32, 64), "depths": (1, 1)}
 SIZE, PER_CLASS, SEEDS, BASE_STEPS, STEPS, BATCH = 16, 3, 5, 600, 150, 15
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1)
 RANK = 4
 
 

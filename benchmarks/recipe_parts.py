@@ -108,10 +108,10 @@ def write(study: Study, epochs: int) -> None:
         writer = csv.DictWriter(file, list(found[0]))
         writer.writeheader()
         writer.writerows({**row, "scores": " ".join(f"{score:.4f}" for score in row["scores"])} for row in found)
-    lines = ["| parts | top-1, % | sd | over none, same seed | sd | s |", "|---|---:|---:|---:|---:|---:|"]
+    lines = ["| parts | top-1, % | sd | over none, same seed | sd |", "|---|---:|---:|---:|---:|"]
     for row in found:
         gain = percent(row["gain"], signed=True), percent(row["gain_sd"])
-        cells = [row["arm"], percent(row["top1"]), percent(row["top1_sd"]), *gain, f"{row['seconds']:.0f}"]
+        cells = [row["arm"], percent(row["top1"]), percent(row["top1_sd"]), *gain]
         lines.append("| " + " | ".join(cells) + " |")
     table = "\n".join(lines) + "\n"
     with replacing(folder / "recipe_parts.md") as new:
