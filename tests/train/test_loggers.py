@@ -58,24 +58,35 @@ def in_mlflow(run):
     return found.info.status, written
 
 
-def in_wandb(run):
-    """The same of the files that offline runs leave, a log of records in blocks of 32 KiB each."""
+def records(file):
+    """Of a .wandb file, in blocks of 32 KiB each; its last one is written after the process of the training went on."""
     from wandb.proto import wandb_internal_pb2 as messages
 
-    written, names, lr, status = [], set(), None, None
-    for file in sorted((run.path / "wandb").glob("offline-run-*/*.wandb")):
-        data, at, content = file.read_bytes(), 7, b""
+    found = []
+    for _ in range(300):
+        data, at, content, found = file.read_bytes(), 7, b"", []
         while at + 7 <= len(data):
             left = 32768 - at % 32768
             if left < 7:
                 at += left
                 continue
-            length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+            length, part = struct.unpack("<HB", data[at + 4 : at + 7])
             content += data[at + 7 : at + 7 + length]
             at += 7 + length
-            if kind not in (1, 4):  # whole, or the last part
-                continue
-            record, content = messages.Record.FromString(content), b""  # type: ignore[attr-defined]
+            if part in (1, 4):  # whole, or the last part
+                found.append(messages.Record.FromString(content))  # type: ignore[attr-defined]
+                content = b""
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.1)
+    return found
+
+
+def in_wandb(run):
+    """The same of the files that offline runs leave."""
+    written, names, lr, status = [], set(), None, None
+    for file in sorted((run.path / "wandb").glob("offline-run-*/*.wandb")):
+        for record in records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 names.add((record.run.run_id, record.run.project, record.run.display_name))
@@ -102,7 +113,6 @@ def test_the_same_numbers_as_in_the_csv(tmp_path, name):
     for step, resume in ((7, False), (6, True)):
         with pytest.raises(Killed):
             fit(build(settings, weights=not resume), run, resume, [KillAt(step)])
-        time.sleep(1)  # the name of an offline run of wandb has the second in which it began
     fit(build(settings, weights=False), run, resume=True)
     status, written = {"mlflow": in_mlflow, "wandb": in_wandb}[name](run)
     assert status == "FINISHED"
