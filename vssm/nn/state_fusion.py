@@ -71,8 +71,10 @@ class StateFusion(nn.Module):
         if self.d_state > 1:
             states = ss2d_states(u, *weights, routes)
             return ss2d_readout(self(states[0]), states[1], u, D)
-        # Route by route, so that no map of the states of all is ever made.
         parameters = (*weights, D, *self.kernels)
+        if len(routes) == 1:
+            return self._scan_route(u, routes[0], parameters)
+        # Route by route, so that no map of the states of all is ever made.
         parts = zip(*(parameter.chunk(len(routes)) for parameter in parameters), strict=True)
         return reduce(torch.add, starmap(partial(self._scan_route, u), zip(routes, parts, strict=True)))
 
