@@ -92,7 +92,8 @@ def test_a_task_needs_a_line_of_the_table_only(tmp_path, monkeypatch):
     metrics = fit(build(settings), run)
     run.close()
     assert set(metrics) >= {"val_sum", "val_loss"}
-    assert run.metrics.read_text().splitlines()[0] == "epoch,step,lr,train_loss,val_loss,val_sum,skipped_steps,images_per_second"
+    columns = "epoch,step,lr,train_loss,val_loss,val_sum,skipped_steps,images_per_second"
+    assert run.metrics.read_text().splitlines()[0] == columns
     assert run.best.exists()
     predictor = Predictor.of(read_checkpoint(run.path))
     assert predictor.task is task

@@ -41,8 +41,8 @@ def write_onnx(model: Any, path: Path, about: Metadata) -> None:
 
 
 def _name_sizes(model: Any, sizes: Sizes) -> None:
-    """ "batch", "height" and "width" in place of torch's symbols in the shapes of input and outputs; numbers in place of
-    those that were free for tracing only."""
+    """Puts the names batch, height and width in the place of torch's symbols in the shapes of input and outputs, and
+    numbers in the place of those that were free for tracing only."""
     image = model.graph.inputs[0]
     axes = {"batch": 0, "height": 2, "width": 3}
     fixed = {"height": sizes.input_size[1], "width": sizes.input_size[2]}
