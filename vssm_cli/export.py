@@ -2,16 +2,18 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from vssm_cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
-Writes a classifier, or the maps of its stages, as a file that does not need vssm: ONNX, torch's .pt2, or OpenVINO's
-.xml and .bin. The file is run in a new process (onnxruntime, torch or OpenVINO alone) and compared with the network
-before it takes its place."""
+Writes a classifier, a segmentation network, or the maps of a backbone, as a file that does not need vssm:
+ONNX, torch's .pt2, or OpenVINO's .xml and .bin. The file is run in a new process (onnxruntime, torch or OpenVINO alone)
+and compared with the network before it takes its place."""
 
-FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml"}
+FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml", "aoti": ".pt2"}
 SIZES = ("batch", "height", "width")
+DTYPES = ("fp32", "fp16")
 
 
 def main(argv: list[str]) -> int:
@@ -20,13 +22,24 @@ def main(argv: list[str]) -> int:
         "model", metavar="MODEL", help="a run directory, a checkpoint, NAME=FILE, or the name of a model"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write: .onnx, .pt2 or .xml (OpenVINO)")
-    parser.add_argument("--format", choices=FORMATS, help="by the ending of FILE when not given")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="by the ending of FILE; aoti: .pt2 in machine code",
+    )
     parser.add_argument("--image-size", type=int, metavar="SIDE", help="the model's own when not given")
     parser.add_argument("--features", action="store_true", help="the maps of the stages, not the logits")
     parser.add_argument(
-        "--dynamic", metavar="SIZES", help="what stays free: batch,height,width or some of them; default batch"
+        "--dynamic",
+        metavar="SIZES",
+        help="what stays free: batch,height,width or some of them; default batch, for segmentation all",
     )
     parser.add_argument("--fixed-batch", action="store_true", help="one image at a time, of a fixed size")
+    parser.add_argument(
+        "--plain-ops", action="store_true", help="no Scan, for runtimes without loops; fixed image size"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="fp16: weights in half precision")
+    parser.add_argument("--int8", action="store_true", help="weights of matrix products in 8 bits (.onnx)")
     args = parse(parser, argv)
     if args is None:
         return 0
@@ -39,15 +52,17 @@ def _check(args: argparse.Namespace) -> None:
     if args.format is None:
         found = [name for name, ending in FORMATS.items() if ending == suffix]
         if not found:
-            raise UsageError(f"--out {args.out} must end in {', '.join(FORMATS.values())}")
-        (args.format,) = found
+            raise UsageError(f"--out {args.out} must end in {', '.join(dict.fromkeys(FORMATS.values()))}")
+        args.format = found[0]
     elif suffix != FORMATS[args.format]:
         raise UsageError(f"--out {args.out} must end in {FORMATS[args.format]}, as --format says")
     if args.fixed_batch and args.dynamic is not None:
         raise UsageError("--fixed-batch and --dynamic say different things; choose one")
-    args.free = () if args.fixed_batch else tuple((args.dynamic or "batch").split(","))
-    if not set(args.free) <= set(SIZES):
+    args.free = () if args.fixed_batch else args.dynamic and tuple(args.dynamic.split(","))
+    if not set(args.free or ()) <= set(SIZES):
         raise UsageError(f"--dynamic {args.dynamic}: expected {', '.join(SIZES)}, with commas between")
+    if args.int8 and args.dtype == "fp16":
+        raise UsageError("--int8 and --dtype fp16 say different things; choose one")
     if args.image_size is not None and args.image_size < 1:
         raise UsageError(f"--image-size must be at least 1, not {args.image_size}")
 
@@ -61,34 +76,50 @@ def _export(args: argparse.Namespace) -> int:
 
     console = Console()
     with console.status("loading the model"):
-        from vssm.export import export
         from vssm.export.check import has_photographs
+        from vssm.inference.predictor import Predictor, load_predictor
         from vssm.inference.subject import parse_source, read_subject
+        from vssm.tasks import find_task
 
         source = parse_source(args.model)
-        subject = read_subject(source, args.image_size)
-    if subject.task != "classification" and not args.features:
-        raise ValueError(
-            f"{args.model} is a network for {subject.task}, which cannot be exported yet; --features writes the maps "
-            "of its backbone"
-        )
-    if not subject.trained:
-        print_note(console, f"{subject.architecture} has random weights; name a checkpoint for trained ones")
-    with console.status(f"exporting {subject.architecture}, minutes for a large one"), warnings.catch_warnings():
+        if source.weights is None or args.features:
+            subject = read_subject(source, args.image_size)
+            task = find_task("classification" if source.weights is None else subject.task)
+            predictor = Predictor(subject.architecture, subject.model, subject.preprocess, subject.classes, task)
+        else:
+            predictor = load_predictor(source.weights, source.name)
+            if args.image_size is not None and predictor.task.name == "classification":
+                predictor = predictor.at_size(args.image_size)
+    if source.weights is None:
+        print_note(console, f"{predictor.name} has random weights; name a checkpoint for trained ones")
+    with console.status(f"exporting {predictor.name}, minutes for a large one"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter on its own internals
-        done = export(
-            subject.model,
-            subject.preprocess,
+        done = predictor.export(
             args.out,
             args.format,
-            args.free,
-            subject.classes,
-            subject.architecture,
-            args.features,
+            dynamic=args.free,
+            features=args.features,
+            image_size=_compared_size(args, predictor.preprocess),
+            plain_ops=args.plain_ops,
+            dtype="int8" if args.int8 else args.dtype,
         )
-    print_line(console, f"{done.path}, {done.bytes / 1e6:.1f} MB, images of {'x'.join(map(str, subject.input_size))}")
+    print_line(console, _summary(done))
     for one in done.checked:
         print_line(console, f"  {one}")
     if not has_photographs():
         print_note(console, "not compared on photographs: scikit-image is not installed")
     return 0
+
+
+def _compared_size(args: argparse.Namespace, preprocess: Any) -> tuple[int, int] | None:
+    """--image-size, or the shorter side of images whose aspect ratio is kept, as a square; else the network's own."""
+    side = args.image_size or getattr(preprocess, "short_side", None)
+    return None if side is None else (side, side)
+
+
+def _summary(done: Any) -> str:
+    about = done.metadata
+    free = f", free: {', '.join(about.dynamic)}" if about.dynamic else ""
+    share = f", {done.quantized:.0%} of the multiply-adds in int8" if done.quantized else ""
+    size = "x".join(map(str, about.input_size))
+    return f"{done.path}, {about.dtype}, {done.bytes / 1e6:.1f} MB, images of {size}{free}{share}"

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,11 +13,14 @@ import torch
 from torch import nn
 
 import vssm
+from vssm.data.keep_ratio import KeepRatio
 from vssm.data.preprocess import Preprocess
 from vssm.export import export, read_metadata
 from vssm.export.check import Checked
 from vssm.export.formats import FORMATS
+from vssm.export.pooling import adaptive_average
 from vssm.export.sizes import DYNAMIC, Sizes
+from vssm.tasks.segmentation import upernet
 from vssm_cli import export as command
 from vssm_cli.command import main
 
@@ -34,6 +38,14 @@ def convolution():
     """A network that is exported in a moment."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def normed():
+    """The same with a norm and a matrix product of this package, and cells of several sizes."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), vssm.nn.LayerNorm(16), nn.Linear(16, 3)
+    ).eval()
 
 
 def test_onnx(tmp_path):
@@ -158,6 +170,93 @@ def test_some_sizes_free(dynamic, suffix, tmp_path):
         ]
 
 
+def test_plain_ops(tmp_path):
+    model = network().eval()
+    small = replace(PREPROCESS, input_size=(3, 16, 16))
+    done = export(model, small, tmp_path / "a.onnx", plain_ops=True)
+    assert max(one.error for one in done.checked) < 1e-5
+    kinds = {node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node}
+    assert not kinds & {"Scan", "Loop", "If"} and kinds >= {"LayerNormalization", "MatMul"}
+    with pytest.raises(ValueError, match="the steps are written out, for one image size: free the batch alone"):
+        export(model, PREPROCESS, tmp_path / "b.onnx", plain_ops=True, dynamic=DYNAMIC)
+
+
+def test_fp16(tmp_path):
+    done = export(normed(), PREPROCESS, tmp_path / "a.onnx", dtype="fp16")
+    assert 1e-6 < max(one.error for one in done.checked) < 5e-3 and done.metadata.dtype == "fp16"
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    weights = {onnx.TensorProto.DataType.Name(one.data_type) for one in graph.initializer if len(one.dims) > 1}
+    assert weights == {"FLOAT16"}
+    assert [one.type.tensor_type.elem_type for one in (*graph.input, *graph.output)] == [1, 1], "float32"
+
+
+def test_int8(tmp_path):
+    done = export(normed(), PREPROCESS, tmp_path / "a.onnx", dtype="int8", classes=CLASSES)
+    assert 1e-6 < max(one.error for one in done.checked) < 5e-2
+    products, convolutions = 16 * 3, 30 * 30 * 4 * 27
+    assert done.quantized == pytest.approx(products / (products + convolutions), rel=0.2)
+    stored = onnx.load(tmp_path / "a.onnx")
+    assert "MatMulInteger" in {node.op_type for node in stored.graph.node}
+    assert read_metadata(tmp_path / "a.onnx") == done.metadata and list(tmp_path.iterdir()) == [tmp_path / "a.onnx"]
+    with pytest.raises(ValueError, match="int8 is written by onnxruntime, for the format onnx, not pt2"):
+        export(normed(), PREPROCESS, tmp_path / "a.pt2", dtype="int8")
+    alone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match="no matrix product with weights"):
+        export(alone, PREPROCESS, tmp_path / "b.onnx", dtype="int8")
+    assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.full
+def test_aoti(tmp_path):
+    done = export(network(), PREPROCESS, tmp_path / "a.pt2", "aoti", classes=CLASSES)
+    assert {one.runtime for one in done.checked} == {"AOTInductor"} and max(one.error for one in done.checked) < 1e-5
+    assert read_metadata(tmp_path / "a.pt2") == done.metadata
+
+
+def test_aoti_needs_a_compiler(tmp_path, monkeypatch):
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def none():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    with pytest.raises(ValueError, match=r"aoti needs a C\+\+ compiler: install g\+\+ or clang\+\+"):
+        export(network(), PREPROCESS, tmp_path / "a.pt2", "aoti")
+
+
+def test_free_sizes_of_adaptive_pooling(tmp_path):
+    """torch's own exporter writes out the cells of the traced size; onnxruntime then fails at others."""
+    done = export(normed(), PREPROCESS, tmp_path / "a.onnx", dynamic=DYNAMIC)
+    assert max(one.error for one in done.checked) < 1e-5
+    model, x = normed(), torch.randn(2, 3, 41, 70)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"image": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(x), rtol=1e-4, atol=1e-5)
+    assert "forward" not in vars(model[1]), "left as it was"
+
+
+@pytest.mark.parametrize("size", [(7, 5), (1, 3), (12, 13), (6, 6)])
+def test_adaptive_average(size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    for cells in ((1, 1), (2, 3), (6, 6)):
+        torch.testing.assert_close(adaptive_average(x, cells), nn.functional.adaptive_avg_pool2d(x, cells))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("suffix", ["onnx", "pt2", "xml"])
+def test_segmentation(suffix, tmp_path):
+    torch.manual_seed(0)
+    model = upernet("vmamba_nano", 5, channels=8, aux_channels=8, backbone_args=dict(dims=(8, 16), depths=(1, 1)))
+    done = export(
+        model, KeepRatio(64, 128), tmp_path / f"a.{suffix}", dynamic=DYNAMIC, task="segmentation", image_size=(64, 80)
+    )
+    assert {one.size for one in done.checked} == {(64, 80), (96, 144), (77, 85)}
+    assert max(one.error for one in done.checked) < 1e-5
+    about = read_metadata(tmp_path / f"a.{suffix}")
+    assert about.outputs == ("scores",) and about.preprocess == KeepRatio(64, 128) and about.input_size == (3, 64, 80)
+
+
 def test_a_network_of_one_size(tmp_path):
     import timm
 
@@ -223,7 +322,7 @@ def test_a_runtime_that_cannot_run_it(tmp_path, monkeypatch):
 
 
 def test_refused(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="unknown format 'tflite': choose one of onnx, pt2, openvino"):
+    with pytest.raises(ValueError, match="unknown format 'tflite': choose one of onnx, pt2, aoti, openvino"):
         export(convolution(), PREPROCESS, tmp_path / "a", "tflite")
     with pytest.raises(ValueError, match=r"a\.pt must end in one of \.onnx \(onnx\), \.pt2 \(pt2\), \.xml"):
         export(convolution(), PREPROCESS, tmp_path / "a.pt")
@@ -231,6 +330,10 @@ def test_refused(tmp_path, monkeypatch):
         export(convolution(), PREPROCESS, tmp_path / "a.pt2", "openvino")
     with pytest.raises(ValueError, match="depth cannot stay free: choose among batch, height, width"):
         export(convolution(), PREPROCESS, tmp_path / "a.onnx", dynamic=("batch", "depth"))
+    with pytest.raises(ValueError, match="unknown dtype 'bf16': choose one of fp32, fp16, int8"):
+        export(convolution(), PREPROCESS, tmp_path / "a.onnx", dtype="bf16")
+    with pytest.raises(ValueError, match="networks for detection cannot be exported: what they compute depends on"):
+        export(convolution(), PREPROCESS, tmp_path / "a.onnx", task="detection")
     with pytest.raises(ValueError, match="none is not there; make the folder first"):
         export(convolution(), PREPROCESS, tmp_path / "none" / "a.onnx")
     missing = lambda name: monkeypatch.setattr(  # noqa: E731

@@ -37,7 +37,7 @@ def test_use_is_left_after_an_error():
 
 
 def test_unknown_path_names_the_known_ones():
-    with pytest.raises(ValueError, match="unknown path 'cuda': choose one of reference, portable, torch, core, triton"):
+    with pytest.raises(ValueError, match="unknown path 'cuda': choose one of reference, portable, unrolled, torch"):
         use("cuda")
 
 

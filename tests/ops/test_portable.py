@@ -48,8 +48,9 @@ def test_same_numbers(name):
     model, x = network(name).double(), torch.randn(2, 3, 32, 48 if name != "vim" else 32, dtype=torch.float64)
     with torch.no_grad():
         want = model(x)
-        with vssm.ops.use("portable"):
-            torch.testing.assert_close(model(x), want, rtol=1e-10, atol=1e-12)
+        for path in ("portable", "unrolled"):
+            with vssm.ops.use(path):
+                torch.testing.assert_close(model(x), want, rtol=1e-10, atol=1e-12)
 
 
 @some

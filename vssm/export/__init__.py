@@ -1,4 +1,4 @@
-"""Trained networks as files that other runtimes run: ONNX, torch's .pt2, OpenVINO; none needs this package.
+"""Trained networks as files that other runtimes run: ONNX, torch's .pt2, OpenVINO, machine code; without this package.
 
 The operators of this package become torch's own (the path "portable" of `vssm.ops`), their recurrences torch's `scan`,
 which is one ONNX Scan. Every file is run in a fresh process, and compared, before it takes its place.

@@ -48,8 +48,22 @@ def pt2(file: str) -> Run:
     return run
 
 
+def aoti(file: str) -> Run:
+    import torch
+
+    torch.set_num_threads(1)
+    compiled = torch._inductor.aoti_load_package(file)
+
+    def run(x: Any) -> list[Any]:
+        with torch.no_grad():
+            y = compiled(torch.from_numpy(x))
+        return [one.numpy() for one in (y if isinstance(y, list | tuple) else [y])]
+
+    return run
+
+
 def main(format: str, file: str, folder: str, rounds: int, cases: list[str]) -> None:
-    run = {"onnx": onnx, "openvino": openvino, "pt2": pt2}[format](file)
+    run = {"onnx": onnx, "openvino": openvino, "pt2": pt2, "aoti": aoti}[format](file)
     for case in cases:
         x = np.load(f"{folder}/{case}.npy")
         found, seconds = run(x), []

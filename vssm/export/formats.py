@@ -10,8 +10,8 @@ __all__ = ["FORMATS", "OPSET", "Format", "check_packages", "format_of"]
 
 @dataclass(frozen=True)
 class Format:
-    """suffix: of the file. runtime: what runs it in the check. packages: needed to write and to check it, by the
-    extra that brings them."""
+    """suffix: of the file; two formats may share one, the first is meant then. runtime: what runs it in the check.
+    packages: needed to write and to check it, by the extra that brings them."""
 
     suffix: str
     runtime: str
@@ -25,6 +25,7 @@ _ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
     "onnx": Format(".onnx", "onnxruntime", _ONNX),
     "pt2": Format(".pt2", "torch"),
+    "aoti": Format(".pt2", "AOTInductor"),
     "openvino": Format(".xml", "openvino", ("onnx", "onnxscript", "openvino"), "export,openvino"),
 }
 
@@ -35,7 +36,7 @@ def format_of(path: str | Path) -> str:
     for name, format in FORMATS.items():
         if format.suffix == suffix:
             return name
-    endings = ", ".join(f"{format.suffix} ({name})" for name, format in FORMATS.items())
+    endings = ", ".join(f"{format.suffix} ({name})" for name, format in FORMATS.items() if name != "aoti")
     raise ValueError(f"{path} must end in one of {endings}")
 
 

@@ -17,7 +17,7 @@ __all__ = ["EXTRA_FILE", "Metadata", "read_metadata"]
 
 # In a .pt2, beside the program.
 EXTRA_FILE = "vssm.json"
-_KEYS = ("model", "task", "classes", "preprocess", "dynamic", "outputs", "dtype", "versions")
+_KEYS = ("model", "task", "classes", "preprocess", "input_size", "dynamic", "outputs", "dtype", "versions")
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,16 @@ class Metadata:
 
     model: the name of the architecture. task: "classification", "segmentation" or "features". classes: names of the
     outputs. preprocess: size, mean, standard deviation, interpolation and crop (`Preprocess`, or `KeepRatio`).
-    dynamic: the sizes that stay free, of "batch", "height" and "width". outputs: names, in order. dtype: "fp32", "fp16"
-    or "int8". versions: of vssm, torch, python, and what else wrote the file; "opset" of an ONNX file.
+    input_size: (C, H, W) that it was compared at, and takes where a size is fixed. dynamic: those that stay free,
+    of "batch", "height" and "width". outputs: names, in order. dtype: "fp32", "fp16" or "int8". versions: of vssm,
+    torch, python, and what else wrote the file; "opset" of a file that was made of ONNX.
     """
 
     model: str
     task: str
     classes: tuple[str, ...]
     preprocess: Preparation
+    input_size: tuple[int, int, int]
     dynamic: tuple[str, ...]
     outputs: tuple[str, ...]
     dtype: str
@@ -44,6 +46,7 @@ class Metadata:
         values = {
             "classes": list(self.classes),
             "preprocess": self.preprocess.as_dict(),
+            "input_size": list(self.input_size),
             "dynamic": list(self.dynamic),
             "outputs": list(self.outputs),
             "dtype": self.dtype,
@@ -64,6 +67,7 @@ class Metadata:
             stored["task"],
             tuple(values["classes"]),
             stored_preprocess(values["preprocess"]),
+            tuple(values["input_size"]),
             tuple(values["dynamic"]),
             tuple(values["outputs"]),
             values["dtype"],

@@ -1,14 +1,16 @@
 """A network as torch's exported program, of torch's own operators."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import vssm.ops
+from vssm.export.pooling import exact_pooling
 from vssm.export.sizes import Sizes
 
-__all__ = ["Features", "trace"]
+__all__ = ["Features", "Half", "trace"]
 
 
 class Features(nn.Module):
@@ -22,6 +24,19 @@ class Features(nn.Module):
         return self.model.forward_intermediates(x, intermediates_only=True)
 
 
+class Half(nn.Module):
+    """A copy of a network with weights in float16, for float32 images and results. Its recurrences and norms compute in
+    float32, as the operators of this package do."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = copy.deepcopy(network).half()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.network(x.half())
+        return [one.float() for one in y] if isinstance(y, list | tuple) else y.float()
+
+
 def trace(network: nn.Module, sizes: Sizes, path: str = "portable") -> torch.export.ExportedProgram:
     """The network on images of these sizes, its operators on a path of `vssm.ops`.
 
@@ -29,7 +44,7 @@ def trace(network: nn.Module, sizes: Sizes, path: str = "portable") -> torch.exp
     """
     image = torch.zeros(sizes.example(), device=next(network.parameters()).device)
     try:
-        with torch.no_grad(), vssm.ops.use(path):
+        with torch.no_grad(), exact_pooling(network), vssm.ops.use(path):
             return torch.export.export(network, (image,), dynamic_shapes=sizes.dims())
     except (AssertionError, RuntimeError, ValueError) as error:
         free = [size for size in sizes.dynamic if size != "batch"]

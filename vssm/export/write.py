@@ -15,24 +15,26 @@ from vssm.data.preprocess import Preparation
 from vssm.export.check import Checked, check
 from vssm.export.formats import FORMATS, check_packages, format_of
 from vssm.export.metadata import EXTRA_FILE, Metadata, versions_of
-from vssm.export.program import Features, trace
+from vssm.export.program import Features, Half, trace
 from vssm.export.sizes import Sizes
 
 __all__ = ["TOLERANCE", "Exported", "export"]
 
-# Of the outputs, over the largest of them.
-TOLERANCE = 1e-4
+# Largest difference of the outputs over the largest of them.
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}
+OUTPUTS = {"classification": "logits", "segmentation": "scores"}
 
 
 @dataclass(frozen=True)
 class Exported:
     """The file, its size in bytes (with its weights, where they lie beside it), what it says about itself, and how it
-    compares with the network it was made of."""
+    compares with the network it was made of. quantized: the share of the multiply-adds that is in int8."""
 
     path: Path
     bytes: int
     metadata: Metadata
     checked: tuple[Checked, ...]
+    quantized: float = 0.0
 
 
 def export(
@@ -44,45 +46,96 @@ def export(
     classes: Sequence[str] = (),
     name: str = "",
     features: bool = False,
+    *,
+    task: str = "classification",
+    image_size: tuple[int, int] | None = None,
+    plain_ops: bool = False,
+    dtype: str = "fp32",
 ) -> Exported:
     """Write a network to `path`.
 
-    Input "image" (B, C, H, W), float32, normalised as `preprocess` says (the file does not normalise); output "logits"
-    (B, classes), or with `features` "stage0", "stage1", ... (B, C, h, w).
+    Input "image" (B, C, H, W), float32, normalised as `preprocess` says (the file does not normalise). Output "logits"
+    (B, classes); of segmentation "scores" (B, classes, H/4, W/4); with `features` "stage0", "stage1", ...
+    (B, C, h, w). All are float32.
 
     Args:
-        model: a classifier of this package or of timm; its weights and mode are left alone.
+        model: a classifier of this package or of timm, or a UPerNet; its weights and mode are left alone.
         preprocess: how its images are prepared, and their size, which the file fixes unless `dynamic` frees it.
         format: "onnx" (Scan for every scan), "pt2" (`torch.export.load`) or "openvino" (.xml, with the weights in a
-            .bin beside it); None: by the ending of `path`.
+            .bin beside it) or "aoti" (.pt2, compiled for this processor, always with `plain_ops`; needs a C++ compiler,
+            `torch._inductor.aoti_load_package` runs it); None: by the ending of `path`.
         dynamic: sizes that stay free, of "batch", "height" and "width"; those that do not are 1 and the size of
             `preprocess`. In a .pt2 both sides are free when one is.
         classes, name: stored with the preprocessing and the versions, see `read_metadata`.
         features: the maps of the stages in place of logits.
+        task: "classification" or "segmentation".
+        image_size: (H, W) of the comparison, and of the file where it is fixed; None: that of `preprocess`.
+        plain_ops: no Scan: recurrences are written out, in about 2 sqrt(L) steps for maps of L pixels, and the image
+            size is fixed. For runtimes without loops.
+        dtype: "fp32"; "fp16": weights and activations in float16, recurrences and norms in float32; "int8": ONNX only,
+            weights of matrix products in 8 bits per channel and their inputs quantised as they come.
 
     Before the file takes its place it is run in a new process, in onnxruntime, torch or OpenVINO without this package,
     on random images and on photographs (of scikit-image, where it is installed), at several of the sizes that are free.
 
-    Raises ValueError, and leaves no file, when its results are further than 1e-4 of the largest from the network's, for
-    unknown formats or sizes, and when a package is missing; OSError when the file cannot be written.
+    Raises ValueError, and leaves no file, when its results are further from the network's than 1e-4 of the largest
+    (fp16: 1e-2, int8: 1e-1), for unknown formats, sizes and types, when the format cannot express the network, and when
+    a package is missing; OSError when the file cannot be written.
     """
     path = Path(path)
     format = _checked_format(path, format)
-    sizes = Sizes.of(model, preprocess.input_size, dynamic)
+    _refuse(format, dynamic, task, features, plain_ops or format == "aoti", dtype)
+    input_size = preprocess.input_size if image_size is None else (preprocess.channels, *image_size)
+    sizes = Sizes.of(model, input_size, dynamic)
     with _evaluating(model):
         network = Features(model).eval() if features else model
-        program = trace(network, sizes)
-        outputs = _outputs(program, features)
-        free = sizes.traced() if format == "pt2" else sizes.dynamic
-        task = "features" if features else "classification"
-        about = Metadata(name, task, tuple(classes), preprocess, free, outputs, "fp32", versions_of(format))
+        operators = "unrolled" if plain_ops or format == "aoti" else "portable"
+        program = trace(Half(network) if dtype == "fp16" else network, sizes, operators)
+        about = Metadata(
+            name,
+            "features" if features else task,
+            tuple(classes),
+            preprocess,
+            input_size,
+            sizes.traced() if format == "pt2" else sizes.dynamic,
+            _outputs(program, None if features else OUTPUTS[task]),
+            dtype,
+            versions_of(format),
+        )
         with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}.") as folder:
             new = Path(folder) / f"{path.stem}{FORMATS[format].suffix}"
             _write(program, new, format, about, sizes)
+            share = _quantize(new, network, input_size) if dtype == "int8" else 0.0
             checked = tuple(check(network, new, format, sizes.shapes(), preprocess))
-            _accept(path, checked)
+            _accept(path, checked, TOLERANCE[dtype])
             size = _move(new, path)
-    return Exported(path, size, about, checked)
+    return Exported(path, size, about, checked, share)
+
+
+def _refuse(format: str, dynamic: Sequence[str], task: str, features: bool, plain_ops: bool, dtype: str) -> None:
+    if dtype not in TOLERANCE:
+        raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(TOLERANCE)}")
+    if dtype == "int8" and format != "onnx":
+        raise ValueError(f"int8 is written by onnxruntime, for the format onnx, not {format}")
+    if plain_ops and {"height", "width"} & set(dynamic):
+        raise ValueError("without Scan the steps are written out, for one image size: free the batch alone")
+    if task not in OUTPUTS and not features:
+        raise ValueError(
+            f"networks for {task} cannot be exported: what they compute depends on what they find, which torch.export "
+            "does not trace; their backbones can, with features"
+        )
+
+
+def _quantize(path: Path, network: nn.Module, input_size: tuple[int, int, int]) -> float:
+    """The file in int8; which share of the multiply-adds is."""
+    from vssm.analysis.complexity import complexity
+    from vssm.export.quantize import quantize, quantized_macs
+
+    whole = path.with_name("float32.onnx")
+    path.replace(whole)
+    quantize(whole, path)
+    whole.unlink()
+    return quantized_macs(path, (1, *input_size)) / complexity(network, input_size, "eval").macs
 
 
 def _checked_format(path: Path, format: str | None) -> str:
@@ -93,6 +146,10 @@ def _checked_format(path: Path, format: str | None) -> str:
     elif path.suffix.lower() != FORMATS[format].suffix:
         raise ValueError(f"{path} must end in {FORMATS[format].suffix}, as the format {format} says")
     check_packages(format)
+    if format == "aoti":
+        from vssm.export.compiled import check_compiler
+
+        check_compiler()
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path.parent} is not there; make the folder first")
     return format
@@ -110,14 +167,19 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _outputs(program: torch.export.ExportedProgram, features: bool) -> tuple[str, ...]:
+def _outputs(program: torch.export.ExportedProgram, name: str | None) -> tuple[str, ...]:
     count = len(program.graph_signature.user_outputs)
-    return tuple(f"stage{number}" for number in range(count)) if features else ("logits",)
+    return tuple(f"stage{number}" for number in range(count)) if name is None else (name,)
 
 
 def _write(program: torch.export.ExportedProgram, path: Path, format: str, about: Metadata, sizes: Sizes) -> None:
     if format == "pt2":
         torch.export.save(program, path, extra_files={EXTRA_FILE: json.dumps(about.as_strings())})
+        return
+    if format == "aoti":
+        from vssm.export.compiled import write_compiled
+
+        write_compiled(program, path, about)
         return
     from vssm.export.onnx_file import convert, write_onnx
 
@@ -129,13 +191,13 @@ def _write(program: torch.export.ExportedProgram, path: Path, format: str, about
         write_openvino(stored, path, about)
 
 
-def _accept(path: Path, checked: Sequence[Checked]) -> None:
+def _accept(path: Path, checked: Sequence[Checked], tolerance: float) -> None:
     worst = max(checked, key=lambda one: (one.error != one.error, one.error))
-    if not worst.error <= TOLERANCE:
+    if not worst.error <= tolerance:
         height, width = worst.size
         raise ValueError(
             f"{path} was not written: in {worst.runtime} its results are {worst.error:.1e} of the largest away from "
-            f"the network's (at most {TOLERANCE:.0e}), at batch {worst.batch} of {height} x {width}, {worst.images}"
+            f"the network's (at most {tolerance:.0e}), at batch {worst.batch} of {height} x {width}, {worst.images}"
         )
 
 

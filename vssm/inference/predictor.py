@@ -1,11 +1,11 @@
 """A network that is ready to use, from wherever its weights come: `vssm.load`."""
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -26,6 +26,9 @@ from vssm.settings import DATA_NAMES, DataSettings
 from vssm.tasks import TASKS, find_task
 from vssm.tasks.classification import check_model_name, class_names, create_classifier
 from vssm.tasks.task import Task
+
+if TYPE_CHECKING:
+    from vssm.export import Exported
 
 Images = str | PathLike[str] | Image.Image | Iterable[str | PathLike[str] | Image.Image]
 # Settings of how a network is applied to images.
@@ -147,6 +150,49 @@ class Predictor:
             progress=progress,
             data=chosen,
             results=None if results is None else self._results(Path(results), splits, chosen, precision),
+        )
+
+    def export(
+        self,
+        path: str | PathLike[str],
+        format: str | None = None,
+        *,
+        dynamic: Sequence[str] | None = None,
+        features: bool = False,
+        image_size: tuple[int, int] | None = None,
+        plain_ops: bool = False,
+        dtype: str = "fp32",
+    ) -> "Exported":
+        """Writes the network as a file for runtimes without this package, with its classes and preprocessing, after
+        comparing both. See `vssm.export.export`.
+
+        Args:
+            path: .onnx, .pt2, or .xml of OpenVINO
+            dynamic: sizes that stay free; None: "batch", and for segmentation "height" and "width" too
+            features: the maps of the backbone, not the answers of the whole network
+            format, image_size, plain_ops, dtype: as in `vssm.export.export`
+
+        Raises OSError or ValueError; no file is left then.
+        """
+        from vssm.export import export
+
+        segments = self.task.name == "segmentation" and not features
+        if dynamic is None:
+            dynamic = ("batch", "height", "width") if segments and not plain_ops else ("batch",)
+        model = getattr(self.model, "backbone", self.model) if features else self.model
+        return export(
+            model,
+            self.preprocess,
+            Path(path),
+            format,
+            dynamic,
+            self.classes,
+            self.name,
+            features,
+            task=self.task.name,
+            image_size=image_size,
+            plain_ops=plain_ops,
+            dtype=dtype,
         )
 
     def _results(self, file: Path, splits: Splits, data: DataSettings, precision: str) -> StoredResults:

@@ -34,9 +34,9 @@ def is_zoh(discretization: str) -> bool:
 def evaluate_zoh(
     operator: Operator, exact: Callable[..., Any], composed: Callable[..., Any], args: Sequence[Any]
 ) -> Any:
-    """An operator with zero-order hold: `exact`, its reference, where that or its portable form is demanded, else
+    """An operator with zero-order hold: `exact`, its reference, where that or a form for export is demanded, else
     `composed`, which calls the operator as it is."""
-    forms = {"reference": "steps", "portable": "scan"}
+    forms = {"reference": "steps", "portable": "scan", "unrolled": "blocks"}
     form = forms.get(dispatch.requested())
     function = partial(composed, operator) if form is None else partial(exact, zoh=True, form=form)
     return operator.evaluate(function, args)

@@ -8,6 +8,8 @@ Paths, best first:
     reference   the equation as a loop, differentiated by autograd: any device, never chosen by itself
     portable    torch's own operators alone, with its `scan` for the recurrences: what exported programs are made of,
                 which run without this package; never chosen by itself
+    unrolled    the same without `scan`: recurrences in about sqrt(L) blocks of about sqrt(L) steps, written out, for
+                runtimes without loops; the image size becomes part of the program; never chosen by itself
 
 `choose` picks the first that can run. Operators without a Triton kernel run torch's, which are kernels of the device
 already, also when "triton" is demanded. `use("torch")` demands one; a demanded path that cannot run raises
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from vssm.ops import gpu, native
 
-PATHS = ("reference", "portable", "torch", "core", "triton")
+PATHS = ("reference", "portable", "unrolled", "torch", "core", "triton")
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # What one operator offers beyond the common rules below: a reason against a path, or None.
@@ -106,7 +108,7 @@ class use:
 def _why_not(op: str, path: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """None when `path` can run `op` on such tensors, else the reason and the remedy."""
     paths = _operators[op]
-    if path == "portable":
+    if path in ("portable", "unrolled"):
         return None
     if path not in paths:
         return f"operator {op} has no {path} path; it has {', '.join(paths)}"

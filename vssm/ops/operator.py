@@ -66,7 +66,8 @@ class Operator:
         schema: of the forward, all tensors first: "name(Tensor x, Tensor? weight, float eps) -> Tensor".
         shape: the arguments -> the result's shape, a list of them for several results.
         reference: the equation. Arguments as in the schema; widened to one dtype if `widens`.
-        portable: the same in operators that every runtime knows, for export; None: the reference.
+        portable: the same in operators that every runtime knows, for export; None: the reference. Where there is one,
+            the path "unrolled" takes the plain form, if that is given.
         plain: a quicker composition of the same, differentiable to any order and batchable; None: the reference.
         torch_path: what the torch path runs: a module with `forward` and `backward`; or a composition that can be
             differentiated once; or None, the plain form.
@@ -122,7 +123,12 @@ class Operator:
         kinds, names = zip(*(argument.split(" ") for argument in self._arguments.split(", ")), strict=True)
         self._tensors = sum(kind.startswith("Tensor") for kind in kinds)
         self._results = returns.count("Tensor")
-        self.reference, self.plain, self.portable = reference, plain or reference, portable or reference
+        self.reference, self.plain = reference, plain or reference
+        self._composed = {
+            "reference": reference,
+            "portable": portable or reference,
+            "unrolled": plain or portable if portable is not None else reference,
+        }
         self._modules: dict[str, Implementation] = {"core": core, "triton": triton}
         self.composition: Callable[..., Any] = self.plain  # of the torch path, and of compiled graphs
         if isinstance(torch_path, ModuleType):
@@ -150,8 +156,8 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         """Run the operator; arguments as in the schema, checked by the public function."""
         path = dispatch.requested()
-        if path in ("reference", "portable"):
-            return self.evaluate(self.portable if path == "portable" else self.reference, args)
+        if path in self._composed:
+            return self.evaluate(self._composed[path], args)
         if torch.compiler.is_compiling() and not path and self._is_inlined():
             return self.evaluate(self.composition, args)
         if self.is_composed(args, path):

@@ -36,6 +36,7 @@ _layer_norm = Operator(
     "layer_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? gate, float eps) -> Tensor",
     shape=lambda x, *_: x.shape,
     reference=reference.layer_norm,
+    portable=_composed,  # a node of its own in ONNX
     torch_path=_composed,
     core=core,
     triton="vssm.ops.layer_norm.triton",
