@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         print_usage_error(str(error))
         return 2
     except Stop as stop:
-        print_error(str(stop))
+        if str(stop):
+            print_error(str(stop))
         return stop.exit_code
     except BrokenPipeError:
         # Whoever read our output, `head` perhaps, has enough. What Python flushes at its end must not fail again.

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from vssm._ranks import is_first_process
+from vssm._ranks import is_first_process, launched_together
 from vssm_cli.parsing import Stop, UsageError, describe
 from vssm_cli.settings import SHORT, parse_settings, read_settings, settings_parser, to_settings
 
@@ -98,7 +98,7 @@ def _resume(path: str, where: dict[str, Any]) -> int:
 
 
 def _train(experiment, run, resume: bool, console) -> int:
-    from vssm.data.unreadable import read_unreadable
+    from vssm.data.unreadable import TooManyUnreadable, read_unreadable
     from vssm.train.fit import WorkerDied, fit
     from vssm.train.preemption import Preempted
     from vssm.train.progress import LiveProgress
@@ -115,12 +115,14 @@ def _train(experiment, run, resume: bool, console) -> int:
         raise Stop(_with_remedy("interrupted", run), 130) from None
     except Preempted as error:
         console.show_cursor()
-        raise Stop(_with_remedy(str(error), run), REQUEUE) from error
+        raise _stop_together(_with_remedy(str(error), run), REQUEUE) from error
     except (OSError, WorkerDied) as error:
         raise Stop(_with_remedy(describe(error), run)) from error
     except Diverged as error:  # a resumed run would repeat it to the last bit
         kept = f"; {run.last} is unchanged; start a new run from it with --init-from" if run.last.exists() else ""
-        raise Stop(f"{error}{kept}") from error
+        raise _stop_together(f"{error}{kept}") from error
+    except TooManyUnreadable as error:
+        raise _stop_together(str(error)) from error
     finally:
         run.close()
     if resume and not metrics:
@@ -137,6 +139,14 @@ def _train(experiment, run, resume: bool, console) -> int:
         _curves(run, console)
     print_line(console, f"run directory {run.path}; next: vssm predict IMAGE --checkpoint {run.path}")
     return 0
+
+
+def _stop_together(message: str, exit_code: int = 1) -> Stop:
+    """Where all processes of a training stop for one reason: the first tells it. Lightning kills the first when one of
+    those that it started fails, so they end without an error."""
+    if is_first_process():
+        return Stop(message, exit_code)
+    return Stop("", exit_code if launched_together() else 0)
 
 
 def _with_remedy(what: str, run) -> str:

@@ -13,7 +13,8 @@ class UsageError(Exception):
 
 
 class Stop(Exception):
-    """The command ends early with a message that is complete, for example with how to resume."""
+    """The command ends early with a message that is complete, for example with how to resume; an empty one where
+    another process prints it."""
 
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)

@@ -469,6 +469,25 @@ def test_sigterm_before_training_leaves_nothing(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize("everywhere", [False, True], ids=["to the first process", "to both, as a scheduler does"])
+def test_a_signal_to_two_processes(tmp_path, everywhere):
+    run = RunDir(tmp_path / "run")
+    argv = [*fit_twenty_epochs(run.path), "--devices=2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(argv, start_new_session=True, **pipes)
+    while not (run.metrics.exists() and len(read_metrics(run.metrics)) >= 6):
+        assert process.poll() is None
+        time.sleep(0.01)
+    (os.killpg if everywhere else os.kill)(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 75, error
+    (line,) = [line for line in error.splitlines() if "error" in line]
+    step = torch.load(run.last, weights_only=True)["global_step"]
+    assert line.startswith(f"vssm: error: stopped by SIGTERM; step {step} is saved; the last checkpoint is intact")
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_process_resumes_exactly(uninterrupted, tmp_path, how):
     run = RunDir(tmp_path / "killed")

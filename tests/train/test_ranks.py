@@ -1,11 +1,14 @@
 """Two processes train what one does on the same global batches: losses, averages, metrics, uneven validations."""
 
+import os
+import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import Subset
 
 from tests.train.interrupted import KillAt, Killed, rows
@@ -16,6 +19,7 @@ from vssm.inference.evaluate import evaluate
 from vssm.inference.predictor import Predictor
 from vssm.inference.run_dir import RunDir
 from vssm.train.fit import build, build_resumed, fit, start_run
+from vssm.train.preemption import Preempted
 
 BATCH = 16  # images of a step, of all processes
 
@@ -108,6 +112,35 @@ def test_another_number_of_processes_goes_on(tmp_path, strategy):
     assert read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.ckpt").settings.data.batch_size == BATCH // 2
     parts = train(settings, tmp_path / "parts", 1, resume=True, strategy="auto")
     assert_same(whole, parts)
+
+
+class SignalOne(Callback):
+    """SIGTERM to the second process in a step of the second epoch."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if (trainer.global_rank, trainer.current_epoch, batch_idx) == (1, 1, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def leave_here(settings, val_images=17):
+    run, experiment = start_run(settings), build(settings)
+    experiment.loaders.splits = replace(experiment.splits, val=Subset(experiment.splits.val, range(val_images)))
+    words = ["a signal to another process", "SIGTERM"][int(os.environ["RANK"])]
+    with pytest.raises(Preempted, match=f"stopped by {words}; step 5 is saved"):
+        fit(experiment, run, callbacks=[SignalOne()])
+    run.close()
+
+
+@pytest.mark.full
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_a_signal_to_one_process_saves_all(tmp_path):
+    """They resume as if nothing had happened."""
+    whole = train(settings_of("vmamba_nano", 6), tmp_path / "whole", 2)
+    settings = settings_of("vmamba_nano", 6)
+    settings.trainer.devices, settings.out, settings.data.batch_size = 2, str(tmp_path / "parts"), BATCH // 2
+    run_ranks(leave_here, 2, settings)
+    assert torch.load(RunDir(settings.out).last, weights_only=True)["global_step"] == 5
+    assert_same(whole, train(settings, tmp_path / "parts", 2, resume=True), tolerance=1e-7)
 
 
 def test_devices_that_cannot_share_a_batch(tmp_path):

@@ -1,6 +1,9 @@
 """Damaged images while training: left out, counted, named; too many of them stop the run."""
 
 import json
+import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -120,6 +123,23 @@ def test_more_than_the_allowed_share_is_an_error(images, tmp_path, capsys, part,
     assert all(f"{images / name}: not an image" in error for name in names[: min(count, 5)])
     assert len(read_unreadable(RunDir(tmp_path / "more").unreadable)) == count
     assert not RunDir(tmp_path / "more").best.exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("damaged", "kind"), [("train/dog/5.png", "training"), ("val/cat/1.png", "validation")])
+def test_two_processes_stop_together(images, tmp_path, damaged, kind):
+    """The image is in the share of one; the first tells, and the list has it, whichever of the two it is."""
+    damage(images, damaged)
+    argv = [sys.executable, "-m", "vssm", *FIT, "--data.root", str(images), "--out", str(tmp_path / "run")]
+    argv += ["--batch-size=2", "--accelerator=cpu", "--devices=2", "--epochs=3", "--data.max_unreadable=0.1"]
+    run = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 1, run.stderr
+    (error,) = [line for line in run.stderr.splitlines() if "error" in line]
+    count = {"training": 8, "validation": 4}[kind]
+    words = rf"vssm: error: (process 1 of 2: )?1 of {count} {kind} images cannot be read, .*{damaged}: not an image"
+    assert re.match(words, error), error
+    assert "Traceback" not in run.stderr
+    assert list(read_unreadable(RunDir(tmp_path / "run").unreadable)) == [str(images / damaged)]
 
 
 def test_one_in_a_thousand_is_allowed():
