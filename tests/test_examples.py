@@ -13,7 +13,10 @@ import torch
 from PIL import Image
 
 import vssm
+from vssm.data.photographs import photographs
+from vssm.data.preprocess import Preprocess
 from vssm.data.shapes import CLASSES, write_shapes
+from vssm.export import export
 from vssm.hub import describe_run, write_folder
 from vssm.nn import SS2D
 from vssm.tasks.classification import create_classifier
@@ -188,3 +191,47 @@ def test_an_example_is_short_and_says_how_it_is_run(path):
     text = path.read_text(encoding="utf-8")
     assert f"python examples/{path.name}" in text
     assert len(text.splitlines()) <= 90
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small network, its file, and its preprocessing."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(16, 3)
+    ).eval()
+    preprocess = Preprocess((3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bilinear", 0.9)
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export(model, preprocess, path, classes=("cat", "dog", "bird"))
+    return model, path, preprocess
+
+
+def _expected(exported, file):
+    model, _, preprocess = exported
+    with torch.no_grad():
+        probabilities = model(preprocess(file)[None]).softmax(-1)[0]
+    return ("cat", "dog", "bird")[probabilities.argmax()], float(probabilities.max())
+
+
+def test_onnx_predict(run, exported, capsys):
+    """The same as this package's own preprocessing and network give."""
+    for file in photographs(2):
+        best = run("onnx_predict.py", exported[1], file)
+        assert len(best) == 3 and sum(share for _, share in best) == pytest.approx(1)
+        name, probability = _expected(exported, file)
+        assert best[0][0] == name and best[0][1] == pytest.approx(probability, abs=1e-5)
+    assert "%  cat" in capsys.readouterr().out
+
+
+def test_onnx_folder(run, exported, tmp_path, capsys):
+    for number, file in enumerate(photographs(3)):
+        Image.open(file).convert("RGB").save(tmp_path / f"{number}.png")
+    (tmp_path / "3.jpg").write_text("no image")
+    assert run("onnx_folder.py", exported[1], tmp_path, "--batch-size", 2) == 3
+    shown = capsys.readouterr()
+    header, *rows = [line.split(",") for line in shown.out.split()]
+    assert header == ["file", "class", "probability"] and "3.jpg" in shown.err
+    for file, name, probability in rows:
+        expected = _expected(exported, file)
+        assert name == expected[0] and float(probability) == pytest.approx(expected[1], abs=1e-4)
+    assert [Path(row[0]).name for row in rows] == ["0.png", "1.png", "2.png"]
