@@ -74,8 +74,12 @@ def main() -> None:
         print("| form | MB | error | in int8 | top1 % |" + "".join(f" B={batch}, ms |" for batch in args.batch))
         print("|---|---|---|---|---|" + "---|" * len(args.batch))
         for name, network in networks.items():
-            top1 = replace(predictor, model=network).evaluate(workers=0, batch_size=32).quality.top1
-            columns = [*about[name], f"{100 * top1:.2f}", *(f"{1000 * times[name, batch]:.1f}" for batch in args.batch)]
+            found: Any = replace(predictor, model=network).evaluate(workers=0, batch_size=32).quality
+            columns = [
+                *about[name],
+                f"{100 * found.top1:.2f}",
+                *(f"{1000 * times[name, batch]:.1f}" for batch in args.batch),
+            ]
             print(f"| {name} | {' | '.join(columns)} |", flush=True)
 
 

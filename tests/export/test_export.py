@@ -20,6 +20,8 @@ from vssm.export.check import Checked
 from vssm.export.formats import FORMATS
 from vssm.export.pooling import adaptive_average
 from vssm.export.sizes import DYNAMIC, Sizes
+from vssm.inference.predictor import Predictor
+from vssm.tasks import TASKS
 from vssm.tasks.segmentation import upernet
 from vssm_cli import export as command
 from vssm_cli.command import main
@@ -345,6 +347,33 @@ def test_refused(tmp_path, monkeypatch):
     missing("openvino")
     with pytest.raises(ValueError, match=r'openvino needs openvino: pip install "vssm\[export,openvino\]"'):
         export(convolution(), PREPROCESS, tmp_path / "a.xml")
+
+
+def test_an_operator_that_onnx_lacks(tmp_path):
+    class Bessel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return torch.special.bessel_j0(self.linear(x.mean((2, 3))))
+
+    with pytest.raises(ValueError, match=r"ONNX cannot express the network: No ONNX function found for.*bessel_j0"):
+        export(Bessel(), PREPROCESS, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loaded_network_exports_itself(tmp_path, monkeypatch):
+    """Free sizes by the task, classes and preprocessing its own."""
+    predictor = Predictor("plain", normed(), PREPROCESS, CLASSES)
+    done = predictor.export(tmp_path / "a.onnx", dtype="fp16")
+    assert done.metadata.dynamic == ("batch",) and done.metadata.classes == CLASSES and done.metadata.dtype == "fp16"
+    given = {}
+    monkeypatch.setattr("vssm.export.export", lambda *_, **options: given.update(options, dynamic=_[4]))
+    replace(predictor, task=TASKS["segmentation"]).export(tmp_path / "b.onnx")
+    assert given["dynamic"] == DYNAMIC and given["task"] == "segmentation"
+    replace(predictor, task=TASKS["segmentation"]).export(tmp_path / "b.onnx", plain_ops=True)
+    assert given["dynamic"] == ("batch",)
 
 
 def test_metadata_of_other_files(tmp_path):
