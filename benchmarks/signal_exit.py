@@ -2,8 +2,9 @@
 
     python benchmarks/signal_exit.py --signals 10 --seed 0 -- --config digits --accelerator cpu
 
-What follows `--` are arguments of `vssm fit`; each next start resumes. Prints a line per signal (seconds until last.ckpt
-is written, and until the process ended; exit code; step of last.ckpt), then medians and maxima. The exit code is 1 when one of them did not end with 75.
+What follows `--` are arguments of `vssm fit`; each next start resumes. Prints a line per signal (seconds until
+last.ckpt is written, and until the process ended; exit code; step of last.ckpt), then medians and maxima. The exit code
+is 1 when one of them did not end with 75.
 """
 
 import argparse
@@ -27,7 +28,7 @@ def rows(run: RunDir) -> int:
 
 
 def signal_once(run: RunDir, arguments: list[str], delay: float) -> tuple[float, float, int]:
-    """Seconds until last.ckpt and until the end, and exit code, of a process that trained for `delay` seconds and a step."""
+    """Seconds until last.ckpt and until the end, and the exit code, after a step and `delay` seconds of training."""
     before = run.metrics.stat().st_ino if run.metrics.exists() else None
     with subprocess.Popen([sys.executable, "-m", "vssm", "fit", *arguments], stdout=subprocess.DEVNULL) as process:
         while not run.metrics.exists() or run.metrics.stat().st_ino == before:  # training begins with a new one
