@@ -69,6 +69,10 @@ def test_onnx(tmp_path):
     assert done.bytes == path.stat().st_size and list(tmp_path.iterdir()) == [path]
     stored = onnx.load(path)
     assert sum(node.op_type == "Scan" for node in stored.graph.node) == 1, "one for each block"
+    (scan,) = (node for node in stored.graph.node if node.op_type == "Scan")
+    body = next(entry.g for entry in scan.attribute if entry.name == "body")
+    (product,) = (node for node in body.node if node.op_type == "Mul")
+    assert product.input[0] == body.input[0].name, "the state first, as OpenVINO needs it"
     assert [(entry.domain, entry.version) for entry in stored.opset_import] == [("", 20)]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (given,), (made,) = session.get_inputs(), session.get_outputs()
