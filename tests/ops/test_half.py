@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import vssm
 from tests.ops.agree import needs_core
 from vssm.ops import linear, mlp, use
 from vssm.ops.linear import half, reference
@@ -66,6 +67,13 @@ def test_flops_are_counted():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         mlp(x, w1, b1, w2, b2, residual)
     assert counter.get_total_flops() == 2 * 30 * (24 * 40 + 40 * 24)
+
+
+def test_counting_runs_the_layers_one_by_one():
+    """Of a network in half precision, on fake tensors."""
+    model = vssm.create_model("spatial_mamba_nano", num_classes=3)
+    half, single = vssm.complexity(model.bfloat16(), 64), vssm.complexity(model.float(), 64)
+    assert half == single and single.by_operator["batch_norm"] > 0
 
 
 @pytest.mark.parametrize("change", ["gradients", "demand", "float32", "mixed", "vmap", "jvp", "compiled"])

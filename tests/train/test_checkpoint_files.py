@@ -148,12 +148,15 @@ def test_a_killed_process_leaves_no_lock_even_when_its_workers_live_on(tmp_path)
     """A forked child inherits the open file that the lock belongs to."""
     run = RunDir.create(tmp_path / "run")
     run.write_config({})
+    ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
         import time
 
+        os.write(tell, b"1")
         time.sleep(60)
         os._exit(0)
+    os.read(ready, 1)  # the child has begun, and let go of the lock
     try:
         with pytest.raises(FileExistsError, match=rf"in use by another process \({os.getpid()}\)"):
             RunDir.reopen(run.path)

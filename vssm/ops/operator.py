@@ -34,6 +34,7 @@ RESULT: dict[str, Callable[..., torch.dtype]] = {
     "at least float32": at_least_float32,
 }
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 Order = tuple[int, ...] | None
 Implementation = ModuleType | str | None
 
@@ -53,9 +54,15 @@ def is_transformed(values: Sequence[Any]) -> bool:
 
 
 def is_inference(values: Sequence[Any]) -> bool:
-    """Whether torch runs step by step, and neither gradients nor a transform nor a graph wants each of the steps."""
+    """Whether torch runs step by step on plain values in memory, and neither gradients nor a transform nor a graph
+    wants each of the steps. False for subclasses of Tensor, fake ones among them, and on the meta device: what counts
+    operators runs on these."""
     return not (
-        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(values)
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or is_transformed(values)
+        or any(isinstance(v, Tensor) and (type(v) not in _PLAIN or v.is_meta) for v in values)
     )
 
 
