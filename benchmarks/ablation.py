@@ -3,10 +3,11 @@
     python benchmarks/ablation.py                                  every model, batch and mode
     python benchmarks/ablation.py --models vim_tiny --batch 1      some of them
     python benchmarks/ablation.py --cpu-time                       processor time, on a machine that is shared
+    python benchmarks/ablation.py --mode eval --dtype bfloat16     what half precision adds, and the operators under it
 
 A ratio of 1.10 says that the model takes 1.10 times as long without that operator. Every run with a switch off stands
 between two with all on, and is compared with their mean; a ratio is the median over `--runs` rounds.
-Random weights, float32, 224x224, one thread.
+Random weights, 224x224, one thread; float32, bfloat16, or float32 under autocast.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 
 import vssm
 from vssm.ops import dispatch
+from vssm.ops.linear import half
 
 MODELS = ("vmamba_tiny", "spatial_mamba_tiny", "vim_tiny")
 
@@ -81,29 +83,41 @@ def switches(used: set[str]) -> dict[str, Callable[[], contextlib.AbstractContex
     return found
 
 
-def step(model: torch.nn.Module, images: torch.Tensor, training: bool) -> None:
-    if not training:
-        with torch.inference_mode():
-            model(images)
-        return
-    model.zero_grad(set_to_none=True)
-    model(images).logsumexp(1).sum().backward()
+def step(model: torch.nn.Module, images: torch.Tensor, training: bool, autocast: bool) -> None:
+    with torch.inference_mode(not training), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(images)
+    if training:
+        model.zero_grad(set_to_none=True)
+        logits.float().logsumexp(1).sum().backward()
 
 
 def measure(
-    name: str, batch: int, training: bool, runs: int, clock: Callable[[], float], only: list[str] | None = None
+    name: str,
+    batch: int,
+    training: bool,
+    runs: int,
+    clock: Callable[[], float],
+    only: list[str] | None = None,
+    dtype: str = "float32",
 ) -> dict[str, float]:
     """Ratio of each switch: time without, over time with all on."""
     torch.manual_seed(0)
-    model = timm.create_model(name).train(training)
-    images = torch.randn(batch, 3, 224, 224)
-    cases = switches(operators_of(lambda: step(model, images, training)))
+    held = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    model = timm.create_model(name).train(training).to(held)
+    images = torch.randn(batch, 3, 224, 224).to(held)
+
+    def run() -> None:
+        step(model, images, training, dtype == "autocast")
+
+    cases = switches(operators_of(run))
+    if dtype != "float32" and not training:
+        cases["products in place"] = lambda: patched(half, "takes", lambda *_: False)
     cases = {label: off for label, off in cases.items() if only is None or label in only}
     ratios: dict[str, list[float]] = {label: [] for label in cases}
 
     def seconds() -> float:
         start = clock()
-        step(model, images, training)
+        run()
         return clock() - start
 
     for round_ in range(runs + 1):  # the first warms up
@@ -125,6 +139,7 @@ def main() -> None:
     parser.add_argument("--mode", nargs="+", default=("eval", "train"), choices=("eval", "train"))
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--only", nargs="+", help="some switches, by the names that the table has")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "autocast"))
     parser.add_argument("--cpu-time", action="store_true", help="time of the processor instead of the clock's")
     parser.add_argument("--json", type=Path, help="write every ratio here")
     args = parser.parse_args()
@@ -136,8 +151,8 @@ def main() -> None:
     for name in args.models:
         for mode in args.mode:
             for batch in args.batch:
-                label = f"{name}, {mode}, B={batch}"
-                columns[label] = measure(name, batch, mode == "train", args.runs, clock, args.only)
+                label = f"{name}, {args.dtype}, {mode}, B={batch}"
+                columns[label] = measure(name, batch, mode == "train", args.runs, clock, args.only, args.dtype)
                 print(label + ": " + ", ".join(f"{k} {v:.2f}" for k, v in columns[label].items()), flush=True)
                 if args.json:
                     args.json.write_text(json.dumps(columns, indent=1))

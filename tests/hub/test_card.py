@@ -72,5 +72,5 @@ def test_a_run_that_began_with_a_model_of_the_hub_and_validated_on_a_part(run, m
     stored.settings.model.init_from = "catalog:vim_tiny"
     found = describe_run(run, "owner/pets", **FULL).details["Initial weights"]
     assert found == "published weights vim_tiny, https://huggingface.co/hustvl/Vim-tiny-midclstok, apache-2.0"
-    stored.settings.model.init_from = "/home/me/secret/best.ckpt"
+    stored.settings.model.init_from = "private/folder/best.ckpt"
     assert describe_run(run, "owner/pets", **FULL).details["Initial weights"] == "a checkpoint (best.ckpt)"

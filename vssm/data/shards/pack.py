@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from vssm._locking import locked
 from vssm._words import spelled
-from vssm._writing import naming
+from vssm._writing import naming, sync, sync_folder
 from vssm.data.image import UnreadableImage, read_image
 from vssm.data.imagefolder import ImageFolder
 from vssm.data.inspection import MIN_SIDE
@@ -104,8 +104,9 @@ def _pack_split(
             raise ValueError(f"{error}; repair or remove it (`vssm check {root}` lists all such images)") from None
 
     entries = list(map_ahead(write, range(len(shards)), threads, ahead=2 * threads))
-    _write_file(out / INDEX, write_index(folder.classes, entries))
-    _sync_folder(out)
+    (out / INDEX).write_bytes(write_index(folder.classes, entries))
+    sync(out / INDEX)
+    sync_folder(out)
     return Packed(len(folder), len(shards), sum(entry["bytes"] for entry in entries))
 
 
@@ -197,23 +198,6 @@ def _suffix(path: Path) -> str:
     return "jpg" if suffix == "jpeg" else suffix
 
 
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def _appearing(out: Path) -> Generator[Path, None, None]:
     """A folder beside `out` that takes its name when all went well; what an earlier process left there is removed."""
@@ -229,8 +213,8 @@ def _appearing(out: Path) -> Generator[Path, None, None]:
             with naming(out):
                 work.mkdir()
                 yield work
-                _sync_folder(work)
+                sync_folder(work)
                 work.replace(out)
-                _sync_folder(out.parent)
+                sync_folder(out.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)
