@@ -1,5 +1,6 @@
 """vssm info --self-test: the lines, one for each operator, and the message about what is wrong."""
 
+import math
 import time
 
 import torch
@@ -37,16 +38,30 @@ def _paths(results: list[Result]) -> str:
 
 
 def message(found: list[Result], wrong: list[Result]) -> str:
-    """One line: the result that is furthest from right, how many others there are, and what to do."""
+    """One line: the result that is furthest from right, what else is wrong, and what to do."""
     worst = max(wrong, key=lambda result: result.error / result.bound)
-    others = dict.fromkeys(f"{result.operator} ({result.path})" for result in wrong)
-    del others[f"{worst.operator} ({worst.path})"]
-    also = f"; also wrong: {', '.join(others)}" if others else ""
+    said = f"relative error {worst.error:.1e}, at most {worst.bound:.0e} is rounding"
+    if math.isinf(worst.error):
+        said = "no finite result"
+    instead = f"with vssm.ops.use({_remedy(found, wrong)!r}):"
     return (
-        f"{worst.operator} is wrong on path {worst.path} in {worst.dtype}: relative error {worst.error:.1e}, at most "
-        f"{worst.bound:.0e} is rounding; {worst.worst}{also}. Do not rely on results of this path here: run your code "
-        f"within `with vssm.ops.use({_remedy(found, wrong)!r}):`. Please report this, with all that was printed above"
+        f"{worst.operator} is wrong on path {worst.path} in {worst.dtype}: {said}; "
+        f"{worst.worst}{_others(worst, wrong)}. Do not rely on results of this path here: run your code within "
+        f"`{instead}`. Please report this, with all that was printed above"
     )
+
+
+def _others(worst: Result, wrong: list[Result]) -> str:
+    """ "; also wrong: layer_norm, linear (core avx2, torch)": operators together that are wrong on the same paths."""
+    paths: dict[str, dict[str, None]] = {}
+    for result in wrong:
+        if (result.operator, result.path) != (worst.operator, worst.path):
+            paths.setdefault(result.operator, {})[result.path] = None
+    operators: dict[str, list[str]] = {}
+    for operator, those in paths.items():
+        operators.setdefault(", ".join(those), []).append(operator)
+    groups = [f"{', '.join(names)} ({those})" for those, names in operators.items()]
+    return f"; also wrong: {', '.join(groups)}" if groups else ""
 
 
 def _remedy(found: list[Result], wrong: list[Result]) -> str:

@@ -1,12 +1,15 @@
 """vssm info --self-test: a line per operator, and exit code 1 with one message when a path is wrong."""
 
+import math
 import re
 
 import pytest
 
 from tests.ops.agree import needs_core
 from vssm.ops import dispatch, native, self_check
+from vssm.ops.self_check import Result
 from vssm.ops.self_check.cases import Size
+from vssm_cli import self_test
 from vssm_cli.command import main
 
 
@@ -53,6 +56,20 @@ def test_a_machine_with_one_wrong_kernel(capsys, monkeypatch):
     )
     assert "batch 2, 17 channels, 7x5, d_state 2, transposed" in shown.err
     assert "with vssm.ops.use('torch')" in shown.err and "Please report this" in shown.err
+
+
+def test_the_message_groups_what_is_wrong_alike_and_says_what_failed():
+    def result(operator, path, error=1.0, worst="result 0"):
+        return Result(operator, path, "float32", 1, error, 5e-5, worst)
+
+    both = [result(operator, path) for operator in ("linear", "rms_norm") for path in ("core avx512", "core avx2")]
+    failed = result("mlp", "core avx2", math.inf, "RuntimeError: bad call, batch 1")
+    said = self_test.message([*both, failed], [*both, failed])
+    assert said.startswith(
+        "mlp is wrong on path core avx2 in float32: no finite result; RuntimeError: bad call, batch 1; also wrong: "
+        "linear, rms_norm (core avx512, core avx2). Do not"
+    )
+    assert "also wrong" not in self_test.message([failed], [failed])
 
 
 def test_a_wrong_path_of_torch_is_not_the_remedy(capsys, monkeypatch):

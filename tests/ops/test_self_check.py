@@ -63,6 +63,28 @@ def test_every_path_is_right_at_one_size(path, small):
     assert ({r.path for r in results} == {"torch"}) == (path == "torch" or not native.available())
 
 
+@needs_core
+def test_threads_are_for_the_core_as_it_is_chosen(small, monkeypatch):
+    """In every call they would wait for each other, for minutes on a busy machine."""
+    seen = set()
+    evaluate = self_check._evaluate
+
+    def spy(case, tensors, cotangents, way):
+        seen.add((str(way), next(iter(tensors.values())).dtype, torch.get_num_threads()))
+        return evaluate(case, tensors, cotangents, way)
+
+    monkeypatch.setattr(self_check, "_evaluate", spy)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        self_test(operators=["rms_norm"])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert {(way, dtype) for way, dtype, threads in seen if threads == 3} == {(f"core {native.isa()}", torch.float32)}
+    assert {threads for _, _, threads in seen} == {1, 3}
+
+
 @pytest.mark.full
 def test_every_path_of_this_machine_is_right():
     began = time.process_time()
