@@ -38,6 +38,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/models.py
+	$(BIN)/python benchmarks/runtimes.py
 
 docs: setup
 	rm -rf build/site-source build/site

@@ -16,21 +16,29 @@ import numpy as np
 Run = Callable[[Any], list[Any]]
 
 
-def onnx(file: str) -> Run:
+def onnx(file: str, batch: int | None = None) -> Run:
+    """batch: the only one that will come, where the file's is free."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    if batch is not None:
+        options.add_free_dimension_override_by_name("batch", batch)
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda x: list(session.run(None, {"image": x}))
 
 
-def openvino(file: str) -> Run:
+def openvino(file: str, batch: int | None = None, precision: str = "f32") -> Run:
+    """file: .xml, or .onnx. batch: the only one that will come, where the file's is free. precision: "f32" or "bf16";
+    by default OpenVINO computes in bfloat16 where the processor can."""
     import openvino
 
-    # By default it computes in bfloat16 where the processor can.
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = openvino.Core().compile_model(file, "CPU", options)
+    core = openvino.Core()
+    model = core.read_model(file)
+    if batch is not None:
+        model.reshape([batch, *model.input().partial_shape[1:]])
+    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 1}
+    compiled = core.compile_model(model, "CPU", options)
     return lambda x: [np.array(compiled_output) for compiled_output in compiled(x).values()]
 
 

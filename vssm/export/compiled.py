@@ -11,15 +11,15 @@ from vssm.export.metadata import EXTRA_FILE, Metadata
 __all__ = ["check_compiler", "write_compiled"]
 
 
-def check_compiler() -> None:
-    """Raises ValueError when torch finds no C++ compiler."""
+def check_compiler(name: str = "aoti") -> None:
+    """Raises ValueError, for what has this name, when torch finds no C++ compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
-        raise ValueError("aoti needs a C++ compiler: install g++ or clang++, or name one with CXX") from error
+        raise ValueError(f"{name} needs a C++ compiler: install g++ or clang++, or name one with CXX") from error
 
 
 def write_compiled(program: torch.export.ExportedProgram, path: Path, about: Metadata) -> None:

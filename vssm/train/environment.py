@@ -16,7 +16,7 @@ from vssm._version import __version__
 def environment() -> dict[str, str]:
     """Facts by name, in the order a reader wants them."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    machine = f"{_processor()}, {os.cpu_count()} threads, {platform.system()} {platform.machine()}"
+    machine = f"{describe_processor()}, {os.cpu_count()} threads, {platform.system()} {platform.machine()}"
     if accelerator is not None and accelerator.type == "cuda":
         machine = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}; {machine}"
     elif accelerator is not None:
@@ -43,7 +43,7 @@ def git_state(folder: Path) -> dict[str, str]:
     return {"git": commit.strip() + (" (changed)" if changes.strip() else "")}
 
 
-def _processor() -> str:
+def describe_processor() -> str:
     """The processor's own name; Linux has it only in /proc."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
