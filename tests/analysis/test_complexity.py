@@ -127,6 +127,28 @@ def test_leaves_the_model_as_it_was():
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
+class Keeping(nn.Module):
+    """Computes something once, as the attention biases of timm's EfficientFormerV2 and LeViT."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.kept: dict[str, torch.Tensor] = {}
+        self.last = None
+
+    def forward(self, x):
+        if "bias" not in self.kept:
+            self.kept["bias"] = self.last = 2 * self.weight
+        return x.mean((2, 3)) + self.kept["bias"]
+
+
+def test_what_a_model_keeps_is_not_made_of_fake_tensors():
+    model = Keeping()
+    vssm.complexity(model, 8)
+    assert model.kept == {} and model.last is None and model.training
+    assert torch.equal(model(torch.zeros(1, 3, 8, 8)), torch.full((1, 3), 2.0))
+
+
 def test_a_demanded_path_changes_nothing():
     model = vssm.create_model("spatial_mamba_nano")
     want = vssm.complexity(model)

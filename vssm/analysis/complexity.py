@@ -23,8 +23,8 @@ work depends on what it finds, has a `forward_counted` for this: every layer, on
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,25 +81,33 @@ def complexity(
     if batch_norm not in BATCH_NORM:
         raise ValueError(f"unknown batch_norm {batch_norm!r}: choose one of {', '.join(BATCH_NORM)}")
     size = _resolve_size(model, input_size)
-    was_training = [module for module in model.modules() if module.training]
     folding = [module for module in model.modules() if getattr(module, "fold_norms", False)]
-    model.eval()
     counter = _Counter(BATCH_NORM[batch_norm])
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    try:
+    with _as_it_was(model):
+        model.eval()
         for module in folding:
             vars(module)["fold_norms"] = False  # else the norms would not be seen
         # One path for all, so that a count depends neither on what is built here nor on what was demanded around it.
         with vssm.ops.use("torch"), torch.no_grad(), _without_memory(model), counter:
             getattr(model, "forward_counted", model)(torch.empty(1, *size, dtype=like.dtype, device=like.device))
-    finally:
-        for module in was_training:
-            module.training = True
-        for module in folding:
-            vars(module)["fold_norms"] = True
     params = sum(p.numel() for p in model.parameters() if p.requires_grad)
     by_operator = {name: macs for name, macs in counter.macs.items() if macs}
     return Complexity(type(model).__name__, size, params, sum(by_operator.values()), by_operator)
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Puts the attributes of all modules back, with the contents of dictionaries: some of timm's networks keep what
+    they compute once, which on fake tensors would be no numbers."""
+    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+    dictionaries = [(value, dict(value)) for _, kept in attributes for value in kept.values() if type(value) is dict]
+    try:
+        yield
+    finally:
+        for there, kept in (*attributes, *dictionaries):
+            there.clear()
+            there.update(kept)
 
 
 def _without_memory(model: nn.Module) -> AbstractContextManager:
