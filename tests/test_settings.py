@@ -16,7 +16,7 @@ from vssm_cli.settings import recipes
 
 def test_trainer_settings_are_lightning_arguments():
     arguments = inspect.signature(lightning.Trainer).parameters
-    assert {field.name for field in fields(TrainerSettings)} - {"args"} <= set(arguments)
+    assert {field.name for field in fields(TrainerSettings)} - {"args", "sharded_checkpoints"} <= set(arguments)
 
 
 def test_settings_survive_yaml():

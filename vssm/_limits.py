@@ -221,6 +221,11 @@ def check(settings: Any) -> None:
         raise ValueError(f"log is {settings.log}; expected csv, then any of +{', +'.join(LOGGERS)}, each once")
     if settings.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision is {settings.trainer.precision}; expected 32-true, bf16-mixed or 16-mixed")
+    if settings.trainer.sharded_checkpoints and settings.trainer.strategy != "fsdp":
+        raise ValueError(
+            f"trainer.sharded_checkpoints is true with trainer.strategy {settings.trainer.strategy}, with which every "
+            "device has everything; choose --trainer.strategy fsdp, or --trainer.sharded_checkpoints false"
+        )
     for name in settings.model.args:
         if name in _MODEL_ARGS:
             raise ValueError(f"model.args.{name} cannot be given: {_MODEL_ARGS[name]}")

@@ -248,6 +248,7 @@ class TrainerSettings:
         devices: how many devices, or auto
         num_nodes: how many machines
         strategy: auto, ddp, fsdp (each device keeps a part of weights, averages and optimizer), ...
+        sharded_checkpoints: with fsdp each device writes its part of a checkpoint, which is a folder then
         precision: 32-true, bf16-mixed, 16-mixed
         accumulate_grad_batches: batches per optimizer step
         gradient_clip_val: largest gradient norm; null turns clipping off
@@ -266,6 +267,7 @@ class TrainerSettings:
     devices: int | str = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
+    sharded_checkpoints: bool = False
     precision: str = "32-true"
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = 5.0

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         "--resume",
         metavar="RUN_DIR",
         help="continue this run; takes no other option, except where it goes on: --devices, --accelerator, "
-        "--trainer.num_nodes, --trainer.strategy",
+        "--trainer.num_nodes, --trainer.strategy, --trainer.sharded_checkpoints",
     )
     parsed = parse_settings(parser, argv)
     if parsed is None:
@@ -66,10 +66,11 @@ def _where(argv: list[str]) -> list[str]:
         if not option.startswith("--") or option == "--resume":
             continue
         name = SHORT.get(option, option).removeprefix("--trainer.").replace("-", "_")
-        if name not in ("accelerator", "devices", "num_nodes", "strategy"):
+        if name not in ("accelerator", "devices", "num_nodes", "strategy", "sharded_checkpoints"):
             raise UsageError(
                 "--resume continues a run with its own settings and takes no other option except --devices, "
-                f"--accelerator, --trainer.num_nodes and --trainer.strategy, not {option}"
+                "--accelerator, --trainer.num_nodes, --trainer.strategy and --trainer.sharded_checkpoints, "
+                f"not {option}"
             )
         found.append(name)
     return found

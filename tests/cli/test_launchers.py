@@ -67,7 +67,8 @@ def test_slurm(tmp_path):
 @pytest.mark.parametrize("option", ["--lr=1", "--trainer.max_epochs=2", "--trainer.precision=bf16-mixed"])
 def test_a_resumed_run_changes_devices_only(option, capsys):
     assert main(["fit", "--resume", "run", "--devices", "2", "--trainer.strategy=ddp", option]) == 2
-    words = "no other option except --devices, --accelerator, --trainer.num_nodes and --trainer.strategy, not"
+    words = "no other option except --devices, --accelerator, --trainer.num_nodes, --trainer.strategy and "
+    words += "--trainer.sharded_checkpoints, not"
     assert f"{words} {option.partition('=')[0]}" in capsys.readouterr().err
 
 

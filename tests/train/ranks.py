@@ -11,15 +11,15 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["vssm.train.fit", "sklearn.datasets", "tests.train.ranks"])
 
 
-def run_ranks(work, world, *arguments, timeout=300):
+def run_ranks(work, world, *arguments, timeout=300, context=CONTEXT):
     """Calls `work(*arguments)` in `world` processes and waits for them. Raises AssertionError with the traceback of the
     first that fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    reports = CONTEXT.SimpleQueue()
+    reports = context.SimpleQueue()
     processes = [
-        CONTEXT.Process(target=_enter, args=(rank, world, port, reports, work, arguments), daemon=True)
+        context.Process(target=_enter, args=(rank, world, port, reports, work, arguments), daemon=True)
         for rank in range(world)
     ]
     for process in processes:

@@ -100,16 +100,23 @@ def test_fsdp_is_one_process(tmp_path, name):
     assert stored.create_model()(torch.randn(1, 1, 32, 32)).shape == (1, 10), "a checkpoint like any other"
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.full)])
-def test_another_number_of_processes_goes_on(tmp_path, strategy):
-    """One process, then two, then one, each dying within an epoch: the images and all else go on as without."""
+@pytest.mark.parametrize(
+    ("strategy", "sharded"),
+    [("fsdp", True), *(pytest.param(name, False, marks=pytest.mark.full) for name in ("fsdp", "ddp"))],
+)
+def test_another_number_of_processes_goes_on(tmp_path, strategy, sharded):
+    """One process, then two, then one, each dying within an epoch: the images and all else go on as without. A whole
+    file, then perhaps shards, then a whole file again."""
     whole = train(settings_of("vmamba_nano", 6), tmp_path / "whole", 1)
     settings = settings_of("vmamba_nano", 6)
     settings.save_every_n_steps = 1
     settings.trainer.max_epochs = 2
     train(settings, tmp_path / "parts", 1, kill_at=1)
-    train(settings, tmp_path / "parts", 2, resume=True, kill_at=5, strategy=strategy)
-    assert read_checkpoint(tmp_path / "parts" / "checkpoints" / "last.ckpt").settings.data.batch_size == BATCH // 2
+    settings.trainer.sharded_checkpoints = sharded
+    last = train(settings, tmp_path / "parts", 2, resume=True, kill_at=5, strategy=strategy).last
+    assert last.is_dir() == sharded
+    assert read_checkpoint(last).settings.data.batch_size == BATCH // 2
+    settings.trainer.sharded_checkpoints = False
     parts = train(settings, tmp_path / "parts", 1, resume=True, strategy="auto")
     assert_same(whole, parts)
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from vssm._sharded import is_sharded
 from vssm._words import same_names, spelled
 from vssm.data.imagefolder import some
 from vssm.data.keep_ratio import KeepRatio
@@ -77,13 +78,14 @@ class TrainedModel:
         check_match(self.file, self.weights, model.state_dict())
 
 
-def read_checkpoint(path: str | Path) -> TrainedModel:
+def read_checkpoint(path: str | Path, shapes_only: bool = False) -> TrainedModel:
     """Raises OSError or ValueError that names the file when it is not a checkpoint of `vssm fit` that can be read.
 
-    The checksums are compared; the error for a damaged file names an intact one beside it.
+    The checksums are compared; the error for a damaged file names an intact one beside it. With `shapes_only` the
+    weights may be zeros, as of `read_content`.
     """
     file = checkpoint_file(path)
-    content = read_intact(file)
+    content = read_intact(file, shapes_only)
     file_content = cast(dict[str, Any], content if isinstance(content, dict) else {})
     about = file_content.get("vssm")
     if not isinstance(about, dict):
@@ -109,11 +111,11 @@ def read_checkpoint(path: str | Path) -> TrainedModel:
         raise ValueError(f"{file}: {error}; {_versions(about)}") from error
 
 
-def read_intact(file: Path) -> Any:
-    """All that a checkpoint file holds, after its checksums were compared. Errors as `read_checkpoint`."""
+def read_intact(file: Path, shapes_only: bool = False) -> Any:
+    """All that a checkpoint holds, after its checksums were compared. Errors as `read_checkpoint`."""
     try:
-        content = read_content(file)
-        if isinstance(content, dict) and "vssm" in content:
+        content = read_content(file, shapes_only=shapes_only)
+        if isinstance(content, dict) and "vssm" in content and not is_sharded(file):  # it was compared as it was read
             check_intact(file)
         return cast(Any, content)
     except CheckpointError as error:
@@ -192,7 +194,7 @@ def is_ours(path: str | Path) -> bool:
     file = checkpoint_file(path)
     if file.suffix == ".safetensors":
         return False
-    content = read_content(file)
+    content = read_content(file, shapes_only=True)
     return isinstance(content, dict) and "vssm" in content
 
 

@@ -1,16 +1,18 @@
 """A run directory: config.yaml, environment.yaml, metrics.csv, report.html, and in checkpoints/ last.ckpt, best.ckpt
-and the step-N.ckpt that were last.ckpt before.
+and the step-N.ckpt that were last.ckpt before, each a file, or a folder of shards.
 
 One process at a time trains in it. Standard library and yaml only.
 """
 
 import os
+import shutil
 import weakref
 from pathlib import Path
 from typing import IO, Any
 
 from vssm._locking import lock_file
 from vssm._ranks import job_id, launched_together
+from vssm._sharded import is_sharded
 from vssm._yaml import read_yaml, write_yaml
 
 CONFIG, ENVIRONMENT, METRICS, REPORT = "config.yaml", "environment.yaml", "metrics.csv", "report.html"
@@ -126,7 +128,7 @@ class RunDir:
         run.checkpoints.mkdir(exist_ok=True)
         for folder in (run.path, run.checkpoints):
             for unfinished in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-                unfinished.unlink()
+                remove_checkpoint(unfinished)
         return run
 
     def read_config(self) -> dict[str, Any]:
@@ -173,12 +175,20 @@ def earlier_checkpoints(folder: Path) -> list[Path]:
     return [file for _, file in sorted(((int(n), file) for n, file in numbered if n.isdigit()), reverse=True)]
 
 
+def remove_checkpoint(path: Path) -> None:
+    """A file, or a folder of shards with all that is in it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def checkpoint_file(path: str | Path) -> Path:
-    """The file itself, or for a run directory its best.ckpt, else its last.ckpt."""
+    """The checkpoint itself, or for a run directory its best.ckpt, else its last.ckpt."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected a checkpoint or a run directory")
-    if not path.is_dir():
+    if not path.is_dir() or is_sharded(path):
         return path
     run = RunDir(path)
     for file in (run.best, run.last):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vssm._sharded import is_sharded
 from vssm.inference.run_dir import RunDir, checkpoint_file
 from vssm.lens.refused import Refused
 
@@ -38,9 +39,9 @@ class Checkpoints:
         found: dict[str, Path] = {}
         for path in sorted(self.folder.iterdir()):
             run = RunDir(path)
-            if path.is_dir() and (run.best.is_file() or run.last.is_file()):
+            if path.is_dir() and (run.best.exists() or run.last.exists()):
                 file = checkpoint_file(path)
-            elif path.is_file() and path.suffix in SUFFIXES:
+            elif path.suffix in SUFFIXES and (path.is_file() or is_sharded(path)):
                 file = path
             else:
                 continue

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vssm.train.module import TrainingModule
-from vssm.train.sharding import is_sharded, load_whole_state, local, shard, whole_state
+from vssm.train.sharding import Sharded, is_sharded, load_state, local, shard
 
 Pair = tuple[Tensor, Tensor]
 
@@ -75,20 +75,21 @@ class AverageWeights(WeightAveraging):
         self._latest_update_step = trainer.global_step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """As Lightning's, of whole tensors where they are sharded."""
+        """As Lightning's, where the tensors are sharded too."""
         if not is_sharded(trainer):
             return super().on_save_checkpoint(trainer, pl_module, checkpoint)
         assert self._average_model is not None
         checkpoint["current_model_state"] = checkpoint["state_dict"]
-        checkpoint["state_dict"] = whole_state(self.module)
+        assert isinstance(trainer.strategy, Sharded)
+        checkpoint["state_dict"] = trainer.strategy.state(self.module)
         checkpoint["averaging_state"] = {"n_averaged": self._average_model.n_averaged}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if not is_sharded(trainer):
             return super().on_load_checkpoint(trainer, pl_module, checkpoint)
         assert self._average_model is not None
-        load_whole_state(self.module, checkpoint["state_dict"])
-        load_whole_state(pl_module, checkpoint["current_model_state"])
+        load_state(self.module, checkpoint["state_dict"])
+        load_state(pl_module, checkpoint["current_model_state"])
         self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
 
 

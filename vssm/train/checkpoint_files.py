@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from vssm._writing import replacing
-from vssm.inference.run_dir import LAST, RunDir, earlier_checkpoints
+from vssm._sharded import is_sharded
+from vssm._writing import replacing, sync_folder
+from vssm.inference.run_dir import LAST, RunDir, earlier_checkpoints, remove_checkpoint
 from vssm.weights.archive import check_intact
 from vssm.weights.errors import CheckpointError
+from vssm.weights.sharded import read_sharded
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,18 +31,62 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Raises OSError with the name of the file when it cannot be written, the disk being full for example."""
         path = Path(path)
         with replacing(path) as new:
-            _write(checkpoint, new)
-            if path.name == LAST and self._step is not None and self.keep > 1:
-                _name_too(path, path.with_name(f"step-{self._step}.ckpt"))
-        if path.name == LAST:
-            self._step = checkpoint.get("global_step")
-            self._remove_old(path.parent)
+            write(checkpoint, new)
+            replaced = self._make_way(path) if path.is_dir() else None
+            if self._keeps(path):
+                _name_too(path, self._earlier(path))
+        self._taken(path, checkpoint.get("global_step"), replaced)
+
+    def take(self, new: Path, path: Path, step: int | None) -> None:
+        """Puts a checkpoint in shards, a folder that is on the disk, into the place of the one before, at `step`."""
+        replaced = self._make_way(path)
+        new.replace(path)
+        sync_folder(path.parent)
+        self._taken(path, step, replaced)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        content = super().load_checkpoint(path, *args, **kwargs)
-        # After a step-N.ckpt was read, the last.ckpt beside it is damaged: not to be kept.
-        self._step = content.get("global_step") if Path(path).name == LAST else None
+        """One in shards is put together in this process."""
+        if is_sharded(Path(path)):
+            content = read_sharded(Path(path), self.read_file)
+        else:
+            content = super().load_checkpoint(path, *args, **kwargs)
+        self.goes_on_from(path, content.get("global_step"))
         return content
+
+    def read_file(self, path: Path) -> Any:
+        return super().load_checkpoint(path, weights_only=True)
+
+    def goes_on_from(self, path: Any, step: int | None) -> None:
+        # After a step-N.ckpt was read, the last.ckpt beside it is damaged: not to be kept.
+        self._step = step if Path(path).name == LAST else None
+
+    def _keeps(self, path: Path) -> bool:
+        return path.name == LAST and self._step is not None and self.keep > 1 and path.exists()
+
+    def _earlier(self, path: Path) -> Path:
+        return path.with_name(f"step-{self._step}.ckpt")
+
+    def _make_way(self, path: Path) -> Path | None:
+        """Gives the checkpoint at `path` another name, because a folder cannot be replaced in one step as a file can.
+
+        A last.ckpt becomes step-N.ckpt, from which a process that is killed before the new one has its name goes on. A
+        best.ckpt gets a name to be removed under, which is returned: killed then, the process repeats the epoch and
+        writes it again, as last.ckpt does not know of it yet.
+        """
+        if not path.exists():
+            return None
+        is_last = path.name == LAST and self._step is not None
+        away = self._earlier(path) if is_last else path.with_name(f".{path.name}.old.tmp")
+        _remove(away)  # of this step already, from before a kill
+        path.rename(away)
+        return None if is_last else away
+
+    def _taken(self, path: Path, step: int | None, replaced: Path | None) -> None:
+        if replaced is not None:
+            _remove(replaced)
+        if path.name == LAST:
+            self._step = step
+            self._remove_old(path.parent)
 
     def _remove_old(self, folder: Path) -> None:
         """All but `keep`; also what is as new as last.ckpt, left by a training that went on from further back."""
@@ -49,10 +95,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         kept = older[: self.keep - 1]
         for file in earlier_checkpoints(folder):
             if file not in kept:
-                file.unlink()
+                _remove(file)
 
 
-def _write(checkpoint: dict[str, Any], path: Path) -> None:
+def _remove(path: Path) -> None:
+    """A folder first loses its name: a process that is killed in between leaves no half of it to be found."""
+    if path.is_dir() and not path.name.endswith(".tmp"):
+        path = path.rename(path.with_name(f".{path.name}.old.tmp"))
+    remove_checkpoint(path)
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         try:
             torch.save(checkpoint, file)

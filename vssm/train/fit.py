@@ -125,7 +125,7 @@ def build_resumed(settings: Settings, run: RunDir) -> Experiment:
     start = checkpoint_to_resume(run)
     if start is None:
         return build(settings)
-    images, devices = read_checkpoint(start).images_per_batch, create_trainer(settings).world_size
+    images, devices = read_checkpoint(start, shapes_only=True).images_per_batch, create_trainer(settings).world_size
     if images is not None:
         if images % devices:
             shared = ", ".join(str(n) for n in range(1, images + 1) if images % n == 0)
@@ -139,7 +139,9 @@ def build_resumed(settings: Settings, run: RunDir) -> Experiment:
 
 def _carried_adaptors(file: Path | None, wanted: Sequence[str]) -> Sequence[str]:
     """The adaptors of a run that another starts from. Raises ValueError where it is to have others, or none."""
-    found = read_checkpoint(file).settings.model.adaptors if file is not None and is_ours(file) else []
+    found = (
+        read_checkpoint(file, shapes_only=True).settings.model.adaptors if file is not None and is_ours(file) else []
+    )
     if found and set(found) != set(wanted):
         raise ValueError(
             f"model.init_from: {file} was trained with adaptors ({','.join(found)}); give --model.adaptors "
@@ -166,7 +168,7 @@ def fit(
     if start is not None:
         images = settings.data.batch_size * trainer.world_size
         description = experiment.module.description | {"images_per_batch": images}
-        check_unchanged(read_checkpoint(start), description, experiment.model)
+        check_unchanged(read_checkpoint(start, shapes_only=True), description, experiment.model)
     if settings.model.compile:
         experiment.model.compile()
     try:

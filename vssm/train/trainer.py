@@ -34,6 +34,8 @@ _OURS = (
     "reload_dataloaders_every_n_epochs",
     "use_distributed_sampler",
 )
+# Settings of the trainer that are no argument of lightning.Trainer.
+_NOT_LIGHTNING = ("args", "sharded_checkpoints")
 
 
 def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.Trainer:
@@ -56,9 +58,9 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     has_bar = any(hasattr(callback, "enable") for callback in callbacks)
-    named = {name: value for name, value in vars(settings.trainer).items() if name != "args"}
+    named = {name: value for name, value in vars(settings.trainer).items() if name not in _NOT_LIGHTNING}
     if settings.trainer.strategy == sharding.NAME:
-        named |= {"strategy": sharding.Sharded(), "inference_mode": False}
+        named |= {"strategy": sharding.Sharded(settings.trainer.sharded_checkpoints), "inference_mode": False}
         if more.get("sync_batchnorm"):
             raise ValueError("trainer.args.sync_batchnorm has no effect with trainer.strategy fsdp; choose one")
     try:
@@ -84,7 +86,9 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
 def asked_for(chosen: TrainerSettings) -> str:
     """What may have been refused, for the beginning of a message."""
     usual = TrainerSettings()
-    unusual = {n: v for n, v in vars(chosen).items() if n != "args" and v != getattr(usual, n)} | chosen.args
+    unusual = {
+        n: v for n, v in vars(chosen).items() if n not in _NOT_LIGHTNING and v != getattr(usual, n)
+    } | chosen.args
     listed = ", ".join(f"{name}={value}" for name, value in unusual.items())
     return f"Lightning refuses these trainer settings ({listed})"
 

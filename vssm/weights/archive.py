@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 
+from vssm._sharded import is_sharded
 from vssm.weights.errors import CheckpointError
 from vssm.weights.pickle_cost import MAX_BYTES as MAX_PICKLE_BYTES
 from vssm.weights.pickle_cost import check_pickle
+from vssm.weights.sharded import check_sharded
 
 __all__ = ["LEGACY_PICKLES", "MAX_RATIO", "check_archive", "check_intact", "check_legacy"]
 
@@ -34,11 +36,13 @@ def check_archive(path: Path, max_bytes: int) -> None:
 
 
 def check_intact(path: Path) -> None:
-    """Raises CheckpointError when a file of torch.save is not as it was written.
+    """Raises CheckpointError when a file of torch.save, or a checkpoint in shards, is not as it was written.
 
-    Reads all of it and compares each entry with the CRC-32 that torch.save stored for it. Files of torch before 1.6
-    have none and are not checked.
+    Reads all of it and compares each entry with the CRC-32 that torch.save stored for it, each file of a checkpoint in
+    shards with the SHA-256 of its manifest. Files of torch before 1.6 have none and are not checked.
     """
+    if is_sharded(path):
+        return check_sharded(path)
     with path.open("rb") as file:
         if file.read(1) == b"\x80":
             return

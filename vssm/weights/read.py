@@ -14,8 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vssm._sharded import is_sharded
 from vssm.weights.archive import check_archive, check_legacy
 from vssm.weights.errors import CheckpointError
+from vssm.weights.sharded import read_sharded
 from vssm.weights.tensors import check_plain
 
 __all__ = ["MAX_BYTES", "Checkpoint", "read_checkpoint", "read_content", "read_safetensors", "take_state_dict"]
@@ -81,8 +83,8 @@ def read_checkpoint(path: str | Path, ema: bool = False, max_bytes: int = MAX_BY
     """Read a .pth or .safetensors file on the CPU, never running code from it (`weights_only=True`).
 
     Args:
-        path: the file. Weights are looked for under "model", then "state_dict", then at the top level; in a file of
-            averaged weights alone also where `ema` looks.
+        path: the file, or the folder of a checkpoint in shards. Weights are looked for under "model", then
+            "state_dict", then at the top level; in a file of averaged weights alone also where `ema` looks.
         ema: take the averaged weights ("model_ema" or "state_dict_ema") instead.
         max_bytes: refuse a larger file.
 
@@ -95,8 +97,14 @@ def read_checkpoint(path: str | Path, ema: bool = False, max_bytes: int = MAX_BY
     return Checkpoint(path, entry, tensors)
 
 
-def read_content(path: Path, max_bytes: int = MAX_BYTES) -> Any:
-    """All that a file holds: plain types and tensors. Errors as `read_checkpoint`."""
+def read_content(path: Path, max_bytes: int = MAX_BYTES, shapes_only: bool = False) -> Any:
+    """All that a file, or a checkpoint in shards, holds: plain types and tensors. Errors as `read_checkpoint`.
+
+    With `shapes_only` the tensors of a checkpoint in shards are zeros that take no memory: no process has to put them
+    together.
+    """
+    if is_sharded(path):
+        return read_sharded(path, lambda rest: read_content(rest, max_bytes), max_bytes, shapes_only=shapes_only)
     _check_file(path, max_bytes)
     if path.suffix == ".safetensors" or _looks_like_safetensors(path):
         tensors, _ = read_safetensors(path, max_bytes)
