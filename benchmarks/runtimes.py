@@ -16,6 +16,7 @@ install. Times of preparation (export, compilation) are printed apart.
 """
 
 import argparse
+import copy
 import json
 import math
 import sys
@@ -72,7 +73,7 @@ class Network:
 
     @cached_property
     def bfloat16(self) -> nn.Module:
-        return reparameterize_model(self.model).bfloat16()  # a copy
+        return copy.deepcopy(self.model).bfloat16()
 
     @cached_property
     def size(self) -> tuple[int, int, int]:

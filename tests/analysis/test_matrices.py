@@ -1,5 +1,7 @@
 """M u = y for every kind of scan, fusion and adaptor, and the forms that M can take."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.nn.functional import softplus
@@ -164,10 +166,14 @@ def test_one_row_is_that_of_the_matrix(name, weights):
                 torch.testing.assert_close(row[0], whole[at], rtol=1e-10, atol=1e-13)
 
 
-@pytest.mark.parametrize("weights", ["scan", "qk", "decayed_qk", "decay"])
-@pytest.mark.parametrize(
-    "name", ["vmamba + sasf", "spatial mamba", "dynamic", "deformable", "local attention", "vim + sasf"]
-)
+FUSED = ["vmamba + sasf", "spatial mamba", "dynamic", "local attention", "vim + sasf"]
+WEIGHTS = ["scan", "qk", "decayed_qk", "decay"]
+# The fusion does not know of the weights, and the deformable one takes seconds.
+PAIRS = [*product(FUSED, WEIGHTS), ("deformable", "scan")]
+PAIRS += [pytest.param("deformable", weights, marks=pytest.mark.full) for weights in WEIGHTS[1:]]
+
+
+@pytest.mark.parametrize("name, weights", PAIRS)
 def test_columns_give_the_same_matrix_as_rows(name, weights):
     scan = scan_of(network(name), image(1, (3, 32, 32), torch.float64), -1)
     assert_columns_are_rows(scan, weights)
@@ -278,12 +284,22 @@ def test_queries_and_chunks(monkeypatch):
     scan = scan_of(model, x, "1.1")
     whole = torch.cat(list(mixing_rows(scan)))
     monkeypatch.setattr("vssm.analysis.matrices.CHUNK", 1)
-    monkeypatch.setattr("vssm.analysis.columns.CHUNK", 1)
+    monkeypatch.setattr("vssm.analysis.columns.SUMMED", 1)
+    monkeypatch.setattr("vssm.analysis.frozen.state_fusion", None)  # no states are fused
     torch.testing.assert_close(torch.cat(list(mixing_rows(scan))), whole)
+    monkeypatch.undo()
+    monkeypatch.setattr("vssm.analysis.matrices.CHUNK", 1)
     one_by_one = list(mixing_rows(scan, range(len(whole))))
     assert len(one_by_one) == len(whole)
     torch.testing.assert_close(torch.cat(one_by_one), whole)
     torch.testing.assert_close(torch.cat(list(mixing_rows(scan, [5, 2]))), whole[[5, 2]])
+
+
+def test_columns_in_chunks(monkeypatch):
+    scan = scan_of(network("dynamic"), image(1, (3, 32, 32), torch.float64), "1.1")
+    whole = torch.cat(list(mixing_rows(scan)))
+    monkeypatch.setattr("vssm.analysis.columns.CHUNK", 1)
+    torch.testing.assert_close(torch.cat(list(mixing_rows(scan))), whole)
 
 
 def test_the_model_is_left_as_it_was():

@@ -2,17 +2,24 @@
 
 A row needs the transpose of the fusion, which automatic differentiation gives at several times the cost. A column needs
 the fusion itself: the states that one pixel leaves behind are fused and read out. For the whole matrix that is faster.
+
+With a fusion whose weights are fixed, and in the mean of the channels, the order of the sums changes: of the E channels
+of the states, every tap of the fusion makes one number per pixel and column, a matrix product; the rest is as for one
+channel.
 """
 
 import torch
 from torch import Tensor
 
+from vssm.analysis.frozen import Neighbours
 from vssm.analysis.scans import BlockScan, RouteScan
 
 __all__ = ["matrix_by_columns", "steps"]
 
 # Elements of float64 that the states of a chunk of pixels may have: 64 MB.
 CHUNK = 1 << 23
+# The same where they are summed up at once: 4 MB, which caches hold.
+SUMMED = 1 << 19
 
 
 @torch.no_grad()
@@ -23,6 +30,8 @@ def matrix_by_columns(
 
     `direct`: with what a parallel adaptor_s adds. channel, weights, skip: see `vssm.analysis.matrices.mixing_rows`.
     """
+    if isinstance(scan.fused, Neighbours) and scan.merged is None and not (direct and scan.direct is not None):
+        return _summed_first(scan, scan.fused, numbers, channel, weights, skip)
     (height, width), E, K = scan.size, scan.y.shape[0], len(scan.routes)
     L, N = height * width, scan.routes[0].A.shape[1]
     M = scan.y.new_empty(L, L)
@@ -46,6 +55,45 @@ def matrix_by_columns(
         if scan.direct is not None and direct:
             y += scan.direct(one.unflatten(-1, scan.size)).flatten(2)
         M[:, chosen] = (y.mean(1) if channel is None else y[:, channel]).T
+    return M
+
+
+def _summed_first(
+    scan: BlockScan, fused: Neighbours, numbers: range | list[int], channel: int | None, weights: str, skip: bool
+) -> Tensor:
+    """`matrix_by_columns` of a fusion with fixed weights: of the states
+    h[j, e, t] = exp(A (dt_{j+1} + ... + dt_t)) b_j the products with the weights of each tap, then the taps."""
+    (height, width), L = scan.size, scan.size[0] * scan.size[1]
+    M = scan.y.new_zeros(L, L)
+    rows, columns = (torch.arange(size, device=M.device) for size in scan.size)
+    y = (rows + fused.offsets[:, :1]).clamp(0, height - 1)
+    x = (columns + fused.offsets[:, 1:]).clamp(0, width - 1)
+    neighbours = (y[:, :, None] * width + x[:, None]).flatten(1)  # (taps, L)
+    channels = slice(None) if channel is None else slice(channel, channel + 1)
+    for k in numbers:
+        part = scan.routes[k]
+        at, C = part.reads[0], part.C[0]
+        time = at.argsort()
+        rate = part.A[channels] if weights != "qk" else torch.zeros_like(part.A[channels])
+        sums = part.dt[0, :, channels].cumsum(0).T.contiguous()  # (E, T)
+        _, b = steps(part, 0, channel, weights)
+        taps = fused.weights[:, k, channels] / len(sums)
+        step = max(1, SUMMED // sums.numel())
+        for n in range(part.A.shape[1]):
+            read = torch.ones_like(C[:, n]) if weights == "decay" else C[time, n]  # by position
+            for first in range(0, L, step):
+                mine = slice(first, min(first + step, L))
+                h = sums[:, first:] - sums[:, mine].T[..., None]  # (columns, E, T - first)
+                h *= rate[:, n, None]
+                begun = torch.ones(len(h), h.shape[-1], dtype=torch.bool, device=h.device).triu()
+                h.masked_fill_(~begun[:, None], -torch.inf)
+                h.exp_().mul_(b[mine, :, n, None])
+                found = h.new_zeros(len(h), len(taps), L)
+                found[..., first:] = taps @ h
+                found = found.gather(2, time[neighbours].expand(len(h), -1, -1)).sum(1)
+                M[:, at[mine]] += read[:, None] * found.T
+        if skip:
+            M.diagonal().add_(part.D[channels].mean())
     return M
 
 

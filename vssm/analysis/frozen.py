@@ -12,7 +12,7 @@ from vssm.nn.local_attention_fusion import LocalAttentionFusion
 from vssm.nn.state_fusion import StateFusion
 from vssm.ops import state_fusion
 
-__all__ = ["Linear", "convolution_of", "frozen", "transposed"]
+__all__ = ["Linear", "Neighbours", "convolution_of", "frozen", "transposed"]
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -42,14 +42,24 @@ def transposed(linear: Linear, x: Tensor) -> Tensor:
     return found
 
 
-def _state_fusion(module: StateFusion, h: Tensor) -> Linear:
-    kernels = [kernel.detach().to(h.dtype).repeat_interleave(module.d_state, 0) for kernel in module.kernels]
-    alphas = module.alphas.detach().to(h.dtype)
+class Neighbours:
+    """A state fusion with fixed weights, as a linear map of states (Q, K, E, N, H, W).
 
-    def fuse(x: Tensor) -> Tensor:
-        return state_fusion(x.flatten(1, 3), kernels, alphas, module.dilations).view_as(x)
+    weights: (taps, K, E). offsets: (taps, 2), rows and columns from a pixel to the one whose state is weighed; behind
+    the border, the border's.
+    """
 
-    return fuse
+    def __init__(self, module: StateFusion, h: Tensor):
+        self._kernels = [kernel.detach().to(h.dtype).repeat_interleave(module.d_state, 0) for kernel in module.kernels]
+        self._alphas = module.alphas.detach().to(h.dtype)
+        self._dilations = module.dilations
+        around = torch.arange(module.kernel_size, device=h.device) - module.kernel_size // 2
+        self.offsets = torch.cat([dilation * torch.cartesian_prod(around, around) for dilation in self._dilations])
+        taps = [alpha * kernel.detach().to(h.dtype).flatten(1).T for alpha, kernel in zip(self._alphas, module.kernels)]
+        self.weights = torch.cat(taps).unflatten(1, h.shape[1:3])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return state_fusion(x.flatten(1, 3), self._kernels, self._alphas, self._dilations).view_as(x)
 
 
 def _chosen_by_states(module: DynamicFusion | DeformableFusion | LocalAttentionFusion, h: Tensor) -> Linear:
@@ -80,7 +90,7 @@ def convolution_of(module: AdaptorS) -> Linear:
 
 
 _KINDS: dict[type[nn.Module], Callable[..., Linear]] = {
-    StateFusion: _state_fusion,
+    StateFusion: Neighbours,
     DynamicFusion: _chosen_by_states,
     DeformableFusion: _chosen_by_states,
     LocalAttentionFusion: _chosen_by_states,

@@ -246,7 +246,9 @@ def _block_scan(
             direct, y = convolve, y + convolve(read[0][1].double())
         else:
             merged, y = _plus(convolve), y + convolve(y)
-    fused = None if all(f is None for f in fusions) else _side_by_side(fusions, [len(p.routes) for p, _ in read])
+    fused = fusions[0]
+    if len(fusions) > 1 and any(one is not None for one in fusions):
+        fused = _side_by_side(fusions, [len(p.routes) for p, _ in read])
     states = torch.cat(before), torch.cat(after)
     size = (height, width)
     return BlockScan(name, tuple(routes), size, grid, class_token, y[0], fused, merged, direct, *states)
@@ -337,8 +339,8 @@ def _read_out(h: Tensor, routes: list[RouteScan], u: Tensor) -> Tensor:
 
 
 def _chained(maps: list[Linear]) -> Linear | None:
-    if not maps:
-        return None
+    if len(maps) < 2:
+        return maps[0] if maps else None
 
     def chained(x: Tensor) -> Tensor:
         for linear in maps:
