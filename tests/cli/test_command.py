@@ -29,6 +29,13 @@ def test_help_is_quick(argv, limit):
     assert float(python(code, *argv).splitlines()[-1]) < limit
 
 
+def test_the_end_collects_once():
+    """What is registered first runs last."""
+    code = "atexit.register(lambda: print('frozen:', gc.get_freeze_count())); from vssm_cli.command import main; main()"
+    frozen = python(f"import atexit, gc; {code}", "--version").split()[-1]
+    assert int(frozen) > 1000
+
+
 WITHOUT_IMPORTS = [["--help"], ["--version"], ["nonsense"], ["fit", "--help"], ["fit", "--nonsense"], ["recipes"]]
 WITHOUT_IMPORTS += [["fit", "--config", "digits", "--lr", "-1"], ["predict"], ["table", "--help"]]
 
