@@ -39,7 +39,7 @@ def main() -> np.ndarray:
     print(
         f"{class_names(model)[found.cls]}: logit {found.logit:.3f} = {share:.3f} of pixels + {found.bias:.3f} of biases"
     )
-    target = cam_target(model, (x.shape[1], x.shape[2]))
+    target = cam_target(model)
     with GradCAM(model, [target.layer], target.reshape) as grad_cam:
         cam = grad_cam(x[None], [ClassifierOutputTarget(found.cls)])[0]
 

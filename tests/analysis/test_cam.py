@@ -76,7 +76,7 @@ def test_grad_cam(name, size):
     model, x = network(name), image(1, (2, 3, *size))
     want = by_hand(model, x)
     assert (want > 0).any(dim=(1, 2)).all() and want.std() > 1e-5
-    target = cam_target(model, size)
+    target = cam_target(model)
     torch.testing.assert_close(grad_cam(model, x, target), on_image(want, x), rtol=1e-3, atol=1e-4)
     with target.channels_first() as layer:
         found = LayerGradCam(model, layer).attribute(x, CLASS)
@@ -108,6 +108,25 @@ def test_tokens_keep_their_places():
     assert torch.equal(target.reshape(tokens.squeeze(1)), maps), "also without the row"
     whole = target.restore(-maps, tokens).flatten()
     assert whole[32] == 32 and torch.equal(whole[:32], -torch.arange(32.0)) and whole[33] == -33
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "side"), [("vim_nano", VIM, 4), ("test_vit", {"dynamic_img_size": True}, 16)]
+)
+def test_the_size_of_the_images_is_noted(name, options, side):
+    model = timm.create_model(name, **options).eval()
+    target, kept = cam_target(model), []
+    handle = target.layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    with torch.no_grad():
+        for rows, columns in ((4, 16), (8, 8), (16, 4), (3, 5)):  # three of them are as many patches
+            model(torch.zeros(1, 3, rows * side, columns * side))
+            assert target.reshape(kept[-1]).shape[2:] == (rows, columns)
+    with pytest.raises(ValueError, match="gives 64 patches, which are not 3 x 5"):
+        target.reshape(kept[0])
+    handle.remove()
+    assert len(model.patch_embed._forward_pre_hooks) == 1
+    del target
+    assert not model.patch_embed._forward_pre_hooks
 
 
 def test_rows_of_tokens():

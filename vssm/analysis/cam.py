@@ -4,6 +4,7 @@ Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, equations 1 and 2) weighs the
 the means of their gradients. Here maps are NHWC, and those of Vim are tokens with a class token in their middle.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,9 +63,10 @@ def cam_target(model: nn.Module, size: tuple[int, int] | None = None) -> CamTarg
     models of timm's, the last layer in `feature_info`.
 
     Args:
-        model: a classifier; it is not changed.
-        size: height and width of the images. Needed where tokens do not say how many rows they are: for a Vim or ViT
-            on images that are neither square nor of the size that it was built for.
+        model: a classifier. Where tokens do not say how many rows they are (Vim, ViT), its patch embedding has a hook,
+            which notes the size of the images, for as long as the target lives; else it is not changed.
+        size: height and width of the images, in place of the noted one: for a `reshape` of what the model did not
+            compute just before.
 
     Raises ValueError for a model without maps. `reshape` raises ValueError for an output that is no map.
     """
@@ -73,14 +75,14 @@ def cam_target(model: nn.Module, size: tuple[int, int] | None = None) -> CamTarg
     if isinstance(model, Vim):
         if model.cls_token is None:
             return CamTarget(model.norm, partial(_from_nhwc, model.num_features), _to_nhwc)
-        grid = model.grid if size is None else model.patch_embed.grid(*size)
+        grid = _Grid(model.patch_embed, lambda sides: model.patch_embed.grid(*sides), model.grid, size)
         vim_block: Any = list(model.blocks)[-1]
-        return CamTarget(vim_block.norm, *_tokens(grid, size is not None, lambda patches: patches // 2, 1))
+        return CamTarget(vim_block.norm, *_tokens(grid, lambda patches: patches // 2, 1))
     if isinstance(model, VisionTransformer):
         embed: Any = model.patch_embed
-        grid = embed.grid_size if size is None else embed.dynamic_feat_size(size)
+        grid = _Grid(embed, embed.dynamic_feat_size, embed.grid_size, size)
         block: Any = list(model.blocks.children())[-1]
-        return CamTarget(block.norm1, *_tokens(grid, size is not None, lambda patches: 0, model.num_prefix_tokens))
+        return CamTarget(block.norm1, *_tokens(grid, lambda patches: 0, model.num_prefix_tokens))
     return _by_feature_info(model)
 
 
@@ -122,16 +124,51 @@ def _checked(output: Tensor, dim: int, channels: int, form: str) -> Tensor:
     return output
 
 
+Sides = tuple[int, int]
+
+
+class _Grid:
+    """Rows and columns of the patches: of images of `size`, or of those that the model saw last, which a hook notes
+    for as long as this lives; before it saw any, as the model was built, or a square."""
+
+    def __init__(self, embed: nn.Module, grid_of: Callable[[Sides], Sides], built: Sides, size: Sides | None):
+        self._built = built
+        self._seen = None if size is None else grid_of(size)
+        if size is None:
+            here = weakref.ref(self)
+
+            def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                alive = here()
+                if alive is not None:
+                    height, width = inputs[0].shape[-2:]
+                    alive._seen = grid_of((height, width))
+
+            weakref.finalize(self, embed.register_forward_pre_hook(note).remove)
+
+    def of(self, patches: int) -> Sides:
+        """ValueError for a number of patches that does not fit."""
+        rows, columns = self._built if self._seen is None else self._seen
+        if rows * columns == patches:
+            return rows, columns
+        side = round(patches**0.5)
+        if self._seen is not None or side * side != patches:
+            raise ValueError(
+                f"the image gives {patches} patches, which are not {rows} x {columns}; tell the size of the images: "
+                "cam_target(model, size=(height, width))"
+            )
+        return side, side
+
+
 def _tokens(
-    grid: tuple[int, int], given: bool, first: Callable[[int], int], prefix: int
+    grid: _Grid, first: Callable[[int], int], prefix: int
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
     """`reshape` and `restore` for tokens (B, L, C) or one row of them (B, 1, L, C), of which `prefix` from position
-    first(patches) on are no patches. `given`: the grid is that of the images, not only of the model."""
+    first(patches) on are no patches."""
 
     def reshape(output: Tensor) -> Tensor:
         tokens = output.flatten(1, -2)
         patches = tokens.shape[1] - prefix
-        at, (rows, columns) = first(patches), _rows_and_columns(grid, given, patches)
+        at, (rows, columns) = first(patches), grid.of(patches)
         tokens = torch.cat([tokens[:, :at], tokens[:, at + prefix :]], 1)
         return tokens.transpose(1, 2).unflatten(2, (rows, columns))
 
@@ -142,16 +179,3 @@ def _tokens(
         return whole.view(output.shape)
 
     return reshape, restore
-
-
-def _rows_and_columns(grid: tuple[int, int], given: bool, patches: int) -> tuple[int, int]:
-    rows, columns = grid
-    if rows * columns == patches:
-        return rows, columns
-    side = round(patches**0.5)
-    if given or side * side != patches:
-        raise ValueError(
-            f"the image gives {patches} patches, which are not {rows} x {columns}; tell the size of the images: "
-            "cam_target(model, size=(height, width))"
-        )
-    return side, side
