@@ -66,6 +66,12 @@ void parallel(int64_t tasks, void (*body)(void*, int64_t), void* context) {
         run_range(0, tasks, &all);
 }
 
+#if defined(VSSM_X86)
+const bool rounds_to_bf16 = (__builtin_cpu_init(), __builtin_cpu_supports("avx512bf16"));
+#else
+const bool rounds_to_bf16 = false;
+#endif
+
 void* scratch(int64_t bytes) {
     if (bytes > block.bytes) {
         free(block.start);

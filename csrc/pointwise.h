@@ -1,7 +1,7 @@
 // Arguments of the kernels around the scan. Mirrored by vssm/ops/*/core.py; raise VSSM_ABI with every change.
 //
-// Maps and rows may be of any of four types; weights, their gradients and everything computed have the compute type,
-// float, or double if any tensor is double. Channels are the last dimension, and everything is contiguous.
+// Maps and rows may be of any of four types; weights (where they are no Tensor), all gradients of weights and everything
+// computed have the compute type, float, or double if any tensor is double. Channels are the last dimension, and everything is contiguous.
 #pragma once
 
 #include <stdint.h>
@@ -22,8 +22,8 @@ struct LayerNormArgs {
     int64_t is_double, rows, channels;
     int64_t centred;     // subtract the mean; else the root mean square alone is divided out
     double eps;
-    const void* weight;  // (channels,) or null, compute type; bias likewise
-    const void* bias;
+    Tensor weight;  // (channels,) or absent, of any type; bias likewise
+    Tensor bias;
     Tensor x;
     Tensor gate;    // the result is multiplied by silu(gate)
     Tensor y;       // forward: the result; backward: its gradient
@@ -48,8 +48,8 @@ struct DepthwiseArgs {
     int64_t is_double, batch, height, width, channels;
     int64_t act;         // 1 silu, 3 none
     int64_t residual;    // x is added to the result
-    const void* weight;  // (channels, 9)
-    const void* bias;    // (channels,) or null
+    Tensor weight;       // (channels, 9), of any type, as is bias
+    Tensor bias;         // (channels,) or absent
     Tensor x;
     Tensor y;       // forward: the result; backward: its gradient
     Tensor dx;      // backward only

@@ -6,18 +6,32 @@ namespace vssm {
 namespace VSSM_ISA {
 namespace {
 
-template <class T, int64_t act>
+constexpr int64_t mixed = -1;  // rows of two types, converted row by row
+
+template <class T, int64_t act, int64_t type>
 int32_t forward(const BiasActArgs& a) {
     const int64_t n = a.channels, block = rows_per_task(n), tasks = (a.rows + block - 1) / block;
     const T* bias = static_cast<const T*>(a.bias);
     int32_t status = ok;
     parallel(tasks, [&](int64_t task) {
+        const int64_t first = task * block, last = smaller(a.rows, first + block);
+        if constexpr (type != mixed) {
+            for (int64_t row = first; row < last; ++row) {
+                const int64_t start = row * n;
+                each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
+                    Vec<T> v = load_as<T, type>(a.x.data, start + i, count);
+                    if (bias) v += load_first(bias + i, count);
+                    store_as<T, type>(a.y.data, start + i, activate<act>(v), count);
+                });
+            }
+            return;
+        }
         const Buffers<T> buffer(2, n);
         if (buffer.start == nullptr) {
             status = out_of_memory;
             return;
         }
-        for (int64_t row = task * block; row < smaller(a.rows, (task + 1) * block); ++row) {
+        for (int64_t row = first; row < last; ++row) {
             const T* x = read_row(a.x, row, n, buffer[0]);
             T* y = begin_row(a.y, row, n, buffer[1]);
             each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
@@ -61,6 +75,16 @@ int32_t backward(const BiasActArgs& a) {
     });
     if (a.dbias) partial.total(0, static_cast<T*>(a.dbias));
     return status;
+}
+
+template <class T, int64_t act>
+int32_t forward(const BiasActArgs& a) {
+    if (a.x.type == a.y.type && a.x.type == type_of<T>) return forward<T, act, type_of<T>>(a);
+    if constexpr (sizeof(T) == 4) {
+        if (a.x.type == bf16 && a.y.type == bf16) return forward<T, act, bf16>(a);
+        if (a.x.type == f16 && a.y.type == f16) return forward<T, act, f16>(a);
+    }
+    return forward<T, act, mixed>(a);
 }
 
 template <class T>

@@ -66,14 +66,16 @@ VSSM_INLINE void along(const Row<T> (&rows)[3], int64_t width, int count, const 
     body(width - 1, window);
 }
 
-// The weights (channels, 9) as nine rows of channels, each padded to whole vectors.
+// The weights (channels, 9) as nine rows of channels, each padded to whole vectors, and the bias.
 template <class T>
 class TapMajor {
   public:
-    TapMajor(const T* weight, int64_t channels)
+    TapMajor(const Tensor& given, const Tensor& given_bias, int64_t channels)
         : stride_((channels + lanes<T> - 1) / lanes<T> * lanes<T>),
-          memory_(static_cast<T*>(calloc(9 * stride_ + 1, sizeof(T)))) {
+          memory_(static_cast<T*>(calloc(20 * stride_ + 1, sizeof(T)))) {
         if (memory_ == nullptr) return;
+        const T* weight = read_row(given, 0, 9 * channels, memory_ + 9 * stride_);
+        bias = read_weight(given_bias, channels, memory_ + 18 * stride_);
         int64_t c = 0;
         if constexpr (lanes<T> >= 9) {
             for (; c + lanes<T> <= channels; c += lanes<T>) {
@@ -88,6 +90,8 @@ class TapMajor {
     }
     ~TapMajor() { free(memory_); }
     bool failed() const { return memory_ == nullptr; }
+
+    const T* bias = nullptr;
 
     VSSM_INLINE void get(int64_t c, bool mirrored, Vec<T> (&out)[9]) const {
         for (int i = 0; i < 9; ++i) out[i] = load(memory_ + (mirrored ? 8 - i : i) * stride_ + c);
@@ -146,35 +150,31 @@ int64_t strip_rows(const DepthwiseArgs& a, int64_t values) {
     return rows < 1 ? 1 : smaller(rows, a.height);
 }
 
-template <class T, int64_t act>
+// `type` is that of y.
+template <class T, int64_t act, int64_t type>
 int32_t forward(const DepthwiseArgs& a) {
     const int64_t C = a.channels, size = a.width * C, strip = strip_rows(a, 32768);
     const int64_t strips = (a.height + strip - 1) / strip;
-    const TapMajor<T> weights(static_cast<const T*>(a.weight), C);
-    const T* biases = static_cast<const T*>(a.bias);
-    const bool convert_in = a.x.type != type_of<T>, convert_out = a.y.type != type_of<T>;
+    const TapMajor<T> weights(a.weight, a.bias, C);
+    const T* biases = weights.bias;
+    const bool convert_in = a.x.type != type_of<T>;
     const Zeros<T> zeros;
     int32_t status = weights.failed() ? out_of_memory : ok;
     if (status != ok) return status;
     parallel(a.batch * strips, [&](int64_t task) {
         const int64_t sample = task / strips, top = task % strips * strip, end = smaller(top + strip, a.height);
-        const Buffers<T> buffer((convert_in ? end - top + 2 : 0) + (convert_out ? end - top : 0), size);
+        const Buffers<T> buffer(convert_in ? end - top + 2 : 0, size);
         if (buffer.start == nullptr) {
             status = out_of_memory;
             return;
         }
         const Strip<T> x(a.x, zeros, a, sample, top - 1, end + 1, buffer[0]);
-        T* converted = buffer.start + (convert_in ? (end - top + 2) * size : 0);
-        const auto out_row = [&](int64_t y) {
-            return convert_out ? converted + (y - top) * size
-                               : static_cast<T*>(a.y.data) + (sample * a.height + y) * size;
-        };
         const bool residual = a.residual;
         for (int64_t y = top; y < end; ++y) {
             const Row<T> above = x.row(y - 1), centre = x.row(y), below = x.row(y + 1);
             const T* fetched = x.row(y + 2).data;
             Prefetch<T> reads{fetched, y + 2 < smaller(end + 1, a.height) ? fetched + size : fetched};
-            T* out = out_row(y);
+            const int64_t out = (sample * a.height + y) * size;
             each_channel_block(C, lanes<T>, [&](int64_t c, int count) VSSM_BODY {
                 Vec<T> weight[9];
                 weights.get(c, false, weight);
@@ -184,12 +184,10 @@ int32_t forward(const DepthwiseArgs& a) {
                     reads.step();
                     Vec<T> v = activate<act>(weighted(weight, w, bias));
                     if (residual) v += w.at[1][1];
-                    store_first(out + px * C + c, v, count);
+                    store_as<T, type>(a.y.data, out + px * C + c, v, count);
                 });
             });
         }
-        if (convert_out)
-            for (int64_t y = top; y < end; ++y) finish_row(a.y, sample * a.height + y, size, out_row(y));
     });
     return status;
 }
@@ -198,8 +196,8 @@ template <class T, int64_t act>
 int32_t backward(const DepthwiseArgs& a) {
     const int64_t C = a.channels, size = a.width * C, strip = strip_rows(a, 65536);
     const int64_t strips = (a.height + strip - 1) / strip;
-    const TapMajor<T> weights(static_cast<const T*>(a.weight), C);
-    const T* biases = static_cast<const T*>(a.bias);
+    const TapMajor<T> weights(a.weight, a.bias, C);
+    const T* biases = weights.bias;
     const bool convert_in = a.x.type != type_of<T>, convert_g = a.y.type != type_of<T>;
     const bool convert_out = a.dx.type != type_of<T>;
     const Zeros<T> zeros;
@@ -278,6 +276,15 @@ int32_t backward(const DepthwiseArgs& a) {
     for (int i = 0; i < 9; ++i) partial.total(i, static_cast<T*>(a.dweight) + i * C);
     if (a.dbias) partial.total(9, static_cast<T*>(a.dbias));
     return status;
+}
+
+template <class T, int64_t act>
+int32_t forward(const DepthwiseArgs& a) {
+    if constexpr (sizeof(T) == 4) {
+        if (a.y.type == bf16) return forward<T, act, bf16>(a);
+        if (a.y.type == f16) return forward<T, act, f16>(a);
+    }
+    return a.y.type == type_of<T> ? forward<T, act, type_of<T>>(a) : bad_argument;
 }
 
 template <class T>

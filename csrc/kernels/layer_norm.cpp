@@ -10,29 +10,27 @@ namespace vssm {
 namespace VSSM_ISA {
 namespace {
 
+// Sums over the channels of a row, as a vector to be added up by lanes. Four running sums hide the latency of an addition
+// and keep each sum short.
 template <class T>
-struct Statistics {
-    T mean, rstd;
-};
-
-// Four running sums hide the latency of an addition and keep each sum short.
-template <class T>
-VSSM_INLINE Statistics<T> statistics(const T* x, int64_t n, T eps, bool centred) {
+VSSM_INLINE Vec<T> row_sum(const T* x, int64_t n) {
     constexpr int step = lanes<T>;
+    Vec<T> s[4] = {};
     int64_t i = 0;
-    T mean = 0;
-    if (centred) {
-        Vec<T> s[4] = {};
-        for (; i + 4 * step <= n; i += 4 * step)
-            for (int j = 0; j < 4; ++j) s[j] += load(x + i + j * step);
-        for (; i + step <= n; i += step) s[0] += load(x + i);
-        if (i < n) s[1] += load_first(x + i, static_cast<int>(n - i));
-        mean = sum<T>((s[0] + s[1]) + (s[2] + s[3])) / static_cast<T>(n);
-    }
+    for (; i + 4 * step <= n; i += 4 * step)
+        for (int j = 0; j < 4; ++j) s[j] += load(x + i + j * step);
+    for (; i + step <= n; i += step) s[0] += load(x + i);
+    if (i < n) s[1] += load_first(x + i, static_cast<int>(n - i));
+    return (s[0] + s[1]) + (s[2] + s[3]);
+}
 
-    Vec<T> q[4] = {};
+template <class T>
+VSSM_INLINE Vec<T> row_sum_of_squares(const T* x, int64_t n, T mean) {
+    constexpr int step = lanes<T>;
     const Vec<T> centre = set1(mean);
-    for (i = 0; i + 4 * step <= n; i += 4 * step)
+    Vec<T> q[4] = {};
+    int64_t i = 0;
+    for (; i + 4 * step <= n; i += 4 * step)
         for (int j = 0; j < 4; ++j) {
             const Vec<T> d = load(x + i + j * step) - centre;
             q[j] = fma(d, d, q[j]);
@@ -46,49 +44,101 @@ VSSM_INLINE Statistics<T> statistics(const T* x, int64_t n, T eps, bool centred)
         const Vec<T> d = first_lanes<T>(load_first(x + i, count) - centre, count);
         q[1] = fma(d, d, q[1]);
     }
-    const T var = sum<T>((q[0] + q[1]) + (q[2] + q[3])) / static_cast<T>(n);
-    return {mean, 1 / static_cast<T>(sizeof(T) == 4 ? __builtin_sqrtf(var + eps) : __builtin_sqrt(var + eps))};
+    return (q[0] + q[1]) + (q[2] + q[3]);
 }
 
 template <class T>
+VSSM_INLINE T inverse_root(T var) {
+    return 1 / static_cast<T>(sizeof(T) == 4 ? __builtin_sqrtf(var) : __builtin_sqrt(var));
+}
+
+template <class T>
+struct Statistics {
+    T mean, rstd;
+};
+
+template <class T>
+VSSM_INLINE Statistics<T> statistics(const T* x, int64_t n, T eps, bool centred) {
+    const T mean = centred ? sum<T>(row_sum(x, n)) / static_cast<T>(n) : T(0);
+    return {mean, inverse_root(sum<T>(row_sum_of_squares(x, n, mean)) / static_cast<T>(n) + eps)};
+}
+
+// The same of several rows, up to one per lane: to add up lanes, divide and take a root for each would be half of the
+// work in short rows.
+template <class T>
+VSSM_INLINE void statistics(const T* const* x, int64_t rows, int64_t n, T eps, bool centred, Statistics<T>* of_row) {
+    alignas(VSSM_VECTOR_BYTES) T mean[lanes<T>], var[lanes<T>];
+    Vec<T> sums[lanes<T>] = {};
+    for (int64_t r = 0; r < rows && centred; ++r) sums[r] = row_sum(x[r], n);
+    store(mean, sum_rows<T>(sums) / set1(static_cast<T>(n)));
+    for (int64_t r = 0; r < lanes<T>; ++r) sums[r] = r < rows ? row_sum_of_squares(x[r], n, mean[r]) : Vec<T>{};
+    store(var, sum_rows<T>(sums) / set1(static_cast<T>(n)) + eps);
+    for (int r = 0; r < lanes<T>; ++r) of_row[r] = {mean[r], inverse_root(var[r])};
+}
+
+// Rows whose statistics are taken together: as many as the first-level cache holds. Long rows that need no conversion
+// are better read just before they are written.
+template <class T>
+int64_t rows_together(const LayerNormArgs& a) {
+    const int64_t rows = 4096 / a.channels;
+    if (rows < 2 || (a.x.type == type_of<T> && a.channels > 8 * lanes<T>)) return 1;
+    return smaller<int64_t>(rows, lanes<T>);
+}
+
+// `type` is that of y.
+template <class T, int64_t type>
 int32_t forward(const LayerNormArgs& a) {
     const int64_t n = a.channels, block = rows_per_task(n), tasks = (a.rows + block - 1) / block;
-    const T* weight = static_cast<const T*>(a.weight);
-    const T* bias = static_cast<const T*>(a.bias);
+    const int64_t together = rows_together<T>(a);
+    const T eps = static_cast<T>(a.eps);
     int32_t status = ok;
     parallel(tasks, [&](int64_t task) {
-        const Buffers<T> buffer(3, n);
+        const Buffers<T> buffer(together + 3, n);
         if (buffer.start == nullptr) {
             status = out_of_memory;
             return;
         }
-        for (int64_t row = task * block; row < smaller(a.rows, (task + 1) * block); ++row) {
-            const T* x = read_row(a.x, row, n, buffer[0]);
-            const Statistics<T> s = statistics(x, n, static_cast<T>(a.eps), a.centred);
+        const T* weight = read_weight(a.weight, n, buffer[together + 1]);
+        const T* bias = read_weight(a.bias, n, buffer[together + 2]);
+        const auto write = [&](int64_t row, const T* x, Statistics<T> s) VSSM_BODY {
             const Vec<T> mean = set1(s.mean), rstd = set1(s.rstd);
-            T* y = begin_row(a.y, row, n, buffer[1]);
+            const int64_t start = row * n;
             if (a.gate.data) {
-                const T* gate = read_row(a.gate, row, n, buffer[2]);
+                const T* gate = read_row(a.gate, row, n, buffer[together]);
                 each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
                     Vec<T> v = (load_first(x + i, count) - mean) * rstd;
                     if (weight) v *= load_first(weight + i, count);
                     if (bias) v += load_first(bias + i, count);
-                    store_first(y + i, v * activate<silu>(load_first(gate + i, count)), count);
+                    store_as<T, type>(a.y.data, start + i, v * activate<silu>(load_first(gate + i, count)), count);
                 });
             } else if (weight && bias) {
                 each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
                     const Vec<T> v = (load_first(x + i, count) - mean) * rstd;
-                    store_first(y + i, fma(v, load_first(weight + i, count), load_first(bias + i, count)), count);
+                    const Vec<T> y = fma(v, load_first(weight + i, count), load_first(bias + i, count));
+                    store_as<T, type>(a.y.data, start + i, y, count);
                 });
             } else {
                 each_vector<T>(n, [&](int64_t i, int count) VSSM_BODY {
                     Vec<T> v = (load_first(x + i, count) - mean) * rstd;
                     if (weight) v *= load_first(weight + i, count);
                     if (bias) v += load_first(bias + i, count);
-                    store_first(y + i, v, count);
+                    store_as<T, type>(a.y.data, start + i, v, count);
                 });
             }
-            finish_row(a.y, row, n, y);
+        };
+        const int64_t end = smaller(a.rows, (task + 1) * block);
+        int64_t row = task * block;
+        for (; together == 1 && row < end; ++row) {
+            const T* x = read_row(a.x, row, n, buffer[0]);
+            write(row, x, statistics(x, n, eps, a.centred));
+        }
+        for (; row < end; row += together) {
+            const int64_t rows = smaller(together, end - row);
+            const T* x[lanes<T>];
+            for (int64_t r = 0; r < rows; ++r) x[r] = read_row(a.x, row + r, n, buffer[r]);
+            Statistics<T> of_row[lanes<T>];
+            statistics(x, rows, n, eps, a.centred, of_row);
+            for (int64_t r = 0; r < rows; ++r) write(row + r, x[r], of_row[r]);
         }
     });
     return status;
@@ -97,17 +147,17 @@ int32_t forward(const LayerNormArgs& a) {
 template <class T>
 int32_t backward(const LayerNormArgs& a) {
     const int64_t n = a.channels, block = rows_per_task(n), tasks = (a.rows + block - 1) / block;
-    const T* weight = static_cast<const T*>(a.weight);
-    const T* bias = static_cast<const T*>(a.bias);
     const PartialSums<T> partial(tasks, 2, n);
     int32_t status = partial.failed() ? out_of_memory : ok;
     if (status != ok) return status;
     parallel(tasks, [&](int64_t task) {
-        const Buffers<T> buffer(5, n);
+        const Buffers<T> buffer(7, n);
         if (buffer.start == nullptr) {
             status = out_of_memory;
             return;
         }
+        const T* weight = read_weight(a.weight, n, buffer[5]);
+        const T* bias = read_weight(a.bias, n, buffer[6]);
         T* dweight = partial.of(task, 0);
         T* dbias = partial.of(task, 1);
         for (int64_t row = task * block; row < smaller(a.rows, (task + 1) * block); ++row) {
@@ -156,7 +206,12 @@ int32_t backward(const LayerNormArgs& a) {
 
 }  // namespace
 
-int32_t layer_norm_forward(const LayerNormArgs* a) { return a->is_double ? forward<double>(*a) : forward<float>(*a); }
+int32_t layer_norm_forward(const LayerNormArgs* a) {
+    // The result has the widest type among the tensors, so it is never narrower than double where that is computed in.
+    if (a->is_double) return a->y.type == f64 ? forward<double, f64>(*a) : bad_argument;
+    if (a->y.type == bf16) return forward<float, bf16>(*a);
+    return a->y.type == f16 ? forward<float, f16>(*a) : forward<float, f32>(*a);
+}
 int32_t layer_norm_backward(const LayerNormArgs* a) {
     return a->is_double ? backward<double>(*a) : backward<float>(*a);
 }

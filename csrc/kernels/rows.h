@@ -20,9 +20,22 @@ typedef uint16_t Vec16 __attribute__((vector_size(half_lanes * 2)));
 typedef uint16_t Vec16U __attribute__((vector_size(half_lanes * 2), aligned(2), may_alias));
 typedef uint32_t VecU __attribute__((vector_size(VSSM_VECTOR_BYTES)));
 
-VSSM_INLINE VecF from_bf16(Vec16 h) { return (VecF)(__builtin_convertvector(h, VecU) << 16); }
+VSSM_INLINE VecF from_bf16(Vec16 h) {
+#if defined(__AVX512F__)
+    return (VecF)((VecU)_mm512_cvtepu16_epi32((__m256i)h) << 16);
+#else
+    return (VecF)(__builtin_convertvector(h, VecU) << 16);
+#endif
+}
 
 VSSM_INLINE Vec16 to_bf16(VecF x) {
+#if defined(__AVX512F__)
+    if (rounds_to_bf16) {  // one instruction for nine, of a later instruction set than this file; subnormals become zero
+        __m256i halves;
+        asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"((__m512)x));
+        return (Vec16)halves;
+    }
+#endif
     const VecU bits = (VecU)x;
     const VecU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
     return __builtin_convertvector(x == x ? rounded : (bits >> 16) | 0x40, Vec16);
@@ -62,24 +75,35 @@ VSSM_INLINE Vec16 narrow(VecF x) {
     return type == bf16 ? to_bf16(x) : to_f16(x);
 }
 
+// The first `count` of half_lanes values; nothing past them is touched, and lanes beyond are zero.
+VSSM_INLINE Vec16 load_halves(const uint16_t* p, int count) {
+    if (count >= half_lanes) return *(const Vec16U*)p;
+    uint16_t halves[half_lanes] = {};
+    memcpy(halves, p, count * 2);
+    return *(const Vec16U*)halves;
+}
+VSSM_INLINE void store_halves(uint16_t* p, Vec16 v, int count) {
+    if (count >= half_lanes) {
+        *(Vec16U*)p = v;
+        return;
+    }
+    uint16_t halves[half_lanes];
+    *(Vec16U*)halves = v;
+    memcpy(p, halves, count * 2);
+}
+
 template <int64_t type>
 void widen_row(const uint16_t* from, float* to, int64_t n) {
     int64_t i = 0;
     for (; i + half_lanes <= n; i += half_lanes) store(to + i, widen<type>(*(const Vec16U*)(from + i)));
-    if (i == n) return;
-    uint16_t rest[half_lanes] = {};
-    memcpy(rest, from + i, (n - i) * 2);
-    store_first(to + i, widen<type>(*(const Vec16U*)rest), (int)(n - i));
+    if (i < n) store_first(to + i, widen<type>(load_halves(from + i, (int)(n - i))), (int)(n - i));
 }
 
 template <int64_t type>
 void narrow_row(const float* from, uint16_t* to, int64_t n) {
     int64_t i = 0;
     for (; i + half_lanes <= n; i += half_lanes) *(Vec16U*)(to + i) = narrow<type>(load(from + i));
-    if (i == n) return;
-    uint16_t rest[half_lanes];
-    *(Vec16U*)rest = narrow<type>(load_first(from + i, (int)(n - i)));
-    memcpy(to + i, rest, (n - i) * 2);
+    if (i < n) store_halves(to + i, narrow<type>(load_first(from + i, (int)(n - i))), (int)(n - i));
 }
 
 template <class T>
@@ -102,6 +126,12 @@ inline const T* read_row(const Tensor& t, int64_t row, int64_t n, T* buffer) {
         for (int64_t i = 0; i < n; ++i) buffer[i] = from[i];
     }
     return buffer;
+}
+
+// A weight of n values as T, or null where there is none.
+template <class T>
+inline const T* read_weight(const Tensor& t, int64_t n, T* buffer) {
+    return t.data ? read_row(t, 0, n, buffer) : nullptr;
 }
 
 // Where to compute row `row`: in place when the tensor is of type T, else in `buffer`, which finish_row converts.
@@ -134,9 +164,7 @@ VSSM_INLINE Vec<T> load_values(const Tensor& t, int64_t i, int count) {
             return v;
         }
     }
-    uint16_t halves[half_lanes] = {};
-    memcpy(halves, static_cast<const uint16_t*>(t.data) + i, count * 2);
-    const Vec16 h = *(const Vec16U*)halves;
+    const Vec16 h = load_halves(static_cast<const uint16_t*>(t.data) + i, count);
     const VecF wide = t.type == bf16 ? from_bf16(h) : from_f16(h);
     if constexpr (sizeof(T) == 4) return wide;
     Vec<T> v{};
@@ -152,9 +180,19 @@ VSSM_INLINE void store_values(const Tensor& t, int64_t i, Vec<T> v, int count) {
     else
         for (int j = 0; j < count; ++j) narrow_from[j] = static_cast<float>(v[j]);
     if (t.type == f32) return store_first(static_cast<float*>(t.data) + i, narrow_from, count);
-    uint16_t halves[half_lanes];
-    *(Vec16U*)halves = t.type == bf16 ? to_bf16(narrow_from) : to_f16(narrow_from);
-    memcpy(static_cast<uint16_t*>(t.data) + i, halves, count * 2);
+    store_halves(static_cast<uint16_t*>(t.data) + i, t.type == bf16 ? to_bf16(narrow_from) : to_f16(narrow_from), count);
+}
+
+// The same where the type is known when compiled: one of the halves, or type_of<T>.
+template <class T, int64_t type>
+VSSM_INLINE Vec<T> load_as(const void* data, int64_t i, int count) {
+    if constexpr (type == type_of<T>) return load_first(static_cast<const T*>(data) + i, count);
+    else return widen<type>(load_halves(static_cast<const uint16_t*>(data) + i, count));
+}
+template <class T, int64_t type>
+VSSM_INLINE void store_as(void* data, int64_t i, Vec<T> v, int count) {
+    if constexpr (type == type_of<T>) store_first(static_cast<T*>(data) + i, v, count);
+    else store_halves(static_cast<uint16_t*>(data) + i, narrow<type>(v), count);
 }
 
 // v with zeros from lane n on.

@@ -1,4 +1,4 @@
-"""Linear layers and MLPs in half precision, in inference: torch's products, the rest in place."""
+"""Half precision on the CPU: torch's products with what follows in place, rounding, norms."""
 
 import pytest
 import torch
@@ -6,8 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vssm
 from tests.ops.agree import needs_core
-from vssm.ops import linear, mlp, use
-from vssm.ops.linear import half, reference
+from vssm.ops import layer_norm, linear, mlp, native, use
+from vssm.ops.layer_norm import reference as layer_norm_reference
+from vssm.ops.linear import bias_act, half, reference
 from vssm.ops.mlp import reference as mlp_reference
 
 pytestmark = needs_core
@@ -101,3 +102,37 @@ def test_is_not_taken(change, monkeypatch):
         else:
             y = run(x)
     assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("isa", native.isas() if native.available() else [])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_core_rounds_as_torch(isa, dtype):
+    """Ties, results that overflow, infinities and NaN; whole vectors and the rest of a row. Where the processor has an
+    instruction that rounds to bfloat16, this is what runs."""
+    torch.manual_seed(0)
+    step = torch.finfo(dtype).eps
+    ties = torch.tensor([1 + step / 2, 1 + 3 * step / 2, -1 - step / 2, 1 + step / 2 + 1e-6])
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -3.4e38, 65519.0, 65520.0])
+    x = torch.cat([ties, special, torch.randn(41) * 10.0 ** torch.arange(-20, 21)]).view(1, 53)
+    with native.use_isa(isa):
+        y = bias_act.forward(x, None, "none", out=torch.empty(x.shape, dtype=dtype))
+        back = bias_act.forward(y, None, "none", out=torch.empty(x.shape))
+    torch.testing.assert_close(y, x.to(dtype), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(back, y.float(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("channels", [5, 96, 200, 4100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_normalised_row_does_not_depend_on_its_neighbours(channels, dtype):
+    torch.manual_seed(0)
+    x, weight, bias = (
+        torch.randn(37, channels).to(dtype),
+        torch.randn(channels).to(dtype),
+        torch.randn(channels).to(dtype),
+    )
+    with torch.no_grad(), use("core"):
+        together = layer_norm(x, weight, bias)
+        alone = torch.cat([layer_norm(row, weight, bias) for row in x.split(1)])
+    assert torch.equal(together, alone)
+    want = layer_norm_reference.layer_norm(x.double(), weight.double(), bias.double(), None, 1e-5)
+    torch.testing.assert_close(together, want.to(dtype), rtol=1e-5 if dtype is torch.float32 else 8e-3, atol=1e-5)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-ABI = 5  # VSSM_ABI of csrc/core.h
+ABI = 6  # VSSM_ABI of csrc/core.h
 
 ISAS = ("avx512", "avx2", "baseline", "neon", "generic")  # of csrc/core.h
 

@@ -55,6 +55,15 @@ def dense(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return t.to(dtype).contiguous()
 
 
+@overload
+def row(t: Tensor) -> Tensor: ...
+@overload
+def row(t: None) -> None: ...
+def row(t: Tensor | None) -> Tensor | None:
+    """A weight as the core reads it where it takes any dtype: contiguous."""
+    return None if t is None else t.contiguous()
+
+
 def channels_last(x: Tensor) -> Tensor:
     """A map (B, C, H, W) with the channels of a pixel contiguous in memory."""
     return x.contiguous(memory_format=torch.channels_last)

@@ -5,20 +5,21 @@ from torch import Tensor
 
 from vssm.ops import native
 from vssm.ops.native import ABSENT, ACTIVATIONS, typed
-from vssm.ops.tensors import channels_last, core_dtype, dense, empty_map
+from vssm.ops.tensors import channels_last, core_dtype, dense, empty_map, row
 
 
 def _head(dtype: torch.dtype, x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: bool) -> tuple:
-    """The fields of struct DepthwiseArgs before the maps; weight and bias in the compute dtype."""
+    """The fields of struct DepthwiseArgs before the maps."""
     batch, channels, height, width = x.shape
-    return dtype is torch.float64, batch, height, width, channels, ACTIVATIONS[act], residual, weight, bias
+    sizes = dtype is torch.float64, batch, height, width, channels
+    return *sizes, ACTIVATIONS[act], residual, *typed(row(weight)), *typed(row(bias))
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: bool) -> Tensor:
     """See the public function."""
     dtype = core_dtype(x, weight, bias)
     x, y = channels_last(x), empty_map(x)
-    head = _head(dtype, x, dense(weight, dtype), dense(bias, dtype), act, residual)
+    head = _head(dtype, x, weight, bias, act, residual)
     native.call("depthwise_forward", *head, *typed(x), *typed(y), *ABSENT, 0, 0)
     return y
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vssm.ops import checks, dispatch
 from vssm.ops.layer_norm import core, reference
-from vssm.ops.operator import Operator
+from vssm.ops.operator import Operator, autocasts
 from vssm.ops.tensors import at_least_float32
 
 __all__ = ["layer_norm"]
@@ -81,6 +81,8 @@ def layer_norm(
         # An exported program of free sizes must not ask for them.
         graph = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting()
         if gate is None and not graph and not dispatch.requested() and x.numel() < SMALL:
+            if all(t is None or t.dtype is x.dtype for t in (weight, bias)) and not autocasts(x):
+                return _composed(x, weight, bias, None, eps)  # torch's computes halves in float32 as well
             return _layer_norm.evaluate(_composed, (x, weight, bias, None, eps))
         return _layer_norm(x, weight, bias, gate, eps)
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vssm.ops import native
 from vssm.ops.native import ABSENT, typed
-from vssm.ops.tensors import core_dtype, dense, widest_dtype
+from vssm.ops.tensors import core_dtype, dense, row, widest_dtype
 
 
 def _sizes(x: Tensor, dtype: torch.dtype, centred: bool, eps: float) -> tuple[int | float, ...]:
@@ -21,7 +21,7 @@ def forward(
     dtype = core_dtype(x, weight, bias, gate)
     x, gate = x.contiguous(), None if gate is None else gate.contiguous()
     y = torch.empty_like(x, dtype=widest_dtype(x, weight, bias, gate))
-    sizes, affine = _sizes(x, dtype, centred, eps), (dense(weight, dtype), dense(bias, dtype))
+    sizes, affine = _sizes(x, dtype, centred, eps), (*typed(row(weight)), *typed(row(bias)))
     native.call("layer_norm_forward", *sizes, *affine, *typed(x), *typed(gate), *typed(y), *ABSENT, *ABSENT, 0, 0)
     return y
 
@@ -41,5 +41,5 @@ def backward(
     affine = dense(weight, dtype), dense(bias, dtype)
     dx, dgate, dweight, dbias = (None if t is None else torch.empty_like(t) for t in (x, gate, *affine))
     sizes, maps = _sizes(x, dtype, centred, eps), (*typed(x), *typed(gate), *typed(gy), *typed(dx), *typed(dgate))
-    native.call("layer_norm_backward", *sizes, *affine, *maps, dweight, dbias)
+    native.call("layer_norm_backward", *sizes, *typed(affine[0]), *typed(affine[1]), *maps, dweight, dbias)
     return dx, dweight, dbias, dgate
