@@ -107,6 +107,37 @@ def test_autocast_gives_what_convolutions_give(dtype):
 
 
 @needs_core
+@pytest.mark.parametrize("in_strips", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_to_float64_as_the_composition(monkeypatch, dtype, autocast, in_strips):
+    if in_strips:
+        monkeypatch.setattr(core, "STRIP_ELEMENTS", 900)
+        monkeypatch.setattr(core, "SAMPLE_ELEMENTS", 0)
+    halves = [t.detach().to(dtype) for t in arguments((11, 10))]
+    exact = outputs_and_gradients(bottleneck, [t.double().requires_grad_() for t in halves], "torch")
+    given = [(t.float() if autocast else t).requires_grad_() for t in halves]
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        assert core_runs(given)
+        found, plain = (outputs_and_gradients(bottleneck, given, path) for path in ("core", "torch"))
+    for name, f, p, e in zip(NAMES, found, plain, exact, strict=True):
+        assert f.dtype is p.dtype, name
+        assert (f - e).norm() <= 1.2 * (p - e).norm(), name
+
+
+def core_runs(args):
+    """Whether the strips are computed at all, and not the composition in their place."""
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "strips", lambda *sizes: calls.append(sizes) or STRIPS(*sizes))
+        bottleneck(*args)
+    return len(calls) == 1
+
+
+STRIPS = core.strips
+
+
+@needs_core
 def test_flops():
     args = arguments(dtype=torch.float32)
     macs = 3 * (63 * 5 * 21 + 20 * 9 * 21 + 20 * 21 * 6)

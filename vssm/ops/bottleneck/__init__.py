@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vssm.ops import checks
 from vssm.ops.bottleneck import core, reference
-from vssm.ops.operator import Operator
+from vssm.ops.operator import Operator, autocasts
 
 __all__ = ["bottleneck"]
 
@@ -18,9 +18,7 @@ def _macs(x, weight1, bias1, weight2, bias2, weight3, *_) -> dict[str, int]:
 
 
 def _limit(x, weight1, *_) -> str | None:
-    if x.dtype in (torch.float32, torch.float64) and x.dtype == weight1.dtype:
-        return None
-    return "its products take tensors of one dtype, float32 or float64"
+    return None if x.dtype == weight1.dtype else "its products take tensors of one dtype"
 
 
 _bottleneck = Operator(
@@ -55,7 +53,8 @@ def bottleneck(
         ValueError: shapes or devices that do not fit; the message names the argument.
 
     On the CPU core all three convolutions run strip by strip of rows, so that the wide maps stay in the cache; the
-    backward recomputes them from x. Elsewhere, under autocast and in compiled graphs this is the plain composition.
+    backward recomputes them from x. In half precision, and under autocast, the products are in half precision and the
+    depthwise convolution is in float32. Elsewhere, and in compiled graphs, this is the plain composition.
     """
     if x.dim() != 4 or weight1.dim() != 2 or x.shape[-1] != weight1.shape[1] or x.numel() == 0:
         raise ValueError(
@@ -69,4 +68,9 @@ def bottleneck(
     for name, bias, size in (("bias1", bias1, wide), ("bias2", bias2, wide), ("bias3", bias3, weight3.shape[0])):
         checks.shape(name, bias, (size,))
     checks.same_device(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2, weight3=weight3, bias3=bias3)
-    return _bottleneck(x, weight1, bias1, weight2, bias2, weight3, bias3)
+    tensors = (x, weight1, bias1, weight2, bias2, weight3, bias3)
+    if x.device.type != "cpu" or not autocasts(x):
+        return _bottleneck(*tensors)
+    dtype = torch.get_autocast_dtype("cpu")
+    with torch.autocast("cpu", enabled=False):
+        return _bottleneck(*(t if t.dtype is torch.float64 else t.to(dtype) for t in tensors))

@@ -3,6 +3,10 @@
 Written whole, the wide map of Spatial-Mamba-T's first downsampling is 51 MB at B=8, and training makes five of them:
 the map, its ReLU, the two gradients, and one of zeros. Here a strip of rows goes through all three convolutions before
 the next one begins. The backward recomputes the strip from x, two products in seven, and nothing wide is kept.
+
+In half precision a strip is in float32 between the products, and in half precision for them: torch's depthwise
+convolution with stride 2 takes 100 to 150 ms for a gradient that is 1 to 26 ms in float32 (512x56x56 and 2048x14x14,
+B=8, torch 2.13). Gradients of weights are added up over the strips in float32.
 """
 
 from collections.abc import Iterator
@@ -14,6 +18,7 @@ from torch import Tensor
 from vssm.ops import native
 from vssm.ops.linear import bias_act
 from vssm.ops.linear import core as linear
+from vssm.ops.tensors import core_dtype, dense
 
 # Elements of one strip of the wide map: 1 MB in float32, half of a usual L2. A sample up to four times that stays in
 # one piece, and small ones go together, or the weights, which are read once per strip, would dominate.
@@ -62,25 +67,34 @@ class _Wide:
     """Both wide maps of one strip after another, in two buffers."""
 
     def __init__(self, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor):
-        self.x, self.weight1, self.bias1, self.bias2 = x, weight1, bias1, bias2.contiguous()
-        self.taps = weight2.reshape(-1, 9).t().contiguous()  # a row of channels per tap
+        self.dtype = core_dtype(x)
+        self.x, self.weight1, self.bias1, self.bias2 = x, weight1, bias1, dense(bias2, self.dtype)
+        self.taps = dense(weight2.reshape(-1, 9).t(), self.dtype)  # a row of channels per tap
         batch, height, self.width, _ = x.shape
         self.wide = weight1.shape[0]
         self.out_width = (self.width + 1) // 2
         self.strips = list(strips(batch, height, self.width, self.wide))
         self.linear = linear.is_ahead(x, weight1, bias1)
         self.packed1 = linear.pack(weight1) if self.linear and len(self.strips) > 1 else None
-        self.h = x.new_empty(max(s.count * (s.bottom - s.top) for s in self.strips) * self.width, self.wide)
-        self.y = x.new_empty(max(s.count * (s.out_bottom - s.out_top) for s in self.strips) * self.out_width, self.wide)
+        pixels = max(s.count * (s.bottom - s.top) for s in self.strips) * self.width
+        out_pixels = max(s.count * (s.out_bottom - s.out_top) for s in self.strips) * self.out_width
+        self.h = x.new_empty(pixels, self.wide, dtype=self.dtype)
+        self.y = x.new_empty(out_pixels, self.wide, dtype=self.dtype)
+        # What products read and write, in the dtype of x.
+        self.factor = self.h if self.dtype is x.dtype else x.new_empty(pixels, self.wide)
 
     def sizes(self, s: Strip) -> tuple[int, ...]:
         """The head of BottleneckArgs."""
         height, out_height = s.bottom - s.top, s.out_bottom - s.out_top
-        return self.x.dtype is torch.float64, s.count, height, self.width, self.wide, out_height, self.out_width
+        return self.dtype is torch.float64, s.count, height, self.width, self.wide, out_height, self.out_width
 
     def rows_of(self, s: Strip) -> Tensor:
         """The strip's rows of x as a matrix."""
         return self.x[s.samples, s.top : s.bottom].view(-1, self.x.shape[-1])
+
+    def as_factor(self, t: Tensor) -> Tensor:
+        """Values of the strip in the dtype of x; valid until the next product of the strip."""
+        return t if t.dtype is self.x.dtype else self.factor[: len(t)].copy_(t)
 
     def forward(self, s: Strip) -> tuple[Tensor, Tensor]:
         """(h, y) of the strip, both after their ReLU: (pixels, wide)."""
@@ -89,8 +103,8 @@ class _Wide:
         if self.linear:
             linear.forward(x, self.weight1, self.bias1, None, "relu", h, self.packed1)
         else:
-            torch.mm(x, self.weight1.t(), out=h)
-            bias_act.forward(h, self.bias1, "relu", out=h)
+            product = torch.mm(x, self.weight1.t(), out=self.factor[: len(x)])
+            bias_act.forward(product, self.bias1, "relu", out=h)
         sizes = self.sizes(s)
         y = self.y[: s.count * (s.out_bottom - s.out_top) * self.out_width]
         native.call("bottleneck_forward", *sizes, s.above, self.taps, self.bias2, h, y, 0, 0, 0, 0, 0, 0)
@@ -110,7 +124,7 @@ def forward(
         if wide.linear and linear.fits(weight3, bias3):
             linear.forward(y, weight3, bias3, None, "none", part, packed3)
         else:
-            torch.addmm(bias3, y, weight3.t(), out=part)
+            torch.addmm(bias3, wide.as_factor(y), weight3.t(), out=part)
     return out
 
 
@@ -128,23 +142,34 @@ def backward(
     wide = _Wide(x.contiguous(), weight1, bias1, weight2, bias2)
     gout = gout.contiguous()
     dx = torch.empty_like(wide.x)
-    dw1, db1, dw3 = torch.zeros_like(weight1), torch.zeros_like(bias1), torch.zeros_like(weight3)
+    dw1, db1, dw3 = (torch.zeros_like(t, dtype=wide.dtype) for t in (weight1, bias1, weight3))
     dtaps, db2 = torch.zeros_like(wide.taps), torch.zeros_like(wide.bias2)
     g = torch.empty_like(wide.y)
-    g_above = x.new_empty(wide.out_width, wide.wide)
+    g_above = x.new_empty(wide.out_width, wide.wide, dtype=wide.dtype)
     for s in wide.strips:
         h, y = wide.forward(s)
         gpart = gout[s.samples, s.out_top : s.out_bottom].view(len(y), -1)
-        dw3.addmm_(gpart.t(), y)
-        torch.mm(gpart, weight3, out=g[: len(y)])
+        _add_product(dw3, gpart.t(), wide.as_factor(y))
+        if g.dtype is x.dtype:
+            torch.mm(gpart, weight3, out=g[: len(y)])
+        else:
+            g[: len(y)].copy_(torch.mm(gpart, weight3, out=wide.factor[: len(y)]))
         above, gradients = g_above if s.above else None, (dtaps, db2, db1)
         fields = (s.above, wide.taps, wide.bias2, h, y, s.last, g, above, *gradients)
         native.call("bottleneck_backward", *wide.sizes(s), *fields)
         if not s.last:
             g_above.copy_(g[len(y) - wide.out_width : len(y)])
             h = h[: len(h) - wide.width]  # the last row is finished in the next strip
-        dw1.addmm_(h.t(), wide.rows_of(s)[: len(h)])
+        h = wide.as_factor(h)
+        _add_product(dw1, h.t(), wide.rows_of(s)[: len(h)])
         end = s.bottom if s.last else s.bottom - 1
         torch.mm(h, weight1, out=dx[s.samples, s.top : end].view(len(h), -1))
-    db3 = gout.flatten(0, 2).sum(0)
+    db3 = gout.flatten(0, 2).sum(0, dtype=wide.dtype)
     return dx, dw1, db1, dtaps.t().reshape(weight2.shape), db2, dw3, db3
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if total.dtype is a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(torch.mm(a, b))
