@@ -68,11 +68,13 @@ def test_onnx(tmp_path):
     assert {one.runtime for one in done.checked} == {"onnxruntime"}
     assert done.bytes == path.stat().st_size and list(tmp_path.iterdir()) == [path]
     stored = onnx.load(path)
-    assert sum(node.op_type == "Scan" for node in stored.graph.node) == 1, "one for each block"
-    (scan,) = (node for node in stored.graph.node if node.op_type == "Scan")
-    body = next(entry.g for entry in scan.attribute if entry.name == "body")
-    (product,) = (node for node in body.node if node.op_type == "Mul")
-    assert product.input[0] == body.input[0].name, "the state first, as OpenVINO needs it"
+    scans = [node for node in stored.graph.node if node.op_type == "Scan"]
+    bodies = [next(entry.g for entry in scan.attribute if entry.name == "body") for scan in scans]
+    assert len(bodies) == 3, "to the ends of the rows, from row to row, along the rows: of one block"
+    for body in bodies:
+        products = [node for node in body.node if node.op_type == "Mul"]
+        assert products[0].input[0] == body.input[0].name, "the state first, as OpenVINO needs it"
+        assert len(body.node) <= 4, "nothing but the recurrence"
     assert [(entry.domain, entry.version) for entry in stored.opset_import] == [("", 20)]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (given,), (made,) = session.get_inputs(), session.get_outputs()
@@ -240,6 +242,26 @@ def test_free_sizes_of_adaptive_pooling(tmp_path):
     with torch.no_grad():
         np.testing.assert_allclose(found, model(x), rtol=1e-4, atol=1e-5)
     assert "forward" not in vars(model[1]), "left as it was"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_softplus(dtype, tmp_path):
+    """Written out for onnxruntime: right at both ends, and where torch takes the identity."""
+    from vssm.export.onnx_file import convert
+
+    class Softplus(nn.Module):
+        def forward(self, x):
+            return nn.functional.softplus(x)
+
+    x = torch.tensor([-200.0, -20, -3, 0, 1, 9.9, 10.5, 19, 21, 79, 81, 100, 1000], dtype=dtype)
+    model = convert(torch.export.export(Softplus(), (x,)), ("y",), Sizes((3, 1, 1), ()))
+    assert {node.op_type for node in model.graph} >= {"Log", "Max"} and "Softplus" not in str(model.graph)
+    import onnx_ir
+
+    session = onnxruntime.InferenceSession(onnx_ir.to_proto(model).SerializeToString())
+    (found,) = session.run(None, {"image": x.numpy()})
+    want = nn.functional.softplus(x.double())
+    np.testing.assert_allclose(found, want, rtol=1e-6 if dtype == torch.float32 else 2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(7, 5), (1, 3), (12, 13), (6, 6)])

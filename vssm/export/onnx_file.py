@@ -7,6 +7,7 @@ import torch
 
 from vssm.export.formats import OPSET
 from vssm.export.metadata import Metadata
+from vssm.export.onnx_graph import simplify, softplus
 from vssm.export.sizes import Sizes
 
 __all__ = ["convert", "write_onnx"]
@@ -18,11 +19,19 @@ def convert(program: torch.export.ExportedProgram, outputs: tuple[str, ...], siz
     Raises ValueError that names the operator that ONNX cannot express.
     """
     try:
-        made = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=OPSET)
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            optimize=False,
+            custom_translation_table={torch.ops.aten.softplus.default: softplus},
+        )
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(f"ONNX cannot express the network: {_reason(error)}") from error
     assert made is not None
     model = made.model
+    simplify(model)
     model.graph.inputs[0].name = "image"
     for output, name in zip(model.graph.outputs, outputs, strict=True):
         output.name = name

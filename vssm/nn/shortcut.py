@@ -14,6 +14,7 @@ import torch
 import torch.nn.modules.module as torch_module
 from timm.layers import DropPath, is_scriptable  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Proxy
 
 __all__ = ["Shortcut", "add_branch", "as_built"]
@@ -38,7 +39,9 @@ def as_built(module: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
             return False
     if "forward" in state or _hooks_on_all():
         return False
-    return all(p is None or type(p) in (nn.Parameter, Tensor) for p in state["_parameters"].values())
+    # torch.export traces with fake tensors in the place of plain ones; other subclasses keep their type there.
+    plain = (nn.Parameter, Tensor, FakeTensor) if torch.compiler.is_exporting() else (nn.Parameter, Tensor)
+    return all(p is None or type(p) in plain for p in state["_parameters"].values())
 
 
 def _hooks_on_all() -> bool:

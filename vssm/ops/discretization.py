@@ -31,14 +31,11 @@ def is_zoh(discretization: str) -> bool:
     return discretization == "zoh"
 
 
-def evaluate_zoh(
-    operator: Operator, exact: Callable[..., Any], composed: Callable[..., Any], args: Sequence[Any]
-) -> Any:
-    """An operator with zero-order hold: `exact`, its reference, where that or a form for export is demanded, else
-    `composed`, which calls the operator as it is."""
-    forms = {"reference": "steps", "portable": "scan", "unrolled": "blocks"}
-    form = forms.get(dispatch.requested())
-    function = partial(composed, operator) if form is None else partial(exact, zoh=True, form=form)
+def evaluate_zoh(operator: Operator, composed: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """An operator with zero-order hold: its reference, or its form for export, where that is demanded, else `composed`,
+    which calls the operator as it is."""
+    exact = operator.forms.get(dispatch.requested())
+    function = partial(composed, operator) if exact is None else partial(exact, zoh=True)
     return operator.evaluate(function, args)
 
 

@@ -131,7 +131,7 @@ class Operator:
         self._tensors = sum(kind.startswith("Tensor") for kind in kinds)
         self._results = returns.count("Tensor")
         self.reference, self.plain = reference, plain or reference
-        self._composed = {
+        self.forms = {
             "reference": reference,
             "portable": portable or reference,
             "unrolled": plain or portable if portable is not None else reference,
@@ -163,8 +163,8 @@ class Operator:
     def __call__(self, *args: Any) -> Any:
         """Run the operator; arguments as in the schema, checked by the public function."""
         path = dispatch.requested()
-        if path in self._composed:
-            return self.evaluate(self._composed[path], args)
+        if path in self.forms:
+            return self.evaluate(self.forms[path], args)
         if torch.compiler.is_compiling() and not path and self._is_inlined():
             return self.evaluate(self.composition, args)
         if self.is_composed(args, path):

@@ -33,6 +33,7 @@ _causal_conv1d = Operator(
     "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, str act, bool reverse) -> Tensor",
     shape=lambda x, *_: x.shape,
     reference=reference.causal_conv1d,
+    portable=_plain,
     plain=_plain,
     core=core,
     triton="vssm.ops.causal_conv1d.triton",

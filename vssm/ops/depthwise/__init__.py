@@ -21,10 +21,19 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: b
     return x + y if residual else y
 
 
+def _portable(x: Tensor, weight: Tensor, bias: Tensor | None, act: str, residual: bool) -> Tensor:
+    """The same with what follows the convolution on the NHWC map: runtimes then turn the map in the convolution."""
+    y = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1]).permute(0, 2, 3, 1)
+    y = F.silu(y) if act == "silu" else y
+    y = x.permute(0, 2, 3, 1) + y if residual else y
+    return y.permute(0, 3, 1, 2)
+
+
 _depthwise = Operator(
     "depthwise_conv3x3(Tensor x, Tensor weight, Tensor? bias, str act, bool residual) -> Tensor",
     shape=lambda x, *_: x.shape,
     reference=reference.depthwise_conv3x3,
+    portable=_portable,
     plain=_plain,
     core=core,
     triton="vssm.ops.depthwise.triton",

@@ -15,7 +15,7 @@ from torch import Tensor
 from vssm.ops import checks
 from vssm.ops.discretization import evaluate_zoh, is_zoh
 from vssm.ops.operator import Operator
-from vssm.ops.selective_scan import core, reference, two_level, zero_order_hold
+from vssm.ops.selective_scan import core, portable, reference, two_level, zero_order_hold
 
 __all__ = ["selective_scan", "selective_scan_states"]
 
@@ -30,8 +30,8 @@ _scan = Operator(
     "Tensor? initial_state, bool dt_softplus) -> (Tensor, Tensor)",
     shape=lambda u, dt, A, *_: [u.shape, (*u.shape[:2], A.shape[1])],
     reference=reference.scan,
-    portable=partial(reference.scan, form="scan"),
-    plain=partial(reference.scan, form="blocks"),
+    portable=portable.scan,
+    plain=partial(portable.scan, unrolled=True),
     torch_path=two_level,
     core=core,
     triton="vssm.ops.selective_scan.triton",
@@ -43,8 +43,8 @@ _states = Operator(
     "bool dt_softplus) -> Tensor",
     shape=lambda u, dt, A, *_: (*u.shape[:2], A.shape[1], u.shape[2]),
     reference=reference.states,
-    portable=partial(reference.states, form="scan"),
-    plain=partial(reference.states, form="blocks"),
+    portable=portable.states,
+    plain=partial(portable.states, unrolled=True),
     torch_path=two_level,
     core=core,
     triton="vssm.ops.selective_scan.triton",
@@ -96,7 +96,7 @@ def selective_scan(
     _check(u, dt, A, B, C, D, dt_bias, initial_state)
     args = (u, dt, A, B, C, D, dt_bias, initial_state, dt_softplus)
     zoh = is_zoh(discretization)
-    y, last = evaluate_zoh(_scan, reference.scan, zero_order_hold.scan, args) if zoh else _scan(*args)
+    y, last = evaluate_zoh(_scan, zero_order_hold.scan, args) if zoh else _scan(*args)
     return (y, last) if return_last_state else y
 
 
@@ -116,7 +116,7 @@ def selective_scan_states(
     args = (u, dt, A, B, dt_bias, initial_state, dt_softplus)
     if not is_zoh(discretization):
         return _states(*args)
-    return evaluate_zoh(_states, reference.states, zero_order_hold.states, args)
+    return evaluate_zoh(_states, zero_order_hold.states, args)
 
 
 def _with_groups(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from vssm.ops.linear import linear
 from vssm.ops.operator import Operator
 from vssm.ops.routes import CROSS, Route, encode
 from vssm.ops.selective_scan import scan_macs
-from vssm.ops.ss2d import core, reference, two_level, zero_order_hold
+from vssm.ops.ss2d import core, portable, reference, two_level, zero_order_hold
 from vssm.ops.ss2d.arguments import check, check_readout
 from vssm.ops.ss2d.cascade import ss2d_cascade
 from vssm.ops.ss2d.readout import READOUT
@@ -41,8 +41,8 @@ _ss2d = Operator(
     "ss2d(Tensor x, Tensor proj, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor? D, int[] routes) -> Tensor",
     shape=lambda x, *_: x.shape,
     reference=reference.forward,
-    portable=partial(reference.forward, form="scan"),
-    plain=partial(reference.forward, form="blocks"),
+    portable=portable.forward,
+    plain=partial(portable.forward, unrolled=True),
     torch_path=two_level,
     core=core,
     triton="vssm.ops.ss2d.triton",
@@ -61,8 +61,8 @@ STATES = Operator(
         *x.shape[2:],
     ),
     reference=reference.states,
-    portable=partial(reference.states, form="scan"),
-    plain=partial(reference.states, form="blocks"),
+    portable=portable.states,
+    plain=partial(portable.states, unrolled=True),
     torch_path=two_level,
     core=core,
     triton="vssm.ops.ss2d.triton",
@@ -110,7 +110,7 @@ def ss2d(
     args = (x, project(x, x_proj_weight), dt_weight, dt_bias, A, D, encode(routes))
     if not is_zoh(discretization):
         return _ss2d(*args)
-    return evaluate_zoh(_ss2d, reference.forward, zero_order_hold.forward, args)
+    return evaluate_zoh(_ss2d, zero_order_hold.forward, args)
 
 
 def ss2d_states(
@@ -133,7 +133,7 @@ def ss2d_states(
     args = (x, proj, dt_weight, dt_bias, A, encode(routes))
     if not is_zoh(discretization):
         return STATES(*args), C
-    return evaluate_zoh(STATES, reference.states, zero_order_hold.states, args), C
+    return evaluate_zoh(STATES, zero_order_hold.states, args), C
 
 
 def ss2d_readout(h: Tensor, C: Tensor, x: Tensor, D: Tensor | None = None) -> Tensor:

@@ -20,10 +20,25 @@ def plain(h: Tensor, C: Tensor, x: Tensor | None, skip: Tensor | None) -> Tensor
     return y if skip is None or x is None else torch.addcmul(y, x, skip[:, None, None])
 
 
+def portable(h: Tensor, C: Tensor, x: Tensor | None, skip: Tensor | None) -> Tensor:
+    """The same on NHWC maps, and without addcmul, which exports as one product more."""
+    y = None
+    for h_k, C_k in zip(h.unbind(1), C.unbind(1), strict=True):
+        for h_kn, C_kn in zip(h_k.unbind(2), C_k.unbind(1), strict=True):
+            part = h_kn.permute(0, 2, 3, 1) * C_kn.unsqueeze(-1)
+            y = part if y is None else y + part
+    assert y is not None
+    if skip is not None and x is not None:
+        y = y + x.permute(0, 2, 3, 1) * skip
+    return y.permute(0, 3, 1, 2)
+
+
 READOUT = Operator(
     "ss2d_readout(Tensor h, Tensor C, Tensor? x, Tensor? skip) -> Tensor",
     shape=lambda h, *_: (h.shape[0], h.shape[2], *h.shape[4:]),
     reference=plain,
+    portable=portable,
+    plain=plain,
     core=readout_core,
     triton="vssm.ops.ss2d.triton_readout",
     result="first",

@@ -34,12 +34,11 @@ def forward(
     D: Tensor | None,
     codes: list[int],
     zoh: bool = False,
-    form: str = "steps",
 ) -> Tensor:
     """y (B, C, H, W): the sum over routes of the scan's output, each read back on the map."""
     (height, width), routes = x.shape[2:], decode(codes)
     u, dt, B, C = _sequences(x, proj, dt_weight, A.shape[1], routes)
-    y, _ = selective_scan.scan(u, dt, A, B, C, D, dt_bias.flatten(), None, True, zoh, form)
+    y, _ = selective_scan.scan(u, dt, A, B, C, D, dt_bias.flatten(), None, True, zoh)
     y = y.unflatten(1, (len(routes), -1))
     return torch.stack([to_map(y[:, k], route, height, width) for k, route in enumerate(routes)]).sum(0)
 
@@ -52,11 +51,10 @@ def states(
     A: Tensor,
     codes: list[int],
     zoh: bool = False,
-    form: str = "steps",
 ) -> Tensor:
     """h (B, K, C, N, H, W): each route's states, put back on the map."""
     (height, width), routes = x.shape[2:], decode(codes)
     u, dt, B, _ = _sequences(x, proj, dt_weight, A.shape[1], routes)
-    h = selective_scan.states(u, dt, A, B, dt_bias.flatten(), None, True, zoh, form)
+    h = selective_scan.states(u, dt, A, B, dt_bias.flatten(), None, True, zoh)
     h = h.unflatten(1, (len(routes), -1))
     return torch.stack([to_map(h[:, k], route, height, width) for k, route in enumerate(routes)], dim=1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vssm.ops import checks
 from vssm.ops.operator import Operator
-from vssm.ops.state_fusion import core, reference
+from vssm.ops.state_fusion import core, portable, reference
 from vssm.ops.state_fusion.fold import fold_kernels as _fold
 from vssm.ops.state_fusion.fold import reaching
 from vssm.ops.tensors import MAP, at_least_float32, to
@@ -54,6 +54,7 @@ FUSION = Operator(
     "state_fusion(Tensor h, Tensor kernels, Tensor alphas, int[] dilations) -> Tensor",
     shape=lambda h, *_: h.shape,
     reference=reference.state_fusion,
+    portable=portable.state_fusion,
     plain=_plain,
     core=core,
     triton="vssm.ops.state_fusion.triton",
@@ -69,6 +70,7 @@ READOUT = Operator(
     " -> Tensor",
     shape=lambda h, *_: h.shape,
     reference=_reference_readout,
+    portable=portable.readout,
     plain=_plain_readout,
     core=core,
     triton="vssm.ops.state_fusion.triton",
