@@ -1,6 +1,7 @@
 """Do two processes train as one does? Losses and weights of the same training in one process, by DDP and by FSDP.
 
-python benchmarks/ranks.py --steps 50    # 2 CPU processes, digits
+python benchmarks/ranks.py --steps 50                          # 2 CPU processes, digits
+python benchmarks/ranks.py --steps 50 --precision 64-true      # whether differences are of rounding
 Every step has the same images. Stochastic depth and mixing draw for a process and are off; norms with running
 statistics keep those of a first training of 45 steps, from which all start. Prints the largest differences to one
 process: of the training loss over all steps, of the averaged weights' validation loss and of the averaged weights. The
@@ -26,8 +27,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["vmamba_nano", "spatial_mamba_nano"])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--precision", choices=["32-true", "64-true"], default="32-true")
     args = parser.parse_args()
-    lr = ["--lr", args.lr]
+    lr = ["--lr", args.lr, "--precision", args.precision]
     print(f"| model | strategy | training loss, {args.steps} steps | validation loss | averaged weights |")
     print("|---|---|---|---|---|")
     for model in args.models:

@@ -16,6 +16,7 @@ PRECISIONS = {
     "16-mixed": "float16",
     "16": "float16",
 }
+TRAINING_PRECISIONS = PRECISIONS | {"64-true": "float64"}
 
 # Arguments of timm's model factory that a classifier trained here cannot take, and what to do instead.
 _MODEL_ARGS = {
@@ -219,13 +220,17 @@ def check(settings: Any) -> None:
     first, *others = settings.log.split("+")
     if first != "csv" or not set(others) <= set(LOGGERS) or len(set(others)) < len(others):
         raise ValueError(f"log is {settings.log}; expected csv, then any of +{', +'.join(LOGGERS)}, each once")
-    if settings.trainer.precision not in PRECISIONS:
-        raise ValueError(f"trainer.precision is {settings.trainer.precision}; expected 32-true, bf16-mixed or 16-mixed")
+    if settings.trainer.precision not in TRAINING_PRECISIONS:
+        raise ValueError(
+            f"trainer.precision is {settings.trainer.precision}; expected 32-true, bf16-mixed, 16-mixed or 64-true"
+        )
     if settings.trainer.sharded_checkpoints and settings.trainer.strategy != "fsdp":
         raise ValueError(
             f"trainer.sharded_checkpoints is true with trainer.strategy {settings.trainer.strategy}, with which every "
             "device has everything; choose --trainer.strategy fsdp, or --trainer.sharded_checkpoints false"
         )
+    if settings.trainer.precision == "64-true" and settings.task != "classification":
+        raise ValueError(f"trainer.precision 64-true is for classification, not {settings.task}; choose 32-true")
     for name in settings.model.args:
         if name in _MODEL_ARGS:
             raise ValueError(f"model.args.{name} cannot be given: {_MODEL_ARGS[name]}")

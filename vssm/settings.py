@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from vssm._limits import DATA_NAMES, EARLIER, PRECISIONS, check
+from vssm._limits import DATA_NAMES, EARLIER, PRECISIONS, TRAINING_PRECISIONS, check
 
 __all__ = [
     "DATA_NAMES",
     "PRECISIONS",
+    "TRAINING_PRECISIONS",
     "DataSettings",
     "ModelSettings",
     "OptimSettings",
@@ -165,8 +166,13 @@ class DataSettings:
             return "parquet" if is_parquet else "shards"
         if self.root is None:
             return None
-        packed = any((Path(self.root) / part / "shards.json").is_file() for part in ("", "train"))
-        return "shards" if packed else "imagefolder"
+        if self.root.endswith(".parquet") or any((Path(self.root) / "train").glob("*.parquet")):
+            return "parquet"
+        packed = "://" in self.root or any((Path(self.root) / part / "shards.json").is_file() for part in ("", "train"))
+        if packed:
+            return "shards"
+        alone = any(Path(self.root).glob("*.parquet")) and not any(path.is_dir() for path in Path(self.root).glob("*"))
+        return "parquet" if alone else "imagefolder"
 
 
 @dataclass
@@ -249,7 +255,7 @@ class TrainerSettings:
         num_nodes: how many machines
         strategy: auto, ddp, fsdp (each device keeps a part of weights, averages and optimizer), ...
         sharded_checkpoints: with fsdp each device writes its part of a checkpoint, which is a folder then
-        precision: 32-true, bf16-mixed, 16-mixed
+        precision: 32-true, bf16-mixed, 16-mixed, 64-true
         accumulate_grad_batches: batches per optimizer step
         gradient_clip_val: largest gradient norm; null turns clipping off
         limit_train_batches: stop an epoch after this many batches, or this share of them

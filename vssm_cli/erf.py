@@ -1,6 +1,7 @@
 """vssm erf: how much of the image a model sees."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from vssm_cli.parsing import Parser, UsageError, parse
 
 if TYPE_CHECKING:
     from vssm.analysis.receptive_field import ReceptiveField
+    from vssm.data.image import StoredImage
     from vssm.figures.inside import Panel
     from vssm.inference.subject import Source, Subject
 
@@ -100,7 +102,9 @@ def _subjects(source: "Source", args: argparse.Namespace, groups: dict[str, list
         yield read_subject(source, args.image_size, args.seed).to(device)
 
 
-def _field(subject: "Subject", files: list[Path], args: argparse.Namespace, status) -> "ReceptiveField":
+def _field(
+    subject: "Subject", files: "Sequence[Path | StoredImage]", args: argparse.Namespace, status
+) -> "ReceptiveField":
     from vssm.analysis.receptive_field import effective_receptive_field
 
     def report(done: int) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vssm.analysis.scans import BlockScan
+    from vssm.data.image import StoredImage
     from vssm.figures.inside import Panel, Row
     from vssm.inference.subject import Source, Subject
 
@@ -104,7 +105,7 @@ def subjects_of(args: argparse.Namespace) -> "Iterator[Subject]":
         yield read_subject(source, args.image_size, args.seed).to(device)
 
 
-def files_of(args: argparse.Namespace, count: int | None) -> list[Path]:
+def files_of(args: argparse.Namespace, count: int | None) -> "Sequence[Path | StoredImage]":
     """The images: those that were named, of the bundled photographs the first, at most `count` (None: all)."""
     from vssm.data.image import UnreadableImage
     from vssm.data.photographs import photographs
@@ -152,7 +153,7 @@ class View:
 
     args: argparse.Namespace
     subject: "Subject"
-    file: Path
+    file: "Path | StoredImage"
     pixels: "Tensor"
     scan: "BlockScan"
     arrays: "Arrays"

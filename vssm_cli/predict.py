@@ -14,8 +14,9 @@ from vssm_cli.parsing import Parser, UsageError, parse
 DESCRIPTION = """\
 Names what is in images, or finds and draws their objects or regions, by what the checkpoint was trained for. Takes
 files, folders (searched to the bottom), patterns in quotes ('photos/**/*.jpg'), or a list of names, one per line, on
-the standard input (-) or in a file. Of a video (mp4, mov, avi, webm, mkv, GIF, ...) that is named, each frame is an
-image, called VIDEO#NUMBER, from 0. Preprocessing and class names come from the checkpoint.
+the standard input (-) or in a file. Shards (a folder of vssm pack, or a URL) and .parquet files stand for the images in
+them. Of a video (mp4, mov, avi, webm, mkv, GIF, ...) that is named, each frame is an image, called VIDEO#NUMBER, from
+0. Preprocessing and class names come from the checkpoint.
 The exit code is 1 when any file could not be read; the others are done all the same."""
 
 

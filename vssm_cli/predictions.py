@@ -119,7 +119,7 @@ class Pictures:
     def _image(self, prediction: Prediction) -> tuple[Image.Image, str]:
         """Frames are decoded a second time: nothing of the size of a video waits in memory for its prediction."""
         if prediction.video is None or prediction.frame is None:
-            return open_image(prediction.path), prediction.path.stem
+            return open_image(prediction.stored or prediction.path), prediction.path.stem
         found = self.frames.image(prediction.video, prediction.frame)
         return as_read(found, 3, prediction.path), f"{prediction.video.stem}_{prediction.frame:05d}"
 

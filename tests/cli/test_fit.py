@@ -89,8 +89,8 @@ def test_an_evaluation_is_on_one_device(run, capsys):
     argv = ["validate", "--checkpoint", str(run), "--trainer.limit-val-batches", "1", "--json"]
     assert main([*argv, "--devices", "2"]) == 2
     assert "vssm validate evaluates on one device; leave out --devices 2" in capsys.readouterr().err
-    assert main([*argv, "--precision", "64-true"]) == 1
-    assert "trainer.precision is 64-true; expected 32-true" in capsys.readouterr().err
+    assert main([*argv, "--precision", "64-mixed"]) == 1
+    assert "trainer.precision is 64-mixed; expected 32-true" in capsys.readouterr().err
     assert main([*argv, "--devices", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 16
 

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from vssm.data.image import UnreadableImage
+from vssm.data.image import StoredImage, UnreadableImage, open_image
 from vssm.data.parquet import ParquetImages
+from vssm.data.sources import find_files
 from vssm.settings import DataSettings, Settings
 from vssm_cli.command import main
 
@@ -95,3 +96,30 @@ def test_training(tmp_path, capsys):
     assert main(["fit", *argv, "--accelerator=cpu"]) == 0
     shown = capsys.readouterr().out
     assert "20% of each class validate" in shown and "16 training images each" in shown
+
+
+def test_whoever_takes_files_takes_the_rows(tmp_path):
+    """Also of a file without classes, and of a folder of files; where there are image files, those."""
+    rows = {"image": [{"bytes": png(values), "path": None} for values in pixels(3)]}
+    path = tmp_path / "rows" / "a.parquet"
+    path.parent.mkdir()
+    datasets.Dataset.from_dict(rows).to_parquet(str(path))
+    for source in (path, path.parent, tmp_path / "rows" / "*.parquet"):
+        found = list(find_files([str(source)]))
+        assert len(found) == 3
+        for number, (image, values) in enumerate(zip(found, pixels(3), strict=True)):
+            assert isinstance(image, StoredImage)
+            assert image.path.name.endswith(f"#{number}")
+            assert (np.asarray(open_image(image)) == values).all()
+    Image.fromarray(pixels(1)[0]).save(path.parent / "b.png")
+    assert list(find_files([str(path.parent)])) == [path.parent / "b.png"]
+
+
+def test_a_root_of_parquet_files_is_known(tmp_path):
+    """As the shards of `data.root` are: alone, in a folder, in one of a split."""
+    path = written(tmp_path / "data" / "train" / "a.parquet", [0, 1], typed("eel", "dog"), "picture", "kind")
+    for root in (path, path.parent, tmp_path / "data"):
+        assert DataSettings(root=str(root)).kind_of_images() == "parquet"
+    (tmp_path / "data" / "cat").mkdir()
+    path.rename(tmp_path / "data" / "results.parquet")
+    assert DataSettings(root=str(tmp_path / "data")).kind_of_images() == "imagefolder"

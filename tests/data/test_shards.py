@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from vssm.data.image import UnreadableImage
+import vssm
+from vssm.data.image import StoredImage, UnreadableImage, open_image
 from vssm.data.imagefolder import ImageFolder
 from vssm.data.packed import load_packed
 from vssm.data.preprocess import Preprocess
@@ -23,6 +24,8 @@ from vssm.data.shards.dataset import ShardImages
 from vssm.data.shards.index import parse_index
 from vssm.data.shards.pack import pack
 from vssm.data.shards.verify import packed_folders, verify
+from vssm.data.sources import find_files
+from vssm.inference.predictor import Predictor
 from vssm.settings import DataSettings, Settings
 
 PREPROCESS = Preprocess((3, 8, 8), mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2))
@@ -274,9 +277,47 @@ def test_a_share_validates_where_there_is_no_val(packed):
 
 
 def test_a_folder_and_its_shards_are_told_apart(packed, images):
-    for root, kind in ((packed, "shards"), (packed / "train", "shards"), (images, "imagefolder")):
+    url = "http://localhost/packed"
+    for root, kind in ((packed, "shards"), (packed / "train", "shards"), (url, "shards"), (images, "imagefolder")):
         settings = Settings(data=DataSettings(root=str(root)))
         settings.name_data()
         assert settings.data.name == kind
     with pytest.raises(ValueError, match=r"data\.train is .* with data.name imagefolder; it is for shards"):
         Settings(data=DataSettings("imagefolder", train=str(Path("x")))).check()
+
+
+def test_whoever_takes_files_takes_those_in_shards(images, packed):
+    """With the pixels of the files that were packed, named by shard and key, of all splits."""
+    found = list(find_files([str(packed)]))
+    assert len(found) == 24 + 8
+    assert all(isinstance(image, StoredImage) for image in found)
+    assert [image.path.parent.parent.name for image in found] == ["train"] * 24 + ["val"] * 8  # type: ignore[union-attr]
+    files = sorted(path.read_bytes() for path in images.rglob("a b.*"))
+    assert sorted(image.content() for image in found) == files  # type: ignore[union-attr]
+    (first, *_) = find_files([str(packed / "val")])
+    assert isinstance(first, StoredImage)
+    assert open_image(first, channels=1).size == (24, 20)
+
+
+def test_predictions_for_shards_are_those_for_their_files(images, packed, tmp_path):
+    model = vssm.create_model("vmamba_nano", num_classes=2, dims=(8, 16), depths=(1, 1)).eval()
+    predictor = Predictor("vmamba_nano", model, PREPROCESS, ("cat", "dög"))
+    expected = {path.read_bytes(): found for path, found in _predicted(predictor, images / "val")}
+    stored = list(predictor.predict(packed / "val"))
+    assert len(stored) == 8
+    for found in stored:
+        assert found.stored is not None
+        assert found.classes == expected[found.stored.content()].classes
+        assert found.path == found.stored.path
+
+
+def _predicted(predictor, folder):
+    return [(found.path, found) for found in predictor.predict(folder)]
+
+
+def test_a_damaged_index_is_one_unreadable_image(packed, tmp_path):
+    shards = copied(packed, tmp_path)
+    (shards / "shards.json").write_text("{")
+    (found,) = find_files([str(shards)])
+    assert isinstance(found, UnreadableImage)
+    assert "shards.json" in found.reason

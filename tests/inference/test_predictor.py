@@ -133,7 +133,7 @@ def test_what_cannot_be_evaluated_is_named(predictor, images, tmp_path):
         predictor.evaluate(split="train")
     with pytest.raises(FileNotFoundError, match="elsewhere does not exist"):
         predictor.evaluate(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="precision is 'bf17'; expected 32-true, bf16-mixed or 16-mixed"):
+    with pytest.raises(ValueError, match="precision is 'bf17'; expected 32-true, bf16-mixed, 16-mixed or 64-true"):
         predictor.evaluate(precision="bf17")
     with pytest.raises(ValueError, match="precision 16-mixed needs a GPU"):
         predictor.evaluate(precision="16-mixed")

@@ -5,8 +5,9 @@ Whatever a file holds, training and prediction read it through `open_image` and 
 
 import stat
 import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ __all__ = [
     "GREY_LEVELS",
     "MODES",
     "UPRIGHT",
+    "StoredImage",
     "UnreadableImage",
     "as_read",
     "is_turned",
@@ -56,18 +58,35 @@ class UnreadableImage(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-def open_image(path: str | Path, channels: int = 3, min_side: int | None = None, upright: bool = True) -> Image.Image:
+@dataclass(frozen=True)
+class StoredImage:
+    """An image file inside a larger one. path: its name, below that of the larger one. content: gives its bytes, or
+    raises UnreadableImage."""
+
+    path: Path
+    content: Callable[[], bytes]
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+
+def open_image(
+    path: str | Path | StoredImage, channels: int = 3, min_side: int | None = None, upright: bool = True
+) -> Image.Image:
     """The first frame or page of an image file as grey (channels=1) or RGB (channels=3), turned as its EXIF tag says.
 
     Transparent pixels are laid on white. 16-bit values keep their high byte; floats must be in 0..1. Colour profiles
     are left alone. `min_side` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep at
     least that many pixels: less time and memory for a large photo (`benchmarks/input.py --size 4032x3024`). `upright`
-    false leaves an image as it is stored.
+    false leaves an image file as it is stored. A StoredImage is read by `read_image`.
 
     Raises UnreadableImage: no such file, not a regular file, not an image, damaged, cut off, of values without an
     agreed meaning, or of more pixels than twice `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     _check_channels(channels)
+    if isinstance(path, StoredImage):
+        return read_image(path.content(), str(path.path), channels, min_side)
     with _readable(path):
         return as_read(_decode(path, min_side, upright), channels, path)
 

@@ -29,6 +29,7 @@ class ParquetImages(Dataset[tuple[object, int]]):
         transform: what is done to the PIL image; one with `min_side` allows large JPEGs to be decoded smaller
         channels: 3 reads RGB, 1 reads grey
         classes: the names and order to use; those that the file records, or the sorted values, when not given
+        labelled: false for images alone: no column of classes is looked for, and there are none
 
     `datasets` keeps an uncompressed copy in its cache (HF_DATASETS_CACHE), which is mapped, not read into memory.
     Raises ModuleNotFoundError without `datasets`; OSError or ValueError for files or columns that are not there. A
@@ -41,6 +42,7 @@ class ParquetImages(Dataset[tuple[object, int]]):
         transform: Callable[[Image.Image], object],
         channels: int = 3,
         classes: Sequence[str] | None = None,
+        labelled: bool = True,
     ):
         datasets = _datasets()
         files = _files(Path(source))
@@ -50,12 +52,15 @@ class ParquetImages(Dataset[tuple[object, int]]):
             table = datasets.Dataset.from_parquet([str(file) for file in files])
         except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
             raise ValueError(f"{source}: cannot be read as parquet ({error.__cause__ or error})") from None
-        self.column, label = _columns(table.features, source)
+        self.column = _column(table.features, source, "images", "Image", IMAGE_COLUMNS)
         if isinstance(table.features[self.column], datasets.Image):
             table = table.cast_column(self.column, datasets.Image(decode=False))
         self._rows = table.select_columns([self.column])
-        found, labels = _labels(table, label, source)
-        self.classes, self.labels = renumbered(found, labels, classes, source)
+        found, labels = (), np.zeros(len(table), np.int64)
+        if labelled:
+            column = _column(table.features, source, "classes", "ClassLabel", LABEL_COLUMNS)
+            found, labels = _labels(table, column, source)
+        self.classes, self.labels = renumbered(found, labels, classes, source) if labelled else ((), labels)
         self.images: NDArray[np.int64] = np.arange(len(labels))
         self._digest = hashlib.sha256(repr([(file.name, file.stat().st_size) for file in files]).encode()).hexdigest()
 
@@ -63,14 +68,21 @@ class ParquetImages(Dataset[tuple[object, int]]):
         return len(self.images)
 
     def __getitem__(self, position: int) -> tuple[object, int]:
-        row = int(self.images[position])
-        value = self._rows[row][self.column]
-        content = cast(dict[str, Any], value).get("bytes") if isinstance(value, dict) else value
-        name = f"{self.source}#{row}"
-        if not isinstance(content, bytes):
-            raise UnreadableImage(name, "the row holds no bytes of an image")
         min_side: int | None = getattr(self.transform, "min_side", None)
-        return self.transform(read_image(content, name, self.channels, min_side)), int(self.labels[position])
+        image = read_image(self.content(position), self.key(position), self.channels, min_side)
+        return self.transform(image), int(self.labels[position])
+
+    def key(self, position: int) -> str:
+        """SOURCE#ROW of a sample, for messages."""
+        return f"{self.source}#{int(self.images[position])}"
+
+    def content(self, position: int) -> bytes:
+        """The bytes of an image file. Raises UnreadableImage when the row has none."""
+        value = self._rows[int(self.images[position])][self.column]
+        content = cast(dict[str, Any], value).get("bytes") if isinstance(value, dict) else value
+        if not isinstance(content, bytes):
+            raise UnreadableImage(self.key(position), "the row holds no bytes of an image")
+        return content
 
     @property
     def keys(self) -> list[str]:
@@ -105,20 +117,15 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def _columns(features: Any, source: str) -> tuple[str, str]:
-    """The columns of images and of classes, by their types, else by their names."""
-    datasets = _datasets()
-    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    images = images or [name for name in IMAGE_COLUMNS if name in features]
-    labels = labels or [name for name in LABEL_COLUMNS if name in features]
-    for what, found, names in (("images", images, IMAGE_COLUMNS), ("classes", labels, LABEL_COLUMNS)):
-        if not found:
-            raise ValueError(
-                f"{source} has the columns {', '.join(features)}, none of {what}; expected one called "
-                f"{' or '.join(names)}"
-            )
-    return images[0], labels[0]
+def _column(features: Any, source: str, what: str, kind: str, names: Sequence[str]) -> str:
+    """The first column of a type of `datasets`, else of one of the names."""
+    found = [name for name, of in features.items() if isinstance(of, getattr(_datasets(), kind))]
+    found = found or [name for name in names if name in features]
+    if not found:
+        raise ValueError(
+            f"{source} has the columns {', '.join(features)}, none of {what}; expected one called {' or '.join(names)}"
+        )
+    return found[0]
 
 
 def _labels(table: Any, column: str, source: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:

@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vssm.data.files import image_files
-from vssm.data.image import UnreadableImage
+from vssm.data.image import StoredImage, UnreadableImage
+from vssm.data.stored import stored_images
 from vssm.data.video import Frame, frames, is_video
 
 __all__ = ["ListedName", "find_files", "find_frames", "listed_names"]
 
 
-def find_files(names: Iterable[str]) -> Iterator[Path | UnreadableImage]:
+def find_files(names: Iterable[str]) -> Iterator[Path | UnreadableImage | StoredImage]:
     """The files that `names` stand for, in order, found as they are asked for.
 
-    A folder is searched by `image_files`. What does not exist and has *, ? or [ in it is a pattern; ** stands for any
-    number of folders. Anything else is a file, there or not. What leads nowhere, a pattern without a match or a folder
-    that cannot be listed, comes as an UnreadableImage instead.
+    A folder is searched by `image_files`; of shards, also at a URL, and of parquet files come the images in them. What
+    does not exist and has *, ? or [ in it is a pattern; ** stands for any number of folders. Anything else is a file,
+    there or not. What leads nowhere, a pattern without a match or a folder that cannot be listed, comes as an
+    UnreadableImage instead.
     """
     for name in names:
         if isinstance(name, ListedName) and not glob.has_magic(name) and not os.path.lexists(name):
@@ -37,7 +39,7 @@ def find_files(names: Iterable[str]) -> Iterator[Path | UnreadableImage]:
             yield _not_found(name, "no file matches this pattern")
 
 
-def find_frames(names: Iterable[str], every: int = 1) -> Iterator[Path | UnreadableImage | Frame]:
+def find_frames(names: Iterable[str], every: int = 1) -> Iterator[Path | UnreadableImage | StoredImage | Frame]:
     """`find_files`, but of a video that is named or matches a pattern come its frames, each `every`-th.
 
     Folders are searched for images only, and an animation (GIF, WebP) in one is its first frame, as in training.
@@ -100,12 +102,23 @@ def _utf16(first: bytes) -> str | None:
     return None
 
 
+def _until_error(name: str, found: Iterator[StoredImage]) -> Iterator[StoredImage | UnreadableImage]:
+    try:
+        yield from found
+    except (OSError, ValueError) as error:
+        yield _not_found(name, str(error))
+
+
 def _not_found(name: str, reason: str) -> UnreadableImage:
     line = f" (line {name.line} of the list)" if isinstance(name, ListedName) else ""
     return UnreadableImage(name, reason + line)
 
 
-def _files_of(name: str) -> Iterator[Path | UnreadableImage]:
+def _files_of(name: str) -> Iterator[Path | UnreadableImage | StoredImage]:
+    stored = stored_images(name)
+    if stored is not None:
+        yield from _until_error(name, stored)
+        return
     if not os.path.isdir(name):  # noqa: PTH112 (a Path per file would cost as much as the search)
         yield Path(name)
         return

@@ -64,7 +64,7 @@ def _draw_header(figure: Figure, tally: Tally, labels: tuple[str, str], shown: i
 def _draw_example(figure: Figure, pair: Pair, left: float, top: float) -> None:
     """`left` and `top` in inches from the lower left corner of the figure."""
     image = _axes(figure, left, top - SIDE, SIDE, SIDE)
-    picture = open_image(pair.path, min_side=PIXELS)
+    picture = open_image(pair.first.stored or pair.path, min_side=PIXELS)
     picture.thumbnail((PIXELS, PIXELS))
     image.imshow(picture, interpolation="lanczos")
     image.set_anchor("N")

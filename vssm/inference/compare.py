@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vssm._words import same_names, spelled
-from vssm.data.image import UnreadableImage
+from vssm.data.image import StoredImage, UnreadableImage
 from vssm.inference.predict import Prediction, predict
 from vssm.inference.predictor import Predictor
 
@@ -44,7 +44,7 @@ class Pair:
 def compare(
     first: Predictor,
     second: Predictor,
-    files: Iterable[Path | UnreadableImage],
+    files: Iterable[Path | UnreadableImage | StoredImage],
     top_k: int = 3,
     batch_size: int = 32,
     threads: int | None = None,

@@ -5,6 +5,7 @@ training feeds the same metrics from Lightning's loop.
 """
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from vssm.data.padded import PaddedImages
 from vssm.data.splits import Splits
 from vssm.data.unreadable import Unreadable, check_share
 from vssm.inference.results import StoredResults
-from vssm.settings import PRECISIONS, DataSettings
+from vssm.settings import TRAINING_PRECISIONS, DataSettings
 from vssm.tasks.task import Quality, Task
 
 Progress = Callable[[int, int], None]
@@ -76,7 +77,7 @@ def evaluate(
 
     Args:
         limit_batches: the first batches only: a count or (a float) a share
-        precision: 32-true, bf16-mixed or 16-mixed, as a training has it
+        precision: 32-true, bf16-mixed, 16-mixed or 64-true (by a copy of the model), as a training has it
         details: above 0: metrics that cost memory per image too, with at most so many examples of mistakes
         kind: what the images are called in a message
         progress: called with (images done, planned) after each batch
@@ -103,6 +104,8 @@ def evaluate(
     metrics = task.metrics(splits, details)
     assert isinstance(metrics, nn.Module)
     metrics.to(device)
+    if precision == "64-true":
+        model = copy.deepcopy(model).double()
     infer = task.inference(model, data)
     unreadable: list[Unreadable] = []
     allowed = (data or DataSettings()).max_unreadable
@@ -115,6 +118,8 @@ def evaluate(
             if len(batch.targets):
                 moved = batch._replace(images=_to(batch.images, device), targets=_to(batch.targets, device))
                 images = normalised(moved, normalise).images
+                if precision == "64-true" and isinstance(images, torch.Tensor):
+                    images = images.double()
                 if channels_last and isinstance(images, torch.Tensor):
                     images = images.contiguous(memory_format=torch.channels_last)
                 outputs = None if results is None else results.stored(batch)
@@ -148,9 +153,9 @@ def _to(values: Any, device: torch.device) -> Any:
 
 
 def _computing_in(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; expected 32-true, bf16-mixed or 16-mixed")
-    dtype: torch.dtype = getattr(torch, PRECISIONS[precision])
+    if precision not in TRAINING_PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; expected 32-true, bf16-mixed, 16-mixed or 64-true")
+    dtype: torch.dtype = getattr(torch, TRAINING_PRECISIONS[precision])
     if dtype is torch.float16 and device.type == "cpu":
         raise ValueError(f"precision {precision} needs a GPU; on the CPU choose bf16-mixed or 32-true")
-    return contextlib.nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
+    return torch.autocast(device.type, dtype) if dtype.itemsize == 2 else contextlib.nullcontext()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vssm.data.image import UnreadableImage, as_read, open_image
+from vssm.data.image import StoredImage, UnreadableImage, as_read, open_image
 from vssm.data.parallel import map_ahead
 from vssm.data.preprocess import Preparation
 from vssm.data.video import Frame
@@ -29,6 +29,7 @@ class Prediction:
     classes: of a classifier, (name, probability), most probable first.
     result: as the task has it: the same classes, `Detections` of objects, a map of labels. `None` with an error.
     video, frame: where the image is a frame of a video: the file, and the number from 0. `path` is VIDEO#NUMBER then.
+    stored: where the image is in shards or in a parquet file. `path` is its name there.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Prediction:
     result: Any = None
     video: Path | None = None
     frame: int | None = None
+    stored: StoredImage | None = None
 
 
 _Named = tuple[Prediction, _Read | str]  # what it will be, and the pixels or why there are none
@@ -46,7 +48,7 @@ def predict(
     model: nn.Module,
     preprocess: Preparation,
     classes: Sequence[str],
-    files: Iterable[Path | UnreadableImage | Image.Image | Frame],
+    files: Iterable[Path | UnreadableImage | StoredImage | Image.Image | Frame],
     top_k: int = 5,
     batch_size: int = 32,
     threads: int | None = None,
@@ -70,7 +72,7 @@ def predict(
         except UnreadableImage as error:
             return Prediction(name), error.reason
 
-    def read(numbered: tuple[int, Path | UnreadableImage | Image.Image | _Named]) -> _Named:
+    def read(numbered: tuple[int, Path | UnreadableImage | StoredImage | Image.Image | _Named]) -> _Named:
         index, file = numbered
         if isinstance(file, tuple):
             return file
@@ -78,12 +80,13 @@ def predict(
             return Prediction(file.path), file.reason
         if isinstance(file, Image.Image):
             return prepared(file, Path(getattr(file, "filename", "") or f"image {index}"))
+        found = Prediction(file.path, stored=file) if isinstance(file, StoredImage) else Prediction(file)
         try:
-            return Prediction(file), prepare(open_image(file, preprocess.channels, transform.min_side))
+            return found, prepare(open_image(file, preprocess.channels, transform.min_side))
         except UnreadableImage as error:
-            return Prediction(file), error.reason
+            return found, error.reason
 
-    def without_frames() -> Iterator[Path | UnreadableImage | Image.Image | _Named]:
+    def without_frames() -> Iterator[Path | UnreadableImage | StoredImage | Image.Image | _Named]:
         """Frames are prepared before the next is decoded, and do not wait for a thread at their full size."""
         for file in files:
             if isinstance(file, Frame):

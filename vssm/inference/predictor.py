@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vssm.data.image import UnreadableImage
+from vssm.data.image import StoredImage, UnreadableImage
 from vssm.data.masks import SemanticMasks
 from vssm.data.preprocess import Preparation, published_preprocess
 from vssm.data.sources import find_frames
@@ -86,9 +86,9 @@ class Predictor:
     ) -> Generator[Prediction, None, None]:
         """Yields one Prediction per image, in order: `classes` (name, probability), or the `error`.
 
-        `images` are files, folders and patterns (`vssm.data.sources.find_frames`) or PIL images, one or many, found and
-        read as the predictions are asked for; `threads` (one per core) read ahead. Of a video each `every`-th frame is
-        an image.
+        `images` are files, folders, patterns, shards, parquet files (`vssm.data.sources.find_frames`) or PIL images,
+        one or many, found and read as the predictions are asked for; `threads` (one per core) read ahead. Of a video
+        each `every`-th frame is an image.
         """
         if isinstance(images, str | PathLike | Image.Image):
             images = [images]
@@ -96,7 +96,7 @@ class Predictor:
 
     def predict_files(
         self,
-        files: Iterable[Path | UnreadableImage | Image.Image | Frame],
+        files: Iterable[Path | UnreadableImage | StoredImage | Image.Image | Frame],
         top_k: int = 5,
         batch_size: int = 32,
         threads: int | None = None,
@@ -281,7 +281,7 @@ def load_predictor(checkpoint: str | Path | None, model_name: str | None = None)
 
 def _found(
     images: Iterable[str | PathLike[str] | Image.Image], every: int
-) -> Iterator[Path | UnreadableImage | Image.Image | Frame]:
+) -> Iterator[Path | UnreadableImage | StoredImage | Image.Image | Frame]:
     for image in images:
         if isinstance(image, Image.Image):
             yield image

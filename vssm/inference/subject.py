@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vssm.data.image import open_image
+from vssm.data.image import StoredImage, open_image
 from vssm.data.preprocess import Preparation, Preprocess, published_preprocess
 from vssm.inference.checkpoint import is_ours, read_checkpoint
 from vssm.inference.predictor import load_predictor, looks_like_a_path
@@ -46,7 +46,7 @@ class Subject:
     def input_size(self) -> tuple[int, int, int]:
         return self.preprocess.input_size
 
-    def images(self, files: Sequence[Path]) -> Iterator[tuple[Tensor, Tensor]]:
+    def images(self, files: Sequence[Path | StoredImage]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each file as pixels (H, W, C), uint8, and as the network's input (C, H, W), float32.
 
         Raises UnreadableImage that names the file.

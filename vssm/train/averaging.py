@@ -38,6 +38,7 @@ class AverageWeights(WeightAveraging):
         if stage != "fit":
             return
         self._average_model = AveragedModel(pl_module, pl_module.device, use_buffers=True)
+        trainer.precision_plugin.convert_module(self.module)  # as the strategy will convert the module itself
         if is_sharded(trainer):
             shard(self.module.task.model)  # type: ignore[union-attr, arg-type]
 

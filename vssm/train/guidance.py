@@ -14,22 +14,27 @@ from vssm.train.teacher import Teacher
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean over the batch of -sum_k softmax(teacher / T)_k log softmax(logits / T)_k. Both (B, K) -> a scalar, float32.
+    """Mean over the batch of -sum_k softmax(teacher / T)_k log softmax(logits / T)_k. Both (B, K) -> a scalar, at
+    least float32.
 
     The KL divergence of Du et al. 2022 (eq. 6) but for the teacher's entropy, which has no gradient.
     """
-    targets = (teacher.float() / temperature).softmax(-1)
-    return F.cross_entropy(logits.float() / temperature, targets)
+    targets = (_exact(teacher) / temperature).softmax(-1)
+    return F.cross_entropy(_exact(logits) / temperature, targets)
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, kind: str, temperature: float) -> Tensor:
     """Both (B, K) -> a scalar. soft: T^2 KL(softmax(teacher / T) || softmax(logits / T)), mean over the batch (Hinton
     et al. 2015, section 2). hard: cross entropy with the teacher's first class (Touvron et al. 2021, eq. 3)."""
     if kind == "hard":
-        return F.cross_entropy(logits.float(), teacher.argmax(-1))
-    ours = (logits.float() / temperature).log_softmax(-1)
-    theirs = (teacher.float() / temperature).log_softmax(-1)
+        return F.cross_entropy(_exact(logits), teacher.argmax(-1))
+    ours = (_exact(logits) / temperature).log_softmax(-1)
+    theirs = (_exact(teacher) / temperature).log_softmax(-1)
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values.float() if values.dtype.itemsize < 4 else values
 
 
 class _Guide(Callback):

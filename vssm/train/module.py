@@ -60,6 +60,7 @@ class TrainingModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if is_sharded(self.trainer):
+            self.trainer.precision_plugin.convert_module(self)  # Lightning does so after the parameters were sharded
             shard(self.task.model)
 
     def train(self, mode: bool = True) -> "TrainingModule":

@@ -7,7 +7,7 @@ import torch
 
 from vssm.analysis.memory import activation_bytes, state_bytes
 from vssm.analysis.one_image import multiply_adds
-from vssm.settings import PRECISIONS
+from vssm.settings import TRAINING_PRECISIONS, Settings
 from vssm.train.fit import Experiment
 from vssm.train.optim import scaled
 from vssm.train.temperature import AnnealTemperature
@@ -64,9 +64,14 @@ def plan(experiment: Experiment) -> Plan:
         images_per_step=images,
         temperature=cooled.present if cooled.modules else None,
         lr=scaled(settings.optim, images).lr,
-        state_bytes=state_bytes(model, averaged=settings.optim.ema_decay > 0) + _teacher_bytes(experiment),
+        state_bytes=state_bytes(model, settings.optim.ema_decay > 0) * _width(settings) + _teacher_bytes(experiment),
         activation_bytes=_activations(experiment),
     )
+
+
+def _width(settings: Settings) -> int:
+    """How many times as much memory tensors take in training as those of the network that was built, in float32."""
+    return 2 if TRAINING_PRECISIONS[settings.trainer.precision] == "float64" else 1
 
 
 def _teacher_bytes(experiment: Experiment) -> int:
@@ -80,9 +85,9 @@ def _activations(experiment: Experiment) -> int | None:
     settings = experiment.settings
     if settings.task != "classification":
         return None
-    dtype = getattr(torch, PRECISIONS[settings.trainer.precision])
+    dtype = getattr(torch, TRAINING_PRECISIONS[settings.trainer.precision])
     try:
         per_image = activation_bytes(experiment.model, experiment.splits.preprocess.input_size, dtype)
     except (NotImplementedError, RuntimeError, TypeError, ValueError):
         return None  # the model's own affair: an estimate is no reason to refuse it
-    return per_image * settings.data.batch_size
+    return per_image * settings.data.batch_size * _width(settings)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vssm._limits import PRECISIONS
+from vssm._limits import TRAINING_PRECISIONS
 from vssm.data.padded import PaddedImages
 from vssm.settings import Settings, TrainerSettings
 from vssm.train.fit import build
@@ -62,9 +62,9 @@ def replay(file: str | Path, device: str = "cpu") -> Replay:
         if used
     )
     settings.optim.distill_teacher = None
-    lower = PRECISIONS[settings.trainer.precision]
+    dtype: torch.dtype = getattr(torch, TRAINING_PRECISIONS[settings.trainer.precision])
     settings.trainer = TrainerSettings(accelerator="cpu", devices=1)
-    module = build(settings, weights=False).module.to(device)
+    module = build(settings, weights=False).module.to(device, torch.float64 if dtype is torch.float64 else None)
     module.load_state_dict(content["state_dict"])
     module.train()
     for number, stored in enumerate(content["batches"], 1):
@@ -73,8 +73,8 @@ def replay(file: str | Path, device: str = "cpu") -> Replay:
         where = f"batch {number} of {len(content['batches'])}: " if len(content["batches"]) > 1 else ""
         with ExitStack() as stack, _watched(module.task, found, where):  # type: ignore[arg-type]
             _note(found, batch.images, f"{where}the images themselves")
-            if lower != "float32":
-                stack.enter_context(torch.autocast(device, getattr(torch, lower)))
+            if dtype.itemsize == 2:
+                stack.enter_context(torch.autocast(device, dtype))
             loss, _ = module.task.training_step(module.laid_out(batch.images), batch.targets)
             _note(found, loss, f"{where}the loss")
             stack.close()

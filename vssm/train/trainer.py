@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vssm._words import nearest
@@ -59,15 +60,19 @@ def create_trainer(settings: Settings, callbacks: Sequence[Callback] = ()) -> L.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     has_bar = any(hasattr(callback, "enable") for callback in callbacks)
     named = {name: value for name, value in vars(settings.trainer).items() if name not in _NOT_LIGHTNING}
+    plugins: list[Any] = [AtomicCheckpointIO(settings.keep_last)]
     if settings.trainer.strategy == sharding.NAME:
         named |= {"strategy": sharding.Sharded(settings.trainer.sharded_checkpoints), "inference_mode": False}
         if more.get("sync_batchnorm"):
             raise ValueError("trainer.args.sync_batchnorm has no effect with trainer.strategy fsdp; choose one")
+        if settings.trainer.precision == "64-true":  # by that name Lightning refuses it with this strategy
+            named["precision"] = None
+            plugins.append(DoublePrecision())
     try:
         trainer = L.Trainer(
             **(more | named),
             callbacks=list(callbacks),
-            plugins=[AtomicCheckpointIO(settings.keep_last)],
+            plugins=plugins,
             logger=False,
             enable_checkpointing=any(isinstance(c, SaveCheckpoints) for c in callbacks),
             enable_progress_bar=has_bar,

@@ -50,11 +50,14 @@ class ShardImages(Dataset[tuple[object, int]]):
         return len(self.images)
 
     def __getitem__(self, position: int) -> tuple[object, int]:
-        content = self._ahead.take(position)
         min_side: int | None = getattr(self.transform, "min_side", None)
-        return self.transform(read_image(content, self.key(position), self.channels, min_side)), int(
+        return self.transform(read_image(self.content(position), self.key(position), self.channels, min_side)), int(
             self.labels[position]
         )
+
+    def content(self, position: int) -> bytes:
+        """The bytes of an image file. Raises UnreadableImage when they cannot be had."""
+        return self._ahead.take(position)
 
     def expect(self, positions: Sequence[int]) -> None:
         """Begins to read these samples, in order, which will be asked for next; others are given up."""
