@@ -4,10 +4,10 @@
     python benchmarks/fidelity.py --models vmamba_tiny convnext_tiny --images 8
 
 Random weights at which every branch counts: matrices of products and convolutions normal with variance 1 / fan_in,
-ConvNeXt's layer scale 1 (it begins at 1e-6, where the branches vanish); all else as the networks begin. The error is the
-norm of the difference from float64 over the norm of the float64 logits, each without its mean over the classes; medians
-over `--seeds` weights. "torch's operators": our networks with `vssm.ops.use("torch")`, which shows what rounding between
-operators does by itself.
+ConvNeXt's layer scale 1 (it begins at 1e-6, where the branches vanish); all else as the networks begin. The error is
+the norm of the difference from float64 over the norm of the float64 logits, each without its mean over the classes;
+medians over `--seeds` weights. "torch's operators": our networks with `vssm.ops.use("torch")`, which shows what
+rounding between operators does by itself.
 """
 
 import argparse
