@@ -23,7 +23,7 @@ ALLOWED = {
     "analysis": {"ops", "nn", "weights", "models", "tasks", "data"},
     "inference": {"ops", "nn", "weights", "models", "tasks", "data", "export"},
     "hub": {"weights", "models", "tasks", "data", "inference"},
-    "export": {"ops", "nn", "weights", "models", "data", "analysis"},
+    "export": {"ops", "nn", "weights", "models", "tasks", "data", "analysis"},
     "train": {"ops", "nn", "weights", "models", "tasks", "data", "analysis", "inference"},
     "figures": {"data", "analysis", "inference"},
     "report": {"tasks", "data", "analysis", "inference", "figures"},

@@ -7,9 +7,9 @@ from typing import Any
 from vssm_cli.parsing import Parser, UsageError, parse
 
 DESCRIPTION = """\
-Writes a classifier, a segmentation network, or the maps of a backbone, as a file that does not need vssm:
-ONNX, torch's .pt2, or OpenVINO's .xml and .bin. The file is run in a new process (onnxruntime, torch or OpenVINO alone)
-and compared with the network before it takes its place."""
+Writes a classifier, a segmentation network, a Mask R-CNN, or the maps of a backbone, as a file that does not need
+vssm: ONNX, torch's .pt2, or OpenVINO's .xml and .bin (Mask R-CNN: ONNX alone). The file is run in a new process
+(onnxruntime, torch or OpenVINO alone) and compared with the network before it takes its place."""
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml", "aoti": ".pt2"}
 SIZES = ("batch", "height", "width")
@@ -27,7 +27,13 @@ def main(argv: list[str]) -> int:
         choices=FORMATS,
         help="by the ending of FILE; aoti: .pt2 in machine code",
     )
-    parser.add_argument("--image-size", type=int, metavar="SIDE", help="the model's own when not given")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        metavar="SIDE",
+        help="side, or height and width; the model's own when not given",
+    )
     parser.add_argument("--features", action="store_true", help="the maps of the stages, not the logits")
     parser.add_argument(
         "--dynamic",
@@ -63,8 +69,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--dynamic {args.dynamic}: expected {', '.join(SIZES)}, with commas between")
     if args.int8 and args.dtype == "fp16":
         raise UsageError("--int8 and --dtype fp16 say different things; choose one")
-    if args.image_size is not None and args.image_size < 1:
-        raise UsageError(f"--image-size must be at least 1, not {args.image_size}")
+    sides = args.image_size or [1]
+    if len(sides) > 2:
+        raise UsageError(f"--image-size takes one side, or height and width, not {len(sides)} numbers")
+    if min(sides) < 1:
+        raise UsageError(f"--image-size must be at least 1, not {min(sides)}")
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -82,14 +91,15 @@ def _export(args: argparse.Namespace) -> int:
         from vssm.tasks import find_task
 
         source = parse_source(args.model)
+        side = args.image_size[0] if args.image_size else None
         if source.weights is None or args.features:
-            subject = read_subject(source, args.image_size)
+            subject = read_subject(source, side)
             task = find_task("classification" if source.weights is None else subject.task)
             predictor = Predictor(subject.architecture, subject.model, subject.preprocess, subject.classes, task)
         else:
             predictor = load_predictor(source.weights, source.name)
-            if args.image_size is not None and predictor.task.name == "classification":
-                predictor = predictor.at_size(args.image_size)
+            if side is not None and predictor.task.name == "classification":
+                predictor = predictor.at_size(side)
     if source.weights is None:
         print_note(console, f"{predictor.name} has random weights; name a checkpoint for trained ones")
     with console.status(f"exporting {predictor.name}, minutes for a large one"), warnings.catch_warnings():
@@ -99,7 +109,7 @@ def _export(args: argparse.Namespace) -> int:
             args.format,
             dynamic=args.free,
             features=args.features,
-            image_size=_compared_size(args, predictor.preprocess),
+            image_size=_compared_size(args.image_size, predictor),
             plain_ops=args.plain_ops,
             dtype="int8" if args.int8 else args.dtype,
         )
@@ -111,10 +121,18 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _compared_size(args: argparse.Namespace, preprocess: Any) -> tuple[int, int] | None:
-    """--image-size, or the shorter side of images whose aspect ratio is kept, as a square; else the network's own."""
-    side = args.image_size or getattr(preprocess, "short_side", None)
-    return None if side is None else (side, side)
+def _compared_size(sides: list[int] | None, predictor: Any) -> tuple[int, int] | None:
+    """--image-size; else the network's own. Where the aspect ratio is kept, that is for segmentation the shorter side
+    as a square, and for detection an image in landscape format as it is padded."""
+    if sides:
+        return sides[0], sides[-1]
+    own = predictor.preprocess
+    if not hasattr(own, "short_side"):
+        return None
+    if predictor.task.name != "detection":
+        return own.short_side, own.short_side
+    height, width = (-(-side // own.multiple) * own.multiple for side in (own.short_side, own.long_side))
+    return height, width
 
 
 def _summary(done: Any) -> str:

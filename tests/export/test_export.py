@@ -360,8 +360,16 @@ def test_refused(tmp_path, monkeypatch):
         export(convolution(), PREPROCESS, tmp_path / "a.onnx", dynamic=("batch", "depth"))
     with pytest.raises(ValueError, match="unknown dtype 'bf16': choose one of fp32, fp16, int8"):
         export(convolution(), PREPROCESS, tmp_path / "a.onnx", dtype="bf16")
-    with pytest.raises(ValueError, match="networks for detection cannot be exported: what they compute depends on"):
-        export(convolution(), PREPROCESS, tmp_path / "a.onnx", task="detection")
+    for options, words in (
+        ({"format": "pt2"}, "detectors are exported as onnx, not pt2"),
+        ({"dynamic": ("batch", "height")}, "for one image of one size: batch, height cannot stay free"),
+        ({"dtype": "fp16"}, "detectors are exported in fp32, not fp16"),
+        ({}, "Mask R-CNN and Cascade Mask R-CNN can be exported, Sequential cannot"),
+    ):
+        given = {"format": "onnx", "dynamic": ()} | options
+        path = tmp_path / f"a.{given['format']}"
+        with pytest.raises(ValueError, match=words):
+            export(convolution(), PREPROCESS, path, task="detection", **given)
     with pytest.raises(ValueError, match="none is not there; make the folder first"):
         export(convolution(), PREPROCESS, tmp_path / "none" / "a.onnx")
     missing = lambda name: monkeypatch.setattr(  # noqa: E731
@@ -400,6 +408,8 @@ def test_a_loaded_network_exports_itself(tmp_path, monkeypatch):
     assert given["dynamic"] == DYNAMIC and given["task"] == "segmentation"
     replace(predictor, task=TASKS["segmentation"]).export(tmp_path / "b.onnx", plain_ops=True)
     assert given["dynamic"] == ("batch",)
+    replace(predictor, task=TASKS["detection"]).export(tmp_path / "b.onnx")
+    assert given["dynamic"] == () and given["task"] == "detection"
 
 
 def test_metadata_of_other_files(tmp_path):

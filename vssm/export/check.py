@@ -130,4 +130,6 @@ def _eager(network: nn.Module, x: Tensor) -> tuple[list[Tensor], float]:
 def _error(found: Tensor, want: Tensor) -> float:
     if found.shape != want.shape:
         return float("inf")
-    return float((found - want).abs().max() / want.abs().max().clamp_min(1e-12))
+    if not want.numel():  # nothing was found, by neither
+        return 0.0
+    return float((found - want).abs().max() / want.float().abs().max().clamp_min(1e-12))

@@ -23,6 +23,8 @@ __all__ = ["TOLERANCE", "Exported", "export"]
 # Largest difference of the outputs over the largest of them.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 1e-1}
 OUTPUTS = {"classification": "logits", "segmentation": "scores"}
+# What is written of a detector; torch and AOTInductor would need torchvision to run it.
+DETECTORS = ("onnx",)
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,12 @@ def export(
 
     Input "image" (B, C, H, W), float32, normalised as `preprocess` says (the file does not normalise). Output "logits"
     (B, classes); of segmentation "scores" (B, classes, H/4, W/4); with `features` "stage0", "stage1", ...
-    (B, C, h, w). All are float32.
+    (B, C, h, w). All are float32. Of detection "boxes" (N, 4), "labels" (N,) int64, "scores" (N,) and "masks"
+    (N, 1, m, m), for one image, see `vssm.export.detector.Detector`.
 
     Args:
-        model: a classifier of this package or of timm, or a UPerNet; its weights and mode are left alone.
+        model: a classifier of this package or of timm, a UPerNet, or a Mask R-CNN (ONNX alone); its weights and mode
+            are left alone.
         preprocess: how its images are prepared, and their size, which the file fixes unless `dynamic` frees it.
         format: "onnx" (Scan for every scan), "pt2" (`torch.export.load`) or "openvino" (.xml, with the weights in a
             .bin beside it) or "aoti" (.pt2, compiled for this processor, always with `plain_ops`; needs a C++ compiler,
@@ -68,7 +72,7 @@ def export(
             `preprocess`. In a .pt2 both sides are free when one is.
         classes, name: stored with the preprocessing and the versions, see `read_metadata`.
         features: the maps of the stages in place of logits.
-        task: "classification" or "segmentation".
+        task: "classification", "segmentation" or "detection", whose `dynamic` must be empty.
         image_size: (H, W) of the comparison, and of the file where it is fixed; None: that of `preprocess`.
         plain_ops: no Scan: recurrences are written out, in about 2 sqrt(L) steps for maps of L pixels, and the image
             size is fixed. For runtimes without loops.
@@ -88,7 +92,7 @@ def export(
     input_size = preprocess.input_size if image_size is None else (preprocess.channels, *image_size)
     sizes = Sizes.of(model, input_size, dynamic)
     with _evaluating(model):
-        network = Features(model).eval() if features else model
+        network = _network(model, task, features, input_size)
         operators = "unrolled" if plain_ops or format == "aoti" else "portable"
         program = trace(Half(network) if dtype == "fp16" else network, sizes, operators)
         about = Metadata(
@@ -98,7 +102,7 @@ def export(
             preprocess,
             input_size,
             sizes.traced() if format == "pt2" else sizes.dynamic,
-            _outputs(program, None if features else OUTPUTS[task]),
+            _outputs(program, None if features else task),
             dtype,
             versions_of(format),
         )
@@ -119,11 +123,23 @@ def _refuse(format: str, dynamic: Sequence[str], task: str, features: bool, plai
         raise ValueError(f"int8 is written by onnxruntime, for the format onnx, not {format}")
     if plain_ops and {"height", "width"} & set(dynamic):
         raise ValueError("without Scan the steps are written out, for one image size: free the batch alone")
-    if task not in OUTPUTS and not features:
-        raise ValueError(
-            f"networks for {task} cannot be exported: what they compute depends on what they find, which torch.export "
-            "does not trace; their backbones can, with features"
-        )
+    if task == "detection" and not features:
+        if format not in DETECTORS:
+            raise ValueError(f"detectors are exported as {', '.join(DETECTORS)}, not {format}: choose --format onnx")
+        if dynamic:
+            raise ValueError(f"detectors are exported for one image of one size: {', '.join(dynamic)} cannot stay free")
+        if dtype != "fp32":
+            raise ValueError(f"detectors are exported in fp32, not {dtype}: rounding would change what is found")
+
+
+def _network(model: nn.Module, task: str, features: bool, input_size: tuple[int, int, int]) -> nn.Module:
+    if features:
+        return Features(model).eval()
+    if task != "detection":
+        return model
+    from vssm.export.detector import Detector
+
+    return Detector(model, input_size[1:]).eval()
 
 
 def _quantize(path: Path, network: nn.Module, input_size: tuple[int, int, int]) -> float:
@@ -167,9 +183,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _outputs(program: torch.export.ExportedProgram, name: str | None) -> tuple[str, ...]:
+def _outputs(program: torch.export.ExportedProgram, task: str | None) -> tuple[str, ...]:
     count = len(program.graph_signature.user_outputs)
-    return tuple(f"stage{number}" for number in range(count)) if name is None else (name,)
+    if task == "detection":
+        from vssm.export import detector
+
+        return detector.OUTPUTS[:count]
+    return tuple(f"stage{number}" for number in range(count)) if task is None else (OUTPUTS[task],)
 
 
 def _write(program: torch.export.ExportedProgram, path: Path, format: str, about: Metadata, sizes: Sizes) -> None:

@@ -168,7 +168,7 @@ class Predictor:
 
         Args:
             path: .onnx, .pt2, or .xml of OpenVINO
-            dynamic: sizes that stay free; None: "batch", and for segmentation "height" and "width" too
+            dynamic: sizes that stay free; None: "batch", for segmentation "height" and "width" too, for detection none
             features: the maps of the backbone, not the answers of the whole network
             format, image_size, plain_ops, dtype: as in `vssm.export.export`
 
@@ -176,9 +176,10 @@ class Predictor:
         """
         from vssm.export import export
 
-        segments = self.task.name == "segmentation" and not features
+        task = "" if features else self.task.name
         if dynamic is None:
-            dynamic = ("batch", "height", "width") if segments and not plain_ops else ("batch",)
+            free = {"segmentation": ("batch",) if plain_ops else ("batch", "height", "width"), "detection": ()}
+            dynamic = free.get(task, ("batch",))
         model = getattr(self.model, "backbone", self.model) if features else self.model
         return export(
             model,

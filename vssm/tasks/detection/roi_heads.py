@@ -176,6 +176,17 @@ class RoIHeads(nn.Module):
 
     def detect(self, maps: Sequence[Tensor], proposals: Sequence[Tensor], images: PaddedImages) -> list[Detections]:
         """Scores and masks are averages over the stages (of the scores before the softmax), boxes the last stage's."""
+        found = self.find(maps, proposals, images)
+        masks = self._masks(maps, [boxes for boxes, _, _ in found], [labels for _, _, labels in found])
+        return [
+            _in_original(*parts, mask, size, original)
+            for parts, mask, size, original in zip(found, masks, images.sizes, images.originals)
+        ]
+
+    def find(
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], images: PaddedImages
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Boxes in pixels of the resized image, scores and labels of each image's objects."""
         counts = [len(boxes) for boxes in proposals]
         boxes, total = torch.cat(list(proposals)), torch.zeros((), device=maps[0].device)
         stages = self._stages()
@@ -186,14 +197,9 @@ class RoIHeads(nn.Module):
                 better = self._regress(stage, boxes, deltas, scores[:, :-1].argmax(dim=1), counts, images)
                 boxes = torch.cat(better)
         scores = (total / len(stages)).softmax(dim=1)[:, :-1]
-        found = [
+        return [
             self._select(stages[-1].coder.decode(b[:, None], d, size), s)
             for b, d, s, size in zip(boxes.split(counts), deltas.split(counts), scores.split(counts), images.sizes)
-        ]
-        masks = self._masks(maps, [boxes for boxes, _, _ in found], [labels for _, _, labels in found])
-        return [
-            _in_original(*parts, mask, size, original)
-            for parts, mask, size, original in zip(found, masks, images.sizes, images.originals)
         ]
 
     def _select(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
