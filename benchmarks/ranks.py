@@ -2,6 +2,7 @@
 
 python benchmarks/ranks.py --steps 50                          # 2 CPU processes, digits
 python benchmarks/ranks.py --steps 50 --precision 64-true      # whether differences are of rounding
+python benchmarks/ranks.py --steps 50 --smooth                 # GELU for the ReLUs of Spatial-Mamba's downsampling
 Every step has the same images. Stochastic depth and mixing draw for a process and are off; norms with running
 statistics keep those of a first training of 45 steps, from which all start. Prints the largest differences to one
 process: of the training loss over all steps, of the averaged weights' validation loss and of the averaged weights. The
@@ -16,10 +17,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 IMAGES = 32  # of a step, on all processes together
+COMMAND = [sys.executable, "-m", "vssm"]
+SMOOTH = "--smooth-command"  # as the first argument: the rest is a command of vssm, with GELU for ReLU
 
 
 def main() -> None:
@@ -28,7 +32,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--precision", choices=["32-true", "64-true"], default="32-true")
+    parser.add_argument("--smooth", action="store_true", help="GELU for ReLU between the stages of Spatial-Mamba")
     args = parser.parse_args()
+    if args.smooth:
+        COMMAND[:] = [sys.executable, __file__, SMOOTH]
     lr = ["--lr", args.lr, "--precision", args.precision]
     print(f"| model | strategy | training loss, {args.steps} steps | validation loss | averaged weights |")
     print("|---|---|---|---|---|")
@@ -54,7 +61,7 @@ def train(
     start: Path | None = None,
     further: Sequence[object] = (),
 ) -> Path:
-    argv = [sys.executable, "-m", "vssm", "fit", "--config", "digits", "--model", model, "--out", out]
+    argv = [*COMMAND, "fit", "--config", "digits", "--model", model, "--out", out]
     argv += ["--model.drop_path", 0, "--batch-size", IMAGES // processes, "--trainer.max_steps", steps]
     argv += ["--accelerator", "cpu", "--devices", processes, "--trainer.strategy", strategy]
     argv += ["--trainer.log_every_n_steps", 1, "--optim.warmup_steps", 5]
@@ -65,6 +72,16 @@ def train(
         argv += ["--freeze", "*.running_mean"]
     subprocess.run([str(word) for word in (*argv, *further)], check=True, stdout=subprocess.DEVNULL)
     return out
+
+
+def run_smooth(argv: list[str]) -> int:
+    """The command, with downsampling whose gradient has no steps. Lightning starts the second process with it too."""
+    from vssm.nn import downsample
+    from vssm_cli.command import main as command
+
+    downsample.F = SimpleNamespace(relu=torch.nn.functional.gelu, pad=torch.nn.functional.pad)  # type: ignore[assignment]
+    downsample.BottleneckDownsample._own_layers = lambda self: False  # type: ignore[assignment]
+    return command(argv)
 
 
 def largest(one: Path, two: Path, column: str) -> float:
@@ -84,4 +101,6 @@ def weights_apart(one: Path, two: Path) -> float:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == [SMOOTH]:
+        sys.exit(run_smooth(sys.argv[2:]))
     main()

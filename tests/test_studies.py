@@ -69,12 +69,17 @@ def test_few_labels_are_equal_per_class_and_never_tested(scripts):
 
 def test_digits_of_a_transfer_do_not_overlap(scripts):
     script = scripts["finetuning"]
-    images, labels = script.digits(range(5, 10))
-    assert images.shape == (len(labels), 1, 16, 16) and labels.unique().tolist() == [0, 1, 2, 3, 4]
+    images, labels = script.digits(negatives=True)
+    plain, _ = script.digits(negatives=False)
+    assert images.shape == (897, 1, 16, 16) and plain.shape == (900, 1, 16, 16) and len(labels.unique()) == 10
+    assert (images.amin(), images.amax()) == pytest.approx((script.DARK, script.LIGHT), abs=1e-5)
+    assert images.median() > 1 and plain.median() < 0, "dark on light"
+    originals = {image.numpy().tobytes() for image in plain}
+    assert all((script.DARK + script.LIGHT - image).numpy().tobytes() not in originals for image in images[:50])
     train, choosing, test = script.parts(labels, 0)
     everything = torch.cat([train, choosing, test])
     assert everything.unique().numel() == everything.numel() == len(labels)
-    assert labels[train].bincount().tolist() == [script.PER_CLASS] * 5
+    assert labels[train].bincount().tolist() == [script.PER_CLASS] * 10
     assert torch.equal(script.parts(labels, 1)[2], test) and not torch.equal(script.parts(labels, 1)[0], train)
 
 
@@ -119,7 +124,7 @@ def test_the_rate_is_chosen_by_other_digits_than_those_that_test(scripts, tmp_pa
             cell = study.settings(arm, seed) | {"chosen_by": chosen_by, "top1": top1 + 0.02 * seed, "seconds": 1}
             cell |= {"trainable": 5, "share": 0.1, "training_seconds": 2.0}
             study.path(arm, seed).write_text(json.dumps(cell))
-    (row,) = script.rows(study, ["LoRA"], [0.001, 0.01])
+    (row,) = script.rows(study, {"LoRA": [0.001, 0.01]})
     assert row["rate"] == 0.001 and row["top1"] == pytest.approx(0.51)
     script.write([row], tmp_path)
     assert "| LoRA | 5 | 10.0 | 0.001 | 51.0 | 1.4 | 2.0 |" in (tmp_path / "finetuning.md").read_text()
