@@ -1,5 +1,8 @@
 """An exported program as an ONNX file, checked by onnx's own checker with shape inference."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,15 @@ def convert(program: torch.export.ExportedProgram, outputs: tuple[str, ...], siz
     Raises ValueError that names the operator that ONNX cannot express.
     """
     try:
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            optimize=False,
-            custom_translation_table={torch.ops.aten.softplus.default: softplus},
-        )
+        with _quiet():
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                optimize=False,
+                custom_translation_table={torch.ops.aten.softplus.default: softplus},
+            )
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(f"ONNX cannot express the network: {_reason(error)}") from error
     assert made is not None
@@ -47,6 +51,18 @@ def write_onnx(model: Any, path: Path, about: Metadata) -> None:
     model.producer_name, model.producer_version = "vssm", about.versions["vssm"]
     onnx_ir.save(model, path)
     onnx.checker.check_model(path, full_check=True)  # with shape inference
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without onnx_ir's warning of a Scan without outputs: that their directions are an empty list of integers."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _name_sizes(model: Any, sizes: Sizes) -> None:

@@ -5,6 +5,8 @@ route, so that height and width may be free. A route is an index: pixels are row
 those of all routes into the order of the steps.
 """
 
+from functools import reduce
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +29,7 @@ def forward(
     """`reference.forward`, in chunks."""
     routes = decode(codes)
     y = _scan(x, proj, dt_weight, dt_bias, A, routes, True, zoh, unrolled)
-    total = _on_map(y, x, routes).sum(1)
+    total = reduce(torch.add, _on_map(y, x, routes))  # in onnxruntime a quarter of the time of one sum over routes
     if D is not None:
         total = total + x.permute(0, 2, 3, 1) * D.unflatten(0, (len(routes), -1)).sum(0)
     return total.permute(0, 3, 1, 2)
@@ -46,7 +48,8 @@ def states(
     """`reference.states`, in chunks."""
     routes = decode(codes)
     h = _scan(x, proj, dt_weight, dt_bias, A, routes, False, zoh, unrolled)
-    return _on_map(h.flatten(3), x, routes).unflatten(-1, (A.shape[1], -1)).permute(0, 1, 5, 4, 2, 3)
+    maps = torch.stack(_on_map(h.flatten(3), x, routes), dim=1)
+    return maps.unflatten(-1, (A.shape[1], -1)).permute(0, 1, 5, 4, 2, 3)
 
 
 def _scan(x, proj, dt_weight, dt_bias, A, routes: tuple[Route, ...], read: bool, zoh, unrolled) -> Tensor:
@@ -77,14 +80,16 @@ def _order(routes: tuple[Route, ...], height: int, width: int, device: torch.dev
     return torch.stack(chunks, dim=1)
 
 
-def _on_map(y: Tensor, x: Tensor, routes: tuple[Route, ...]) -> Tensor:
-    """(T, K, M b, C) -> (b, K, H, W, C), pixels in their places."""
+def _on_map(y: Tensor, x: Tensor, routes: tuple[Route, ...]) -> list[Tensor]:
+    """(T, K, M b, C) -> K times (b, H, W, C), pixels in their places."""
     batch, (height, width), K = x.shape[0], x.shape[2:], len(routes)
     steps = torch.arange(width, device=x.device) * (K * height)
     places = (steps + torch.arange(height, device=x.device).unsqueeze(-1)).flatten()  # of route 0, in order of the scan
-    maps = [to_map(places + k * height, route, height, width) for k, route in enumerate(routes)]
-    order = torch.stack(maps) * batch + torch.arange(batch, device=x.device)[:, None, None, None]
-    return F.embedding(order, _table(y, y.shape[-1]))
+    images, table = torch.arange(batch, device=x.device)[:, None, None], _table(y, y.shape[-1])
+    return [
+        F.embedding(to_map(places + k * height, route, height, width) * batch + images, table)
+        for k, route in enumerate(routes)
+    ]
 
 
 def _table(x: Tensor, columns: int) -> Tensor:
