@@ -215,6 +215,12 @@ def test_int8(tmp_path):
 
 
 @pytest.mark.full
+def test_int8_of_a_scan(tmp_path):
+    done = export(network(), PREPROCESS, tmp_path / "a.onnx", dtype="int8")
+    assert max(one.error for one in done.checked) < 5e-2 and 0.1 < done.quantized < 1
+
+
+@pytest.mark.full
 def test_aoti(tmp_path):
     done = export(network(), PREPROCESS, tmp_path / "a.pt2", "aoti", classes=CLASSES)
     assert {one.runtime for one in done.checked} == {"AOTInductor"} and max(one.error for one in done.checked) < 1e-5

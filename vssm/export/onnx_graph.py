@@ -18,6 +18,10 @@ def simplify(model: Any) -> None:
     from onnxscript.optimizer import fold_constants
 
     common.InlinePass()(model)
+    for node in model.graph.all_nodes():
+        # Directions of no outputs are an empty list, which onnx's own helpers cannot write again (int8).
+        for name in [name for name, value in node.attributes.items() if name.startswith("scan_") and not value.value]:
+            del node.attributes[name]
     fold_constants(model, onnx_shape_inference=True, input_size_limit=LARGEST, output_size_limit=LARGEST)
     for one in (
         common.RemoveUnusedNodesPass(),
