@@ -244,7 +244,7 @@ def _scan(ssm: SSM, u: Tensor) -> Tensor:
     else:
         proj = project(u, ssm.x_proj_weight).detach()
         args = (u, proj, ssm.dt_proj_weight, ssm.dt_proj_bias, A, encode(ssm.routes))
-        h = evaluate_zoh(STATES, reference.states, zero_order_hold.states, args) if ssm.zoh else STATES(*args)
+        h = evaluate_zoh(STATES, zero_order_hold.states, args) if ssm.zoh else STATES(*args)
         for module in (ssm.state_fn, ssm.adaptor_t):
             h = h if module is None else module(h)
         _, _, C = reference.split_projection(proj, ssm.dt_rank, ssm.d_state)
