@@ -19,6 +19,7 @@ from vssm.export import export, read_metadata
 from vssm.export.check import Checked
 from vssm.export.formats import FORMATS
 from vssm.export.pooling import adaptive_average
+from vssm.export.program import trace
 from vssm.export.sizes import DYNAMIC, Sizes
 from vssm.inference.predictor import Predictor
 from vssm.tasks import TASKS
@@ -176,6 +177,16 @@ def test_some_sizes_free(dynamic, suffix, tmp_path):
             "height" if "height" in dynamic else 32,
             "width" if "width" in dynamic else 32,
         ]
+
+
+def test_free_sizes_after_a_fixed_one():
+    """A program leaves nothing in the process that puts conditions on the sizes of the next."""
+    model = network().eval()
+    trace(model, Sizes((3, 32, 32), ()))
+    program = trace(model, Sizes.of(model, (3, 32, 32), DYNAMIC))
+    x = torch.randn(2, 3, 32, 45)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-6)
 
 
 def test_plain_ops(tmp_path):

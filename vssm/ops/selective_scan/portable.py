@@ -92,16 +92,13 @@ def _loop(step: Step, state: Tensor, inputs: tuple[Tensor, ...], unrolled: bool)
             state, *given = step(state, *now)
             kept.extend(given)
         return (state, torch.stack(kept)) if kept else (state,)
-    from torch._higher_order_ops.scan import scan  # no public home yet
-
-    def combine(state: Tensor, now: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        state, *given = step(state, *now)
-        return state, given
+    # No public home yet. Its public form, `scan`, would go through torch.compile, whose cache of other sizes then puts
+    # conditions on free ones.
+    from torch._higher_order_ops.scan import scan_op
 
     # A state in memory of its own: torch compares strides, and what is contiguous may have any along a dimension of 1.
     state = state.clone(memory_format=torch.contiguous_format)
-    state, given = scan(combine, state, [one.contiguous() for one in inputs], dim=0)
-    return (state, *given)
+    return tuple(scan_op(step, [state], [one.contiguous() for one in inputs], ()))
 
 
 def scan(
