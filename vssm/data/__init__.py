@@ -34,6 +34,7 @@ __all__ = [
     "sources",
     "split",
     "splits",
+    "stored",
     "transforms",
     "unreadable",
     "video",
