@@ -67,9 +67,10 @@ def _scan(x, proj, dt_weight, dt_bias, A, routes: tuple[Route, ...], read: bool,
     low = torch.cat([low, torch.ones_like(low[..., :1])], dim=-1)
     weight = torch.cat([dt_weight.transpose(1, 2), dt_bias.unsqueeze(1)], dim=1)
 
-    # Routes before steps: torch.export can prove of the first dimension only that it divides the product of both.
-    dt = torch.matmul(low.transpose(0, 1).contiguous(), weight.unsqueeze(1)).transpose(0, 1).contiguous()
-    dt = F.softplus(dt)
+    # One product per route: for a batch of two dimensions torch.export would have to prove that neither divides the
+    # other.
+    dt = torch.bmm(low.transpose(0, 1).contiguous().view(K, -1, rank + 1), weight)
+    dt = F.softplus(dt.view(K, width, -1, channels).transpose(0, 1).contiguous())
     return chunked(u, dt, A.view(K, channels, N), B, C if read else None, None, batch, zoh, unrolled)[0]
 
 
@@ -87,7 +88,7 @@ def _on_map(y: Tensor, x: Tensor, routes: tuple[Route, ...]) -> list[Tensor]:
     places = (steps + torch.arange(height, device=x.device).unsqueeze(-1)).flatten()  # of route 0, in order of the scan
     images, table = torch.arange(batch, device=x.device)[:, None, None], _table(y, y.shape[-1])
     return [
-        F.embedding(to_map(places + k * height, route, height, width) * batch + images, table)
+        F.embedding(to_map(places + k * height, route, height, width).contiguous() * batch + images, table)
         for k, route in enumerate(routes)
     ]
 
