@@ -3,8 +3,7 @@
     python benchmarks/pointwise.py [--batch 1 8] [--part layer_norm mlp ...] [--rounds 30]
 
 Both sides run in turns in one process; the table shows medians. Elements are those of the larger tensor of the
-operator: for gelu, linear and mlp the hidden one, for downsampling the map that goes in. "scan fusion" has two of our
-own operators beside it in place of torch's.
+operator: for gelu, linear and mlp the hidden one, for downsampling the map that goes in.
 """
 
 import argparse

@@ -1,26 +1,19 @@
 """Logits in half precision: as near to float64 as torch's own operators come."""
 
-import importlib
 import statistics
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.benchmark_scripts import load
 from tests.ops.agree import needs_core
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 VIM = pytest.param("vim_nano", marks=pytest.mark.full)
 
 
 @pytest.fixture(scope="module")
 def fidelity():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("fidelity")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return load("fidelity")
 
 
 @needs_core

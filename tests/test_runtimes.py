@@ -1,30 +1,23 @@
 """benchmarks/runtimes.py: what is wrong or missing is said, and never timed."""
 
-import importlib
 import json
 import math
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 
 import vssm.export.formats
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+from tests.benchmark_scripts import FOLDER, load
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module("runtimes")
-    finally:
-        sys.path.remove(str(FOLDER))
+    return load("runtimes")
 
 
 def off_by(factor, prepare, network, images):

@@ -1,25 +1,17 @@
 """The benchmarks of recipe parts and of fine-tuning: what is compared, on which digits, and how cells are summed up."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import vssm
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+from tests.benchmark_scripts import load
 
 
 @pytest.fixture(scope="module")
 def scripts():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in ("cells", "recipe_parts", "finetuning")}
-    finally:
-        sys.path.remove(str(FOLDER))
+    return {name: load(name) for name in ("cells", "recipe_parts", "finetuning")}
 
 
 def score(arm, seed):

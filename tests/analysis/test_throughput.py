@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vssm.analysis.throughput import LEAST_TURNS, Conditions, Measured, Runner, cpu_threads, in_turns, peak_of
+from vssm.analysis.throughput import LEAST_TURNS, Conditions, Measured, Runner, in_turns, peak_of
+from vssm.ops.native import cpu_threads
 
 
 class Timed:

@@ -1,8 +1,6 @@
 """The compiled scan kernel, each instruction set: outputs and gradients against the float64 reference, odd sizes,
 layouts, chunks, threads, special values; accuracy of its exponential and softplus."""
 
-import contextlib
-
 import pytest
 import torch
 
@@ -93,16 +91,6 @@ def check_ss2d(arguments, routes, dtype):
     assert_close(ss2d.states_backward(gh, *arguments, routes), pullback(gh.double()), dtype)
 
 
-@contextlib.contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
@@ -179,7 +167,7 @@ def test_bits_do_not_depend_on_threads(isa, batch):
     gy = randn(*arguments[0].shape, seed=9)
     results = []
     for count in (1, 2, 3):
-        with threads(count), native.use_isa(isa):
+        with native.cpu_threads(count), native.use_isa(isa):
             results.append([ss2d.forward(*arguments, routes), *ss2d.backward(gy, *arguments, routes)])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -6,13 +6,13 @@ process, and its ratio is the median over the turns.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from vssm.ops.native import cpu_threads
 from vssm.settings import PRECISIONS
 
 LEAST_TURNS = 3
@@ -102,17 +102,6 @@ def peak_of(build: Callable[[], Runner], conditions: Conditions) -> float | None
             runner.seconds()
         after = _peak_so_far(device)
     return None if before is None or after is None else after - before
-
-
-@contextmanager
-def cpu_threads(number: int | None) -> Iterator[None]:
-    """torch's threads on the CPU within the block; None leaves them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if number is None else number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _dtype_of(conditions: Conditions) -> torch.dtype:

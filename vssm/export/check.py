@@ -17,6 +17,7 @@ from vssm.data.photographs import photographs
 from vssm.data.preprocess import Preparation
 from vssm.export.formats import FORMATS
 from vssm.export.sizes import Shape
+from vssm.ops.native import cpu_threads
 
 __all__ = ["Checked", "check", "has_photographs"]
 
@@ -112,17 +113,13 @@ def _run_alone(path: Path, format: str, cases: int) -> list[float]:
 
 
 def _eager(network: nn.Module, x: Tensor) -> tuple[list[Tensor], float]:
-    threads, seconds, y = torch.get_num_threads(), [], None
+    seconds, y = [], None
     device = next(network.parameters()).device
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            for _ in range(ROUNDS + 1):
-                start = time.perf_counter()
-                y = network(x.to(device))
-                seconds.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
+    with torch.inference_mode(), cpu_threads(1):
+        for _ in range(ROUNDS + 1):
+            start = time.perf_counter()
+            y = network(x.to(device))
+            seconds.append(time.perf_counter() - start)
     results = y if isinstance(y, list | tuple) else [y]
     return [one.cpu() for one in results], median(seconds[1:])  # type: ignore[union-attr]
 

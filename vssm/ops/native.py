@@ -76,6 +76,17 @@ def use_isa(name: str) -> Iterator[None]:
         _isa = previous
 
 
+@contextlib.contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Run with so many of torch's threads, which are those of the core; None leaves them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if number is None else number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def call(name: str, *fields: Field) -> None:
     """Run kernel `name` on the fields of its structure in order, packed, which is quicker than a ctypes structure.
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from vssm.ops.tensors import at_least_float32
 from vssm.settings import OptimSettings
 from vssm.train.averaging import AverageWeights
 from vssm.train.teacher import Teacher
@@ -34,7 +35,7 @@ def distillation_loss(logits: Tensor, teacher: Tensor, kind: str, temperature: f
 
 
 def _exact(values: Tensor) -> Tensor:
-    return values.float() if values.dtype.itemsize < 4 else values
+    return values.to(at_least_float32(values))
 
 
 class _Guide(Callback):

@@ -9,7 +9,8 @@ import torch
 
 from vssm.analysis.tables.count import build
 from vssm.analysis.tables.table import Row
-from vssm.analysis.throughput import Conditions, Measured, Runner, cpu_threads, in_turns, peak_of
+from vssm.analysis.throughput import Conditions, Measured, Runner, in_turns, peak_of
+from vssm.ops.native import cpu_threads
 
 
 class MeasureError(RuntimeError):

@@ -142,12 +142,11 @@ def _scan(u, dt, A, B, C, dt_bias, initial_state, dt_softplus, zoh, unrolled) ->
     K = B.shape[1]
     dt = dt if dt_bias is None else dt + dt_bias[:, None]
     dt = F.softplus(dt) if dt_softplus else dt
-    # Steps of length 0 at the end leave the state as it is.
     batch = u.shape[0]
     u, dt = (_chunks(one.unflatten(1, (K, -1)).movedim(-1, 0)) for one in (u, dt))
-    B, C = (None if one is None else _chunks(one.movedim(-1, 0)) for one in (B, C))
+    B = _chunks(B.movedim(-1, 0))
+    C = None if C is None else _chunks(C.movedim(-1, 0))
     start = None if initial_state is None else initial_state.unflatten(1, (K, -1)).permute(1, 0, 3, 2)
-    assert B is not None
     return chunked(u, dt, A.unflatten(0, (K, -1)), B, C, start, batch, zoh, unrolled)
 
 
@@ -160,7 +159,7 @@ def joined(x: Tensor, dim: int) -> Tensor:
 
 
 def _chunks(x: Tensor) -> Tensor:
-    """(L, b, K, C) -> (T, K, M b, C), padded with zeros."""
+    """(L, b, K, C) -> (T, K, M b, C), padded with zeros: steps of length 0 leave the state as it is."""
     length = x.shape[0]
     chunks = CHUNKS if not isinstance(length, int) else min(CHUNKS, length)
     steps = (length + chunks - 1) // chunks

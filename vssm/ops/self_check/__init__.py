@@ -82,7 +82,7 @@ def tested(
         if name not in known:
             raise ValueError(f"unknown operator {name!r}; known: {', '.join(known)}")
         threads = torch.get_num_threads()
-        with _exact_products(), _threads(1):
+        with _exact_products(), native.cpu_threads(1):
             results = _results(name, device, threads)
         yield name, results
 
@@ -137,7 +137,7 @@ def _results(operator: str, device: torch.device, threads: int) -> list[Result]:
                         continue
                     # In every call, threads would wait for each other for minutes on a busy machine.
                     divided = case.size.wide and dtype is torch.float32 and way.isa and way.isa == native.isa()
-                    with _threads(threads) if divided else contextlib.nullcontext():
+                    with native.cpu_threads(threads if divided else None):
                         error, where = _largest_error(case, tensors, device, cotangents, expected, way)
                     _add(found, operator, str(way), dtype, error, f"{where}, {case}")
     return list(found.values())
@@ -209,17 +209,6 @@ def _relative_error(got: Tensor, expected: Tensor) -> float:
     scale = expected.abs().max().clamp(min=0.1)
     error = ((got.cpu().double() - expected).abs().max() / scale).item()
     return error if math.isfinite(error) else math.inf
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """torch's number of threads, which the core follows."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

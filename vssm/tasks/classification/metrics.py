@@ -18,6 +18,7 @@ from torchmetrics.classification import (
 )
 
 from vssm.data.batches import Batch
+from vssm.ops.tensors import at_least_float32
 
 BINS = 15
 
@@ -120,7 +121,7 @@ class ClassificationMetrics(nn.Module):
         logits, labels = outputs.detach(), batch.targets
         indices = batch.indices if len(batch.indices) else torch.arange(self.seen, self.seen + len(labels))
         self.seen += len(labels)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        logits = logits.to(at_least_float32(logits))
         finite = logits.isfinite().all(-1)
         self.images.update(len(labels))
         self.not_finite.update((~finite).sum())
