@@ -4,9 +4,9 @@ Written whole, the wide map of Spatial-Mamba-T's first downsampling is 51 MB at 
 the map, its ReLU, the two gradients, and one of zeros. Here a strip of rows goes through all three convolutions before
 the next one begins. The backward recomputes the strip from x, two products in seven, and nothing wide is kept.
 
-In half precision a strip is in float32 between the products, and in half precision for them: torch's depthwise
-convolution with stride 2 takes 100 to 150 ms for a gradient that is 1 to 26 ms in float32 (512x56x56 and 2048x14x14,
-B=8, torch 2.13). Gradients of weights are added up over the strips in float32.
+In half precision a strip is in float32 between the products, and in half precision for them: torch's gradient of a
+depthwise convolution with stride 2 is several times as slow in bfloat16 (torch 2.13; docs/benchmarks.md). Gradients of
+weights are added up over the strips in float32.
 """
 
 from collections.abc import Iterator
